@@ -1,0 +1,32 @@
+"""The C core, loaded with ctypes. It is optional: whoever asks for it must have a slower way, and say so."""
+
+from ctypes import CDLL
+from functools import cache
+from pathlib import Path
+
+
+def library() -> CDLL | None:
+    """The native library, or None where it was not built or can't be loaded."""
+    return _load()[0]
+
+
+def why_missing() -> str:
+    """One sentence for the user: why library() is None and what to do; empty if it isn't."""
+    return _load()[1]
+
+
+@cache
+def _load() -> tuple[CDLL | None, str]:
+    path = Path(__file__).with_name("_userfault.so")
+    if not path.exists():
+        return None, (
+            "The native core was not built when userfault was installed (no working C compiler), so the "
+            "slower Python engine runs: install one (`apt-get install gcc libc6-dev`) and reinstall userfault."
+        )
+    try:
+        return CDLL(str(path), use_errno=True), ""
+    except OSError as error:
+        return None, (
+            f"The native core can't be loaded ({error}), so the slower Python engine runs: "
+            "reinstall userfault on this machine to build it anew."
+        )
