@@ -21,7 +21,7 @@ def _load() -> tuple[CDLL | None, str]:
     if not path.exists():
         return None, (
             "The native core was not built when userfault was installed (no working C compiler), so the "
-            "slower Python engine runs: install one (`apt-get install gcc libc6-dev`) and reinstall userfault."
+            "slower Python engine runs: install one (`apt-get install gcc libc6-dev`), then reinstall it."
         )
     try:
         return CDLL(str(path), use_errno=True), ""
