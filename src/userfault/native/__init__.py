@@ -20,8 +20,8 @@ def _load() -> tuple[CDLL | None, str]:
     path = Path(__file__).with_name("_userfault.so")
     if not path.exists():
         return None, (
-            "The native core was not built when userfault was installed (no working C compiler), so the "
-            "slower Python engine runs: install one (`apt-get install gcc libc6-dev`), then reinstall it."
+            "The native core was not built at installation (no working C compiler), so the slower Python "
+            "engine runs: install a compiler (`apt-get install gcc libc6-dev`) and reinstall userfault."
         )
     try:
         return CDLL(str(path), use_errno=True), ""
