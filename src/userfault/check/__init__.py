@@ -1,0 +1,1 @@
+"""The model checker: restricted Python -> IR -> engines; reductions; traces. It knows nothing of memory."""

@@ -1,0 +1,168 @@
+"""Static facts about a program's threads: successors, liveness at steps, ranges of locals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from . import ir
+from .ir import Op
+
+_READS_A = {Op.MOV, Op.NOT, Op.LOAD, Op.LOADK, Op.BR, Op.WAIT}
+_READS_AB = {Op.ADD, Op.SUB, Op.MUL, Op.AND, Op.OR, Op.XOR, Op.SHL, Op.SHR, Op.EQ, Op.NE, Op.LT, Op.LE, Op.STORE}
+_DEFINES = {Op.MOV, Op.NOT, Op.LOAD, Op.LOADK, Op.CHOOSE} | (_READS_AB - {Op.STORE})
+
+
+def successors(code: list[ir.Instr], pc: int) -> tuple[int, ...]:
+    """The instructions that may execute after the one at `pc`."""
+    instr = code[pc]
+    if instr.op is Op.BR:
+        return (instr.base, instr.lo)
+    if instr.op is Op.JMP:
+        return (instr.base,)
+    if instr.op in (Op.END, Op.FAIL):
+        return ()
+    return (pc + 1,)
+
+
+def uses(instr: ir.Instr) -> Iterable[int]:
+    """The locals that an instruction reads."""
+    if instr.op in _READS_AB:
+        return [x for x in (instr.a, instr.b) if x >= 0]
+    if instr.op in _READS_A and instr.a >= 0:
+        return [instr.a]
+    return []
+
+
+def defines(instr: ir.Instr) -> int:
+    """The local that an instruction writes, or -1."""
+    return instr.d if instr.op in _DEFINES else -1
+
+
+def live_locals(code: list[ir.Instr]) -> dict[int, int]:
+    """At each instruction that begins a step: the locals whose values may still be read, as a bit set."""
+    live = [0] * len(code)
+    preds: list[list[int]] = [[] for _ in code]
+    for pc in range(len(code)):
+        for after in successors(code, pc):
+            preds[after].append(pc)
+    gen = [sum(1 << x for x in set(uses(instr))) for instr in code]
+    kill = [1 << d if (d := defines(instr)) >= 0 else 0 for instr in code]
+    work = list(range(len(code)))
+    queued = [True] * len(code)
+    while work:
+        pc = work.pop()
+        queued[pc] = False
+        out = 0
+        for after in successors(code, pc):
+            out |= live[after]
+        now = gen[pc] | (out & ~kill[pc])
+        if now != live[pc]:
+            live[pc] = now
+            for before in preds[pc]:
+                if not queued[before]:
+                    queued[before] = True
+                    work.append(before)
+    return {pc: live[pc] for pc, instr in enumerate(code) if instr.step}
+
+
+def bits(word: int) -> list[int]:
+    """The members of a bit set."""
+    out = []
+    while word:
+        low = word & -word
+        out.append(low.bit_length() - 1)
+        word ^= low
+    return out
+
+
+def bound_locals(program: ir.Program) -> None:
+    """Narrow the ranges of locals to what their definitions can give; a loop's counter keeps its declared range.
+
+    The engines report a value outside a range as a violation of `range`, so an unsound bound can't pass silently.
+    """
+    for owner in [*program.threads, *program.invariants, *program.finals]:
+        _bound(program, owner.code, owner.locals)
+
+
+def _bound(program: ir.Program, code: list[ir.Instr], variables: list[ir.Local]) -> None:
+    known: list[tuple[int, int] | None] = [None] * len(variables)
+    rounds = [0] * len(variables)
+
+    def of(operand: int) -> tuple[int, int] | None:
+        if operand < 0:
+            value = program.consts[-1 - operand]
+            return value, value
+        return known[operand]
+
+    changed = True
+    while changed:
+        changed = False
+        for instr in code:
+            d = defines(instr)
+            if d < 0:
+                continue
+            now = _result(program, instr, of)
+            if now is None:
+                continue
+            old = known[d]
+            merged = now if old is None else (min(old[0], now[0]), max(old[1], now[1]))
+            if merged != old:
+                rounds[d] += 1
+                if rounds[d] > 12:
+                    merged = min(merged[0], variables[d].lo), max(merged[1], variables[d].hi)
+                    if rounds[d] > 14:
+                        continue
+                known[d] = merged
+                changed = True
+    for local, bound in zip(variables, known, strict=True):
+        if bound is not None:
+            local.lo, local.hi = bound
+
+
+def _result(
+    program: ir.Program, instr: ir.Instr, of: object
+) -> tuple[int, int] | None:
+    assert callable(of)
+    op = instr.op
+    if op is Op.LOAD:
+        cells = program.cells[instr.base + instr.lo : instr.base + instr.hi + 1]
+        at = of(instr.a)
+        if instr.a < 0 and at is not None and instr.lo <= at[0] <= instr.hi:
+            cells = [program.cells[instr.base + at[0]]]
+        return min(c.lo for c in cells), max(c.hi for c in cells)
+    if op is Op.LOADK:
+        table = program.tables[instr.base]
+        return min(table), max(table)
+    if op is Op.CHOOSE:
+        return 0, max(instr.base - 1, 0)
+    if op in (Op.EQ, Op.NE, Op.LT, Op.LE, Op.NOT):
+        return 0, 1
+    a = of(instr.a)
+    if op is Op.MOV:
+        return a if a is None else (a[0], a[1])
+    b = of(instr.b)
+    if a is None or b is None:
+        return None
+    if op is Op.ADD:
+        return a[0] + b[0], a[1] + b[1]
+    if op is Op.SUB:
+        return a[0] - b[1], a[1] - b[0]
+    if op is Op.MUL:
+        corners = [x * y for x in a for y in b]
+        return min(corners), max(corners)
+    if op is Op.AND:
+        if b[0] == b[1] and b[0] >= 0:
+            return 0, b[0] if a[0] < 0 else min(b[0], (1 << a[1].bit_length()) - 1)
+        if a[0] >= 0 and b[0] >= 0:
+            return 0, min(a[1], b[1])
+        if a[0] >= 0:
+            return 0, a[1]
+        width = max(abs(x) for x in (*a, *b)).bit_length()
+        return -(1 << width), (1 << width) - 1
+    if op in (Op.OR, Op.XOR):
+        width = max(x.bit_length() if x >= 0 else (~x).bit_length() for x in (*a, *b))
+        low = 0 if a[0] >= 0 and b[0] >= 0 else -(1 << width)
+        return low, (1 << width) - 1
+    if op is Op.SHL:
+        return min(a[0] << b[0], a[0] << b[1]), max(a[1] << b[0], a[1] << b[1])
+    return min(a[0] >> b[0], a[0] >> b[1]), max(a[1] >> b[0], a[1] >> b[1])

@@ -1,0 +1,16 @@
+"""What the checker refuses, and how it says so."""
+
+from __future__ import annotations
+
+
+class CheckError(Exception):
+    """The checker can't do what was asked; the message says what, where, why and what to do instead."""
+
+
+class CompileError(CheckError):
+    """Model code outside the restricted subset, shown with its line and a caret."""
+
+    def __init__(self, file: str, line: int, col: int, text: str, problem: str, instead: str) -> None:
+        self.file, self.line, self.col = file, line, col
+        caret = " " * col + "^"
+        super().__init__(f"{file}:{line}:{col + 1}: {problem}\n    {text}\n    {caret}\n  write instead: {instead}")

@@ -1,0 +1,165 @@
+"""The intermediate representation: what the compiler emits and what every engine executes.
+
+A `Program` is a set of threads over a vector of shared, bounded integer *cells*. A thread's code is a list of
+`Instr`; an instruction whose `step` flag is set begins a *step*. One transition of the program executes one thread from
+the step it stands at up to (not including) the next instruction with `step` set, or to END, without interruption.
+So a step is one shared access, lock operation or atomic, followed by purely local work.
+
+Operands `a` and `b` are ints: `>= 0` is a local of the thread, `< 0` is the constant `program.consts[-1 - operand]`.
+
+=========  ==================================================================================================
+MOV        d := a
+ADD..LE    d := a (op) b; comparisons give 0 or 1
+NOT        d := not a
+LOAD       d := cells[base + a]; a outside [lo, hi] is a violation of `dereference`
+STORE      cells[base + a] := b; a outside [lo, hi] is a violation of `dereference`; b outside the cell's
+           range is a violation of `range`
+LOADK      d := program.tables[base][a - lo]; a outside [lo, hi] is a violation of `dereference`
+BR         a != 0: goto base, else goto lo
+JMP        goto base
+WAIT       a == 0: the whole step is undone and the thread is not enabled in this state
+FAIL       violation number base of program.failures
+CHOOSE     d := each of 0..base-1; the step has one successor per value
+REACH      the `sometimes` property number base was reached
+END        the thread has finished
+=========  ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+class Op(enum.IntEnum):
+    MOV = 0
+    ADD = 1
+    SUB = 2
+    MUL = 3
+    AND = 4
+    OR = 5
+    XOR = 6
+    SHL = 7
+    SHR = 8
+    EQ = 9
+    NE = 10
+    LT = 11
+    LE = 12
+    NOT = 13
+    LOAD = 14
+    STORE = 15
+    LOADK = 16
+    BR = 17
+    JMP = 18
+    WAIT = 19
+    FAIL = 20
+    CHOOSE = 21
+    REACH = 22
+    END = 23
+
+
+@dataclass(slots=True)
+class Instr:
+    """One instruction; see the module's table for the meaning of the fields per `op`."""
+
+    op: Op
+    d: int = 0
+    a: int = 0
+    b: int = 0
+    base: int = 0
+    lo: int = 0
+    hi: int = 0
+    step: bool = False
+    source: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A line of the model: what a trace shows."""
+
+    file: str
+    line: int
+    function: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A property and the words printed when it breaks."""
+
+    property: str
+    message: str
+
+
+@dataclass(slots=True)
+class Cell:
+    """A shared variable. `thread_id` marks values that name a thread (0 none, 1 + thread), for symmetry.
+
+    `owned` marks an ownership cell of a lock: while it names thread t (or, for a `per_thread` flag of t, while it is
+    set), no other thread changes it. Reductions rely on that; the primitives of the model assert it.
+    """
+
+    name: str
+    lo: int
+    hi: int
+    init: int
+    show: Callable[[int], str] = str
+    thread_id: bool = False
+    per_thread: int = 0
+    owned: bool = False
+
+
+@dataclass(slots=True)
+class Local:
+    """A local variable of one thread; `lo`..`hi` bounds its value wherever it is live at a step."""
+
+    name: str
+    lo: int
+    hi: int
+    show: Callable[[int], str] = str
+    thread_id: bool = False
+
+
+@dataclass(slots=True)
+class Thread:
+    """`group`: threads of one non-negative group run the same code from the same start (symmetry)."""
+
+    name: str
+    code: list[Instr]
+    locals: list[Local]
+    group: int = -1
+
+
+@dataclass(slots=True)
+class Spec:
+    """Code over the shared cells that runs in one go: an invariant, or the condition on final states.
+
+    It may read cells, never write them; it FAILs or runs to END.
+    """
+
+    name: str
+    code: list[Instr]
+    locals: list[Local]
+
+
+@dataclass(slots=True)
+class Program:
+    name: str
+    cells: list[Cell]
+    threads: list[Thread]
+    consts: list[int]
+    tables: list[list[int]]
+    sources: list[Source]
+    failures: list[Failure]
+    sometimes: list[str] = field(default_factory=list)
+    invariants: list[Spec] = field(default_factory=list)
+    finals: list[Spec] = field(default_factory=list)
+
+    def const(self, value: int) -> int:
+        """The operand for a constant."""
+        try:
+            return -1 - self.consts.index(value)
+        except ValueError:
+            self.consts.append(value)
+            return -len(self.consts)

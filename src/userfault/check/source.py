@@ -1,0 +1,132 @@
+"""A function's source, parsed once: its AST, its lines, and which names it assigns where."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import linecache
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from .errors import CheckError
+
+
+@dataclass(slots=True)
+class Function:
+    """What the compiler needs of a Python function."""
+
+    fn: Callable[..., Any]
+    name: str
+    file: str
+    first_line: int
+    lines: list[str]
+    indent: int
+    node: ast.FunctionDef
+    hints: dict[str, Any]
+    scope: dict[str, Any]
+    direct: frozenset[str] = frozenset()
+    assigned: frozenset[str] = frozenset()
+
+    def text(self, line: int) -> str:
+        return self.lines[line - self.first_line] if 0 <= line - self.first_line < len(self.lines) else ""
+
+
+@dataclass(slots=True)
+class _Uses:
+    """For one name: the loops around each of its assignments and uses, outermost first."""
+
+    stores: list[tuple[int, ...]] = field(default_factory=list)
+    loads: list[tuple[int, ...]] = field(default_factory=list)
+
+
+@lru_cache(maxsize=None)
+def parse(fn: Callable[..., Any]) -> Function:
+    """Parse a function. A function made from patched text carries it as `__source__` (file, first line, lines)."""
+    given = getattr(fn, "__source__", None)
+    if given is not None:
+        file, first, lines = given
+    else:
+        try:
+            code = fn.__code__
+            file, first = code.co_filename, code.co_firstlineno
+            lines = inspect.getblock(linecache.getlines(file)[first - 1 :])
+            lines = [line.rstrip("\n") for line in lines]
+        except (OSError, TypeError, AttributeError) as error:
+            raise CheckError(f"{fn!r} has no source that can be read: give the checker a function from a file") from error
+    text = "\n".join(lines)
+    indent = len(text) - len(text.lstrip())
+    tree = ast.parse(textwrap.dedent(text))
+    node = tree.body[0]
+    if not isinstance(node, ast.FunctionDef):
+        raise CheckError(f"{file}:{first}: {fn!r} is not a plain `def`")
+    uses = _collect(node)
+    direct = frozenset(name for name, use in uses.items() if _is_direct(use))
+    scope = dict(fn.__globals__)
+    if fn.__closure__:
+        scope.update(
+            {name: cell.cell_contents for name, cell in zip(fn.__code__.co_freevars, fn.__closure__, strict=True)}
+        )
+    return Function(
+        fn=fn,
+        name=fn.__name__,
+        file=_short(file),
+        first_line=first,
+        lines=lines,
+        indent=indent,
+        node=node,
+        hints=get_type_hints(fn, include_extras=True),
+        scope=scope,
+        direct=direct,
+        assigned=frozenset(name for name, use in uses.items() if use.stores),
+    )
+
+
+def _short(file: str) -> str:
+    parts = Path(file).parts
+    return "/".join(parts[-2:])
+
+
+def _is_direct(use: _Uses) -> bool:
+    """A name assigned once whose uses all lie inside the loops of the assignment needs no variable of its own."""
+    if len(use.stores) != 1:
+        return False
+    loops = use.stores[0]
+    return all(load[: len(loops)] == loops for load in use.loads)
+
+
+def _collect(node: ast.FunctionDef) -> dict[str, _Uses]:
+    uses: dict[str, _Uses] = {}
+
+    def visit(tree: ast.AST, loops: tuple[int, ...]) -> None:
+        if isinstance(tree, ast.Name):
+            use = uses.setdefault(tree.id, _Uses())
+            (use.loads if isinstance(tree.ctx, ast.Load) else use.stores).append(loops)
+            return
+        if isinstance(tree, ast.AugAssign) and isinstance(tree.target, ast.Name):
+            use = uses.setdefault(tree.target.id, _Uses())
+            use.stores += [loops, loops]
+        if isinstance(tree, ast.For | ast.While):
+            inner = (*loops, id(tree))
+            if isinstance(tree, ast.For):
+                visit(tree.iter, loops)
+                visit(tree.target, inner)
+            else:
+                visit(tree.test, inner)
+            for child in tree.body:
+                visit(child, inner)
+            for child in tree.orelse:
+                visit(child, loops)
+            return
+        for child in ast.iter_child_nodes(tree):
+            visit(child, loops)
+
+    for statement in node.body:
+        visit(statement, ())
+    for arg in node.args.args + node.args.kwonlyargs:
+        # The call is the first assignment: a parameter that is assigned again is never direct.
+        uses.setdefault(arg.arg, _Uses())
+    return uses

@@ -1,0 +1,1 @@
+"""What the kernel does: plain functions over plain structs, in the kernel's names."""
