@@ -8,7 +8,21 @@ from . import ir
 from .ir import Op
 
 _READS_A = {Op.MOV, Op.NOT, Op.LOAD, Op.LOADK, Op.BR, Op.WAIT}
-_READS_AB = {Op.ADD, Op.SUB, Op.MUL, Op.AND, Op.OR, Op.XOR, Op.SHL, Op.SHR, Op.EQ, Op.NE, Op.LT, Op.LE, Op.STORE}
+_READS_AB = {
+    Op.ADD,
+    Op.SUB,
+    Op.MUL,
+    Op.AND,
+    Op.OR,
+    Op.XOR,
+    Op.SHL,
+    Op.SHR,
+    Op.EQ,
+    Op.NE,
+    Op.LT,
+    Op.LE,
+    Op.STORE,
+}
 _DEFINES = {Op.MOV, Op.NOT, Op.LOAD, Op.LOADK, Op.CHOOSE} | (_READS_AB - {Op.STORE})
 
 
@@ -119,9 +133,7 @@ def _bound(program: ir.Program, code: list[ir.Instr], variables: list[ir.Local])
             local.lo, local.hi = bound
 
 
-def _result(
-    program: ir.Program, instr: ir.Instr, of: object
-) -> tuple[int, int] | None:
+def _result(program: ir.Program, instr: ir.Instr, of: object) -> tuple[int, int] | None:
     assert callable(of)
     op = instr.op
     if op is Op.LOAD:

@@ -95,6 +95,7 @@ Sym = Val | Py | Tup | Place
 @dataclass(slots=True)
 class Label:
     at: int = -1
+    used: bool = False
 
 
 @dataclass(slots=True)
@@ -210,9 +211,7 @@ class Unit:
                 with body.no_step():
                     body.call_toplevel(call)
             code = body.finish()
-            shape = [
-                (i.op, i.d, i.a, i.b, i.base, i.lo, i.hi, i.step) for i in code
-            ]
+            shape = [(i.op, i.d, i.a, i.b, i.base, i.lo, i.hi, i.step) for i in code]
             group = next((g for other, g in seen if other == shape), len(seen))
             seen.append((shape, group))
             self.program.threads.append(ir.Thread(spec.name, code, body.locals, group))
@@ -284,8 +283,7 @@ class Unit:
                         show=lambda word, kind=scalar: self.heap.show(kind, word),  # type: ignore[misc]
                         thread_id=isinstance(scalar, IntT) and scalar.thread_id,
                         per_thread=at + 1 if isinstance(kind, ListT) and kind.per_cpu else 0,
-                        owned=(isinstance(scalar, IntT) and scalar.owned)
-                        or (isinstance(kind, ListT) and kind.owned),
+                        owned=(isinstance(scalar, IntT) and scalar.owned) or (isinstance(kind, ListT) and kind.owned),
                     )
                 )
         return first
@@ -316,9 +314,7 @@ class Unit:
         key = (function.file, line)
         if key not in self.source_ids:
             self.source_ids[key] = len(self.program.sources)
-            self.program.sources.append(
-                ir.Source(function.file, line, function.name, function.text(line).strip())
-            )
+            self.program.sources.append(ir.Source(function.file, line, function.name, function.text(line).strip()))
         return self.source_ids[key]
 
 
@@ -347,20 +343,26 @@ class Body:
         instr = ir.Instr(op, source=self.sources[-1], **fields)
         if not self.dead:
             if len(self.code) >= MAX_CODE:
-                raise CheckError(f"{self.unit.program.name}: a thread needs over {MAX_CODE} instructions: does a loop unroll without end?")
+                raise CheckError(
+                    f"{self.unit.program.name}: a thread needs over {MAX_CODE} instructions: does a loop unroll without end?"
+                )
             self.code.append(instr)
         return instr
 
     def label(self, target: Label) -> None:
         """The label stands here; code after it can be reached if anybody jumps to it."""
         target.at = len(self.code)
-        if self.dead and any(entry[2] is target for entry in self.targets):
+        if target.used:
             self.dead = False
+
+    def aim(self, at: int, slot: str, target: Label) -> None:
+        target.used = True
+        self.targets.append((at, slot, target))
 
     def jump(self, target: Label) -> None:
         if self.dead:
             return
-        self.targets.append((len(self.code), "base", target))
+        self.aim(len(self.code), "base", target)
         self.emit(Op.JMP)
         self.dead = True
 
@@ -370,8 +372,8 @@ class Body:
         if cond.operand < 0:
             self.jump(yes if self.value(cond) else no)
             return
-        self.targets.append((len(self.code), "base", yes))
-        self.targets.append((len(self.code), "lo", no))
+        self.aim(len(self.code), "base", yes)
+        self.aim(len(self.code), "lo", no)
         self.emit(Op.BR, a=cond.operand)
         self.dead = True
 
@@ -470,8 +472,6 @@ class Body:
             return self.const(want, word + shift if word else 0)
         if shift == 0:
             return Val(want, val.operand)
-        if len(have.structs) > 1 or not have.optional:
-            return self.binary(Op.ADD, val, self.const(INT, shift), want)
         out = self.local("", want)
         done, some = Label(), Label()
         self.emit(Op.MOV, d=out, a=val.operand)
@@ -495,12 +495,20 @@ class Body:
         if is_struct(type(obj)):
             kind = RefT((type(obj),))
             if id(obj) not in self.heap.index:
-                self.refuse(node, "this object was not there when the program was compiled", "an object reachable from the machine")
+                self.refuse(
+                    node,
+                    "this object was not there when the program was compiled",
+                    "an object reachable from the machine",
+                )
             return self.const(kind, self.heap.encode(kind, obj))
         if is_value(type(obj)):
             kind2 = ValT(type(obj))
             return self.const(kind2, self.heap.encode(kind2, obj))
-        self.refuse(node, f"a {type(obj).__name__} can't be a value of a checked program", "an int, a bool, a struct or a value type")
+        self.refuse(
+            node,
+            f"a {type(obj).__name__} can't be a value of a checked program",
+            "an int, a bool, a struct or a value type",
+        )
 
     def field(self, obj: Val, name: str, node: ast.AST) -> tuple[type, Type, Val]:
         """Which struct's field this is, its type, and the object as an index into that struct's pool."""
@@ -512,15 +520,11 @@ class Body:
                 if len(obj.type.structs) > 1:
                     obj = self.binary(Op.SUB, obj, self.const(INT, self.heap.offset(obj.type, cls)), RefT((cls,)))
                 return cls, kind, obj
-        self.refuse(node, f"{' or '.join(c.__name__ for c in obj.type.structs)} has no field `{name}`", "a declared field")
-
-    def index_of(self, obj: Val, at: Val | None, length: int) -> Val:
-        """The cell index relative to a field's base: (obj - 1) * length + at."""
-        first = self.binary(Op.SUB, obj, self.const(INT, 1)) if length != 1 or obj.operand < 0 else obj
-        if length == 1:
-            return first if obj.operand < 0 else obj
-        scaled = self.binary(Op.MUL, first, self.const(INT, length))
-        return scaled if at is None else self.binary(Op.ADD, scaled, at)
+        self.refuse(
+            node,
+            f"{' or '.join(c.__name__ for c in obj.type.structs)} has no field `{name}`",
+            "a declared field",
+        )
 
     def hook(self, struct: type, obj: Val, node: ast.AST) -> None:
         """A struct's `__on_access__` runs as part of every access to it (use after free)."""
@@ -551,22 +555,20 @@ class Body:
             if obj.operand < 0 and (at is None or at.operand < 0):
                 return self.const(scalar, unit.initial(struct, name, kind, known, self.value(at) if at else 0))
             if not unit.written.get((struct, name)):
-                index, lo, hi, _ = self.address(struct, name, obj, at, length)
+                index, lo, hi, shift = self.address(struct, obj, at, length)
                 d = self.local(name, scalar)
                 table = unit.table(struct, name, kind)
-                self.emit(Op.LOADK, d=d, a=index.operand, base=table, lo=lo, hi=hi, b=lo)
+                self.emit(Op.LOADK, d=d, a=index.operand, base=table, lo=lo, hi=hi, b=shift)
                 return Val(scalar, d)
         base = unit.base(struct, name, kind)
         with self.one_step():
             self.hook(struct, obj, node)
-        index, lo, hi, shift = self.address(struct, name, obj, at, length)
+        index, lo, hi, shift = self.address(struct, obj, at, length)
         d = self.local(name, scalar)
         self.emit(Op.LOAD, d=d, a=index.operand, base=base + shift, lo=lo, hi=hi)
         return Val(scalar, d)
 
-    def store(
-        self, struct: type, name: str, kind: Type, obj: Val, at: Val | None, value: Val, node: ast.AST
-    ) -> None:
+    def store(self, struct: type, name: str, kind: Type, obj: Val, at: Val | None, value: Val, node: ast.AST) -> None:
         unit = self.unit
         if self.spec:
             self.refuse(node, "an invariant writes", "a ghost function that the model calls")
@@ -580,20 +582,22 @@ class Body:
         base = unit.base(struct, name, kind)
         with self.one_step():
             self.hook(struct, obj, node)
-        index, lo, hi, shift = self.address(struct, name, obj, at, length)
+        index, lo, hi, shift = self.address(struct, obj, at, length)
         self.emit(Op.STORE, a=index.operand, b=value.operand, base=base + shift, lo=lo, hi=hi)
 
-    def address(
-        self, struct: type, name: str, obj: Val, at: Val | None, length: int
-    ) -> tuple[Val, int, int, int]:
-        """(index operand, its least and greatest legal value, what to add to the base)."""
+    def address(self, struct: type, obj: Val, at: Val | None, length: int) -> tuple[Val, int, int, int]:
+        """(index operand, its least and greatest legal value, what to add to the base).
+
+        The cell of place `at` of object `obj` (from 1) is base + (obj - 1) * length + at.
+        """
         count = self.heap.count(struct)
-        if length == 1 and at is None and obj.operand >= 0:
-            return obj, 1, count, -1
-        index = self.index_of(obj, at, length)
-        if length == 1 and obj.operand >= 0:
-            return index, 1, count, -1
-        return index, 0, count * length - 1, 0
+        scaled = self.binary(Op.MUL, obj, self.const(INT, length))
+        if at is None or at.operand < 0:
+            place = self.value(at) if at is not None else 0
+            if scaled.operand < 0:
+                return self.const(INT, self.value(scaled) - length + place), 0, count * length - 1, 0
+            return scaled, length, count * length, place - length
+        return self.binary(Op.ADD, scaled, at), length, count * length + length - 1, -length
 
     def fail(self, property: str, message: str) -> None:
         self.emit(Op.FAIL, base=self.unit.failure(property, message))
@@ -786,7 +790,11 @@ class Body:
                 pushed = True
         handler = getattr(self, "stmt_" + type(node).__name__.lower(), None)
         if handler is None:
-            self.refuse(node, f"`{type(node).__name__.lower()}` is outside the model's subset", _INSTEAD.get(type(node).__name__, "assignments, if, while, for, return and calls"))
+            self.refuse(
+                node,
+                f"`{type(node).__name__.lower()}` is outside the model's subset",
+                _INSTEAD.get(type(node).__name__, "assignments, if, while, for, return and calls"),
+            )
         try:
             handler(node)
         finally:
@@ -809,7 +817,7 @@ class Body:
         last = frame.function.node.body[-1] is node and not frame.returns
         hint = frame.function.hints.get("return")
         if last:
-            if isinstance(result, Val) and result.operand < 0 or not isinstance(result, Val):
+            if (isinstance(result, Val) and result.operand < 0) or not isinstance(result, Val):
                 frame.result = self.typed_result(result, hint, frame, node)
             else:
                 frame.result = self.typed_result(result, hint, frame, node)
@@ -889,7 +897,11 @@ class Body:
             obj = self.single(self.expr(target.value), target)
             struct, field_kind, obj = self.field(obj, target.attr, target)
             if isinstance(field_kind, ListT):
-                self.refuse(target, f"assigning the list `{target.attr}` as a whole", "its elements, or append and remove")
+                self.refuse(
+                    target,
+                    f"assigning the list `{target.attr}` as a whole",
+                    "its elements, or append and remove",
+                )
             self.store(struct, target.attr, field_kind, obj, None, self.convert(value, field_kind, target), target)
             return
         if isinstance(target, ast.Subscript):
@@ -897,7 +909,15 @@ class Body:
             if not isinstance(place, Place):
                 self.refuse(target, "an element of something that is not a list field", "a list field")
             at = self.convert(self.expr(target.slice), INT, target)
-            self.store(place.struct, place.field, place.type, place.obj, at, self.convert(value, place.type.elem, target), target)
+            self.store(
+                place.struct,
+                place.field,
+                place.type,
+                place.obj,
+                at,
+                self.convert(value, place.type.elem, target),
+                target,
+            )
             return
         self.refuse(target, "this can't be assigned to", "a name, a field or an element")
 
@@ -959,7 +979,15 @@ class Body:
         at = self.convert(self.expr(target.slice), INT, target)
         value = self.single(self.expr(node.value), node)
         old = self.load(place.struct, place.field, place.type, place.obj, at, target)
-        self.store(place.struct, place.field, place.type, place.obj, at, self.binary(op, old, value, place.type.elem), target)
+        self.store(
+            place.struct,
+            place.field,
+            place.type,
+            place.obj,
+            at,
+            self.binary(op, old, value, place.type.elem),
+            target,
+        )
 
     def stmt_if(self, node: ast.If) -> None:
         yes, no, end = Label(), Label(), Label()
@@ -1004,7 +1032,7 @@ class Body:
             self.for_range(node, [self.convert(self.expr(arg), INT, arg) for arg in node.iter.args])
             return
         over = self.expr(node.iter)
-        if isinstance(over, Py) and isinstance(over.obj, list | tuple):
+        if isinstance(over, Py) and (isinstance(over.obj, list | tuple | enum.EnumMeta)):
             over = Tup(tuple(Py(item) for item in over.obj))
         if isinstance(over, Tup):
             self.for_each(node, list(over.items))
@@ -1016,7 +1044,10 @@ class Body:
             actual = len(getattr(self.heap.pools[over.struct][self.value(over.obj) - 1], over.field))
             self.for_each(
                 node,
-                [self.load(over.struct, over.field, over.type, over.obj, self.const(INT, at), node) for at in range(actual)],
+                [
+                    self.load(over.struct, over.field, over.type, over.obj, self.const(INT, at), node)
+                    for at in range(actual)
+                ],
             )
             return
         # As CPython iterates: by index, looking at the length anew each time.
@@ -1127,7 +1158,11 @@ class Body:
     def expr(self, node: ast.expr) -> Sym:
         handler = getattr(self, "expr_" + type(node).__name__.lower(), None)
         if handler is None:
-            self.refuse(node, f"a {type(node).__name__} expression is outside the model's subset", _INSTEAD.get(type(node).__name__, "names, fields, calls, arithmetic and comparisons"))
+            self.refuse(
+                node,
+                f"a {type(node).__name__} expression is outside the model's subset",
+                _INSTEAD.get(type(node).__name__, "names, fields, calls, arithmetic and comparisons"),
+            )
         result: Sym = handler(node)
         return result
 
@@ -1140,7 +1175,19 @@ class Body:
             return frame.env[node.id]
         if node.id in frame.function.scope:
             return Py(frame.function.scope[node.id])
-        builtins = {"True": True, "False": False, "None": None, "len": len, "isinstance": isinstance, "min": min, "max": max, "range": range, "abs": abs, "int": int, "bool": bool}
+        builtins = {
+            "True": True,
+            "False": False,
+            "None": None,
+            "len": len,
+            "isinstance": isinstance,
+            "min": min,
+            "max": max,
+            "range": range,
+            "abs": abs,
+            "int": int,
+            "bool": bool,
+        }
         if node.id in builtins:
             return Py(builtins[node.id])
         self.refuse(node, f"`{node.id}` has no value here", "a name assigned on every path before")
@@ -1246,7 +1293,7 @@ class Body:
     def expr_ifexp(self, node: ast.IfExp) -> Sym:
         yes, no, end = Label(), Label(), Label()
         self.condition(node.test, yes, no)
-        reached_no = any(target is no for _, _, target in self.targets)
+        reached_no = no.used
         self.label(yes)
         out: Val | None = None
         if not self.dead:
@@ -1325,7 +1372,11 @@ class Body:
             result = self.const(BOOL, 0)
             for item in right.items:
                 a, b = self.meet(value, self.single(item, node), node)
-                result = self.binary(Op.OR, result, self.binary(Op.EQ, a, b, BOOL), BOOL) if result.operand >= 0 or self.value(result) else self.binary(Op.EQ, a, b, BOOL)
+                result = (
+                    self.binary(Op.OR, result, self.binary(Op.EQ, a, b, BOOL), BOOL)
+                    if result.operand >= 0 or self.value(result)
+                    else self.binary(Op.EQ, a, b, BOOL)
+                )
             return self.negate(result) if negated else result
         if isinstance(right, Place):
             value = self.single(left, node)
@@ -1369,7 +1420,11 @@ class Body:
         """append, insert(0, x) and remove of a dynamic list, each one step."""
         kind = place.type
         if not kind.dynamic:
-            self.refuse(node, f"`.{method}` of a list whose elements may be None", "element assignment, or declare it list[T]")
+            self.refuse(
+                node,
+                f"`.{method}` of a list whose elements may be None",
+                "element assignment, or declare it list[T]",
+            )
         known = self.value(place.obj) if place.obj.operand < 0 else 0
         if not self.dead:
             self.unit.note_written(place.struct, place.field, known)
@@ -1486,7 +1541,11 @@ class Body:
         if isinstance(fn, type) and issubclass(fn, enum.IntEnum):
             return Val(from_hint_int(fn), self.single(args[0], node).operand)
         if isinstance(fn, type):
-            self.refuse(node, f"making a {fn.__name__} in model code", "an allocation function that takes a free one from a pool")
+            self.refuse(
+                node,
+                f"making a {fn.__name__} in model code",
+                "an allocation function that takes a free one from a pool",
+            )
         return self.call(fn, args, kwargs, node)
 
     def isinstance_(self, node: ast.Call) -> Sym:
@@ -1534,7 +1593,11 @@ class Body:
         fields, _ = self.heap.layout(val.type.cls)
         for keyword in node.keywords:
             if keyword.arg not in fields:
-                self.refuse(node, f"{val.type.cls.__name__} has no field `{keyword.arg}`", f"one of {', '.join(fields)}")
+                self.refuse(
+                    node,
+                    f"{val.type.cls.__name__} has no field `{keyword.arg}`",
+                    f"one of {', '.join(fields)}",
+                )
             kind, shift, bits, lo = fields[keyword.arg]
             value = self.convert(self.expr(keyword.value), kind, node)
             value = self.binary(Op.SUB, value, self.const(INT, lo))

@@ -58,7 +58,7 @@ class Machine:
             live = {pc: bits(word) for pc, word in live_locals(thread.code).items()}
             if not dead_locals:
                 ever = sorted({local for members in live.values() for local in members})
-                live = {pc: ever for pc in live}
+                live = dict.fromkeys(live, ever)
             self.live.append(live)
         self.reached: set[int] = set()
         self.dereference = [
@@ -170,7 +170,7 @@ class Machine:
             elif op is Op.LOADK:
                 if not instr.lo <= a <= instr.hi:
                     raise Violation(self.dereference[0], instr.source)
-                values[instr.d] = program.tables[instr.base][a - instr.lo]
+                values[instr.d] = program.tables[instr.base][a + instr.b]
             elif op is Op.BR:
                 pc = instr.base if a else instr.lo
                 continue
@@ -305,7 +305,11 @@ def explore(program: ir.Program, options: Options | None = None) -> Result:
                     if found is not None and (worst is None or (depth == result.depth and rank[found] < worst[0])):
                         worst = (rank[found], state, move, found)
                         result.depth = depth
-            if not moved and not machine.ended(state) and (worst is None or (depth == result.depth and rank[DEADLOCK] < worst[0])):
+            if (
+                not moved
+                and not machine.ended(state)
+                and (worst is None or (depth == result.depth and rank[DEADLOCK] < worst[0]))
+            ):
                 worst = (rank[DEADLOCK], state, None, DEADLOCK)
                 result.depth = depth
         if len(parents) > options.max_states:

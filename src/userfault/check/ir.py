@@ -14,7 +14,7 @@ NOT        d := not a
 LOAD       d := cells[base + a]; a outside [lo, hi] is a violation of `dereference`
 STORE      cells[base + a] := b; a outside [lo, hi] is a violation of `dereference`; b outside the cell's
            range is a violation of `range`
-LOADK      d := program.tables[base][a - lo]; a outside [lo, hi] is a violation of `dereference`
+LOADK      d := program.tables[base][a + b] (b: a plain number); a outside [lo, hi] is a violation of `dereference`
 BR         a != 0: goto base, else goto lo
 JMP        goto base
 WAIT       a == 0: the whole step is undone and the thread is not enabled in this state

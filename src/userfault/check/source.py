@@ -8,7 +8,7 @@ import linecache
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -43,7 +43,7 @@ class _Uses:
     loads: list[tuple[int, ...]] = field(default_factory=list)
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(fn: Callable[..., Any]) -> Function:
     """Parse a function. A function made from patched text carries it as `__source__` (file, first line, lines)."""
     given = getattr(fn, "__source__", None)
@@ -56,7 +56,9 @@ def parse(fn: Callable[..., Any]) -> Function:
             lines = inspect.getblock(linecache.getlines(file)[first - 1 :])
             lines = [line.rstrip("\n") for line in lines]
         except (OSError, TypeError, AttributeError) as error:
-            raise CheckError(f"{fn!r} has no source that can be read: give the checker a function from a file") from error
+            raise CheckError(
+                f"{fn!r} has no source that can be read: give the checker a function from a file"
+            ) from error
     text = "\n".join(lines)
     indent = len(text) - len(text.lstrip())
     tree = ast.parse(textwrap.dedent(text))

@@ -10,7 +10,7 @@ import enum
 import types
 import typing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from .errors import CheckError
@@ -125,7 +125,7 @@ def from_hint(hint: Any, where: str) -> Type:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def struct_fields(cls: type) -> dict[str, Type]:
     """The fields of a struct that the checker sees: annotated, public, of a type it knows."""
     hints = get_type_hints(cls, include_extras=True)
@@ -137,7 +137,7 @@ def struct_fields(cls: type) -> dict[str, Type]:
     return fields
 
 
-@lru_cache(maxsize=None)
+@cache
 def value_hints(cls: type) -> dict[str, Scalar]:
     hints = get_type_hints(cls, include_extras=True)
     out: dict[str, Scalar] = {}

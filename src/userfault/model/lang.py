@@ -20,6 +20,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
 
 
+NULL: Any = None
+"""A pointer field's start. Pointers may be NULL whatever their annotation says, as in C."""
+
+
 class ModelError(Exception):
     """The model's code did something that no kernel may do; `property` names what it broke."""
 
@@ -77,6 +81,12 @@ def ghost(fn: F) -> F:
     return fn
 
 
+def raw(fn: F) -> F:
+    """Accesses in this function pass the sanitizer (`__on_access__`) by: the allocator's own."""
+    fn.__raw__ = True  # type: ignore[attr-defined]
+    return fn
+
+
 def intrinsic(name: str) -> Callable[[F], F]:
     def mark(fn: F) -> F:
         fn.__intrinsic__ = name  # type: ignore[attr-defined]
@@ -86,7 +96,7 @@ def intrinsic(name: str) -> Callable[[F], F]:
 
 
 @intrinsic("read_once")
-def READ_ONCE(value: T) -> T:  # noqa: N802
+def READ_ONCE(value: T) -> T:
     """Marks a lockless read, as in the kernel. Every read of the model is a single read already."""
     return value
 
@@ -130,6 +140,6 @@ def smp_processor_id() -> int:
     return 0
 
 
-def BUG_ON(condition: bool) -> None:  # noqa: N802
+def BUG_ON(condition: bool) -> None:
     """The kernel's own assertion (`BUG_ON`, `VM_BUG_ON`)."""
     check(not condition, "bug_on", "BUG_ON")

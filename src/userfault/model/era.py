@@ -1,0 +1,64 @@
+"""Kernel generations as small sets of differences.
+
+`era` is the one that runs. A modelled function asks for a difference by name (`if era.recheck_on_fast_path:`); the checker
+folds the answer, so a function compiled for an era holds the steps of that era and no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass
+class Era:
+    """What differs between the kernels we model. Each field names the kernel's own change."""
+
+    name: str = "v3.10"
+    remap_anon_pages: bool = False
+    """The seed series: the system call, MADV_USERFAULT, khugepaged's rule for holes (seed 1/4 and 4/4)."""
+    recheck_on_slow_path: bool = False
+    """page_lock_anon_vma_read compares page->mapping after the blocking lock (seed 2/4)."""
+    recheck_on_fast_path: bool = False
+    """The same after the trylock (since v6.8)."""
+    recheck_in_split: bool = False
+    """split_huge_page's loop around page_get_anon_vma (seed 2/4)."""
+    uffdio_move: bool = False
+    """UFFDIO_MOVE (since v6.8)."""
+    folios: bool = False
+    """The folio-era order of steps: split under the folio lock, PTE-mapped after unmap_folio, index read after the lock."""
+    anon_exclusive: bool = False
+    """PageAnonExclusive and the exclusive bit of swap PTEs (since v5.19)."""
+    anon_vma_reuse: bool = False
+    """fork may reuse an anon_vma without active VMAs (since v3.19; two counters since v6.0)."""
+    split_pmd_locks: bool = False
+    """PMD locks of their own instead of mm->page_table_lock (since v3.13)."""
+
+
+V3_10 = Era()
+V3_10_SEED = replace(
+    V3_10,
+    name="v3.10+seed",
+    remap_anon_pages=True,
+    recheck_on_slow_path=True,
+    recheck_in_split=True,
+)
+V6_8 = Era(
+    name="v6.8",
+    recheck_on_slow_path=True,
+    recheck_on_fast_path=True,
+    uffdio_move=True,
+    folios=True,
+    anon_exclusive=True,
+    anon_vma_reuse=True,
+    split_pmd_locks=True,
+)
+ERAS = {each.name: each for each in (V3_10, V3_10_SEED, V6_8)}
+
+era = Era()
+
+
+def use(name: str) -> Era:
+    """Make the named era the one that runs. Raises KeyError for an unknown name."""
+    for each in fields(Era):
+        setattr(era, each.name, getattr(ERAS[name], each.name))
+    return era

@@ -1,0 +1,74 @@
+"""Bookkeeping for I1 (a walk is complete): what a walk must have seen when it ends.
+
+A walk under the right lock visits every mapping that the page has from its beginning to its end. `walk_begin` counts
+the page's mappings, the functions that add one tell every walk under way, and `walk_end` demands that the walk visited
+at least as many as cannot be explained by additions. Mappings that go away meanwhile only lower the demand.
+"""
+
+from __future__ import annotations
+
+from .lang import NULL, check, ghost, raw, smp_processor_id
+from .machine import machine, this_cpu
+from .mm_types import PmdKind, PteKind, page
+
+
+@ghost
+@raw
+def count_mappings(p: page) -> int:
+    """Present PTEs and PMDs that map the page and whose lock no other CPU holds, in all address spaces.
+
+    An entry under a lock is in transit: an unlocked peek may miss it, which the kernel allows (I1's exception).
+    """
+    me = smp_processor_id() + 1
+    total = 0
+    for mm in machine.mms:
+        if mm.page_table_lock.owner in (0, me):
+            for pmdp in mm.pmd:
+                pmd = pmdp.pmd
+                if (pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING) and pmd.page is p:
+                    total += 1
+    for table in machine.page_tables:
+        if table.ptl.owner in (0, me):
+            for ptep in table.pte:
+                pte = ptep.pte
+                if pte.kind == PteKind.PRESENT and pte.page is p:
+                    total += 1
+    return total
+
+
+@ghost
+def walk_begin(p: page) -> None:
+    """The walker holds what it believes to be the lock of the page's anon_vma."""
+    here = this_cpu()
+    here.walk_page = p
+    here.walk_visited = 0
+    here.walk_gained = 0
+    here.walk_expected = count_mappings(p)
+
+
+@ghost
+def walk_visit() -> None:
+    """The walk came to an entry that maps the page."""
+    this_cpu().walk_visited += 1
+
+
+@ghost
+def walk_gained(p: page) -> None:
+    """The page has one mapping more."""
+    for each in machine.cpus:
+        if each.walk_page is p:
+            each.walk_gained += 1
+
+
+@ghost
+def walk_end(p: page) -> None:
+    """Everything that was mapped throughout was visited."""
+    here = this_cpu()
+    required = count_mappings(p) - here.walk_gained
+    if required > here.walk_expected:
+        required = here.walk_expected
+    check(here.walk_visited >= required, "walk_is_complete", "the walk missed a mapping of the page")
+    here.walk_page = NULL
+    here.walk_visited = 0
+    here.walk_gained = 0
+    here.walk_expected = 0

@@ -1,0 +1,151 @@
+"""The machine that model code runs on: its CPUs, its memory, and the pools that allocations come from.
+
+There is one, as there is one kernel; `boot` starts it afresh. A checked configuration has pools of fixed size; a
+sequential run grows them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+
+from .lang import NULL, smp_processor_id, struct
+from .mm_types import (
+    LockClass,
+    address_space,
+    anon_vma,
+    anon_vma_chain,
+    atomic_t,
+    cpu,
+    mm_struct,
+    page,
+    page_table,
+    pmd_slot,
+    pte_slot,
+    register,
+    rw_semaphore,
+    spinlock_t,
+    stable_node,
+    swap_slot,
+    tlb_t,
+    vm_area_struct,
+)
+
+
+@struct
+class Machine:
+    """Everything there is. The lists are constant while a program is checked; what they hold is not."""
+
+    cpus: list[cpu] = field(default_factory=list)
+    pages: list[page] = field(default_factory=list)
+    anon_vmas: list[anon_vma] = field(default_factory=list)
+    anon_vma_chains: list[anon_vma_chain] = field(default_factory=list)
+    mms: list[mm_struct] = field(default_factory=list)
+    vmas: list[vm_area_struct] = field(default_factory=list)
+    page_tables: list[page_table] = field(default_factory=list)
+    swap_slots: list[swap_slot] = field(default_factory=list)
+    stable_nodes: list[stable_node] = field(default_factory=list)
+    files: list[address_space] = field(default_factory=list)
+    registers: list[register] = field(default_factory=list)
+    swap_lock: spinlock_t = field(default_factory=spinlock_t)
+
+
+machine = Machine()
+
+
+class Config:
+    """Compile-time constants of the kernel, folded by the checker.
+
+    Checked configurations are small: a page is one address, two pages are a huge page.
+    """
+
+    PAGE_SHIFT = 0
+    HPAGE_PMD_ORDER = 1
+    CONFIG_KSM = False
+
+
+config = Config()
+
+
+def boot(
+    *,
+    cpus: int = 1,
+    pages: int = 0,
+    anon_vmas: int = 0,
+    anon_vma_chains: int = 0,
+    vmas: int = 0,
+    swap_slots: int = 0,
+    stable_nodes: int = 0,
+    page_shift: int = 0,
+    huge_order: int = 1,
+    ksm: bool = False,
+) -> Machine:
+    """Start the machine afresh with these pools (counts of free objects).
+
+    page_shift: log2 of the page size in bytes (0: addresses count pages). huge_order: log2 of the pages of a huge page.
+    """
+    config.PAGE_SHIFT, config.HPAGE_PMD_ORDER, config.CONFIG_KSM = page_shift, huge_order, ksm
+    fresh = Machine(cpus=[cpu() for _ in range(cpus)], swap_lock=spinlock_t(lock_class=LockClass.SWAP))
+    machine.__dict__.update(fresh.__dict__)
+    for _ in range(pages):
+        new_page()
+    for _ in range(anon_vmas):
+        new_anon_vma()
+    for _ in range(anon_vma_chains):
+        machine.anon_vma_chains.append(anon_vma_chain())
+    for _ in range(vmas):
+        machine.vmas.append(vm_area_struct())
+    for _ in range(swap_slots):
+        machine.swap_slots.append(swap_slot())
+    for _ in range(stable_nodes):
+        machine.stable_nodes.append(stable_node())
+    return machine
+
+
+def new_semaphore(lock_class: LockClass, within: anon_vma = NULL) -> rw_semaphore:
+    return rw_semaphore(readers=[False] * len(machine.cpus), lock_class=lock_class, within=within)
+
+
+def new_page() -> page:
+    """One more physical page, free."""
+    made = page(pfn=len(machine.pages))
+    machine.pages.append(made)
+    return made
+
+
+def new_anon_vma() -> anon_vma:
+    """One more slab object, free."""
+    made = anon_vma(rcu_old=[False] * len(machine.cpus))
+    made.rwsem = new_semaphore(LockClass.ANON_VMA, made)
+    made.refcount = atomic_t(within=made)
+    machine.anon_vmas.append(made)
+    return made
+
+
+def new_mm(pages: int) -> mm_struct:
+    """An empty address space for this many user pages, its page tables allocated."""
+    made = mm_struct(mmap_sem=new_semaphore(LockClass.MMAP_SEM))
+    span = 1 << config.HPAGE_PMD_ORDER
+    for _ in range((pages + span - 1) // span):
+        made.pmd.append(pmd_slot(mm=made))
+        made.deposited.append(None)
+    machine.mms.append(made)
+    return made
+
+
+def new_page_table(mm: mm_struct) -> page_table:
+    """A table of empty PTEs."""
+    made = page_table(mm=mm, number=len(machine.page_tables))
+    made.pte = [pte_slot(table=made) for _ in range(1 << config.HPAGE_PMD_ORDER)]
+    machine.page_tables.append(made)
+    return made
+
+
+def this_cpu() -> cpu:
+    """The CPU that runs this code."""
+    return machine.cpus[smp_processor_id()]
+
+
+def attach(cpu_number: int, mm: mm_struct, pages: int) -> None:
+    """User code on this CPU runs in `mm`; its TLB covers the first `pages` pages."""
+    machine.cpus[cpu_number].mm = mm
+    machine.cpus[cpu_number].tlb = [tlb_t() for _ in range(pages)]

@@ -1,0 +1,285 @@
+"""The structs of mm (include/linux/mm_types.h, rmap.h, pgtable types), reduced to what the protocol needs.
+
+The comment behind a field names the lock that protects it. `@struct` objects have identity; NamedTuples are values that one
+load or store moves whole. Embedded structs (a lock in a struct) are objects of their own that never change place.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import field
+from typing import Annotated, NamedTuple
+
+from .lang import NULL, CpuId, PerCpu, Range, struct
+
+Owner = Annotated[int, CpuId(owned=True)]
+Holders = Annotated[list[bool], PerCpu(owned=True)]
+CpuFlags = Annotated[list[bool], PerCpu()]
+Index = Annotated[int, Range(0, 15)]
+"""A linear page offset, in pages."""
+Content = Annotated[int | bytes, Range(0, 7)]
+"""What a page holds: bytes in a sequential run, a small token in a checked one. Only copied, compared and replaced."""
+
+
+class LockClass(enum.IntEnum):
+    """Ranks: a blocking lock may be taken only while nothing of a higher rank is held (mm/rmap.c, header comment)."""
+
+    MMAP_SEM = 0
+    PAGE = 1
+    ANON_VMA = 2
+    PTL = 3
+    SWAP = 4
+
+
+@struct
+class atomic_t:
+    """A counter changed by atomic instructions only."""
+
+    __embedded__ = True
+    counter: Annotated[int, Range(0, 7)] = 0
+    within: anon_vma = NULL  # const
+
+
+@struct
+class spinlock_t:
+    """A spinlock; nothing may sleep while it is held."""
+
+    __embedded__ = True
+    owner: Owner = 0
+    lock_class: LockClass = LockClass.PTL  # const
+
+
+@struct
+class rw_semaphore:
+    """A sleeping reader/writer lock."""
+
+    __embedded__ = True
+    writer: Owner = 0
+    readers: Holders = field(default_factory=list)
+    lock_class: LockClass = LockClass.MMAP_SEM  # const
+    within: anon_vma = NULL  # const
+
+
+@struct
+class cpu:
+    """What a CPU knows of itself; only its own thread writes it."""
+
+    __per_cpu__ = True
+    held: list[HeldCount] = field(default_factory=lambda: [0] * len(LockClass))  # locks held, by LockClass
+    rcu_nesting: Annotated[int, Range(0, 3)] = 0
+    irqs_off: bool = False  # IPIs to this CPU wait
+    mm: mm_struct = NULL  # const: the address space that its user code runs in
+    tlb: list[tlb_t] = field(default_factory=list)  # by user page; written by this CPU, cleared by flushes
+    walk_visited: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that the rmap walk under way has visited
+    walk_gained: Annotated[int, Range(0, 7)] = 0  # ghost: mappings its page has gained since the walk began
+    walk_expected: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that it had when the walk began
+    walk_page: page = NULL  # ghost: the page being walked
+
+
+HeldCount = Annotated[int, Range(0, 3)]
+
+
+@struct
+class anon_vma:
+    """include/linux/rmap.h: the head of the VMAs in which the pages created in one VMA may be mapped."""
+
+    root: anon_vma = NULL  # set at allocation, constant until freed
+    rwsem: rw_semaphore = field(default_factory=rw_semaphore)  # only the root's is used
+    refcount: atomic_t = field(default_factory=atomic_t)
+    rb_root: list[anon_vma_chain] = field(default_factory=list)  # root->rwsem
+    parent: anon_vma = NULL  # root->rwsem; since v3.19
+    num_children: Annotated[int, Range(0, 7)] = 0  # root->rwsem; since v6.0
+    num_active_vmas: Annotated[int, Range(0, 7)] = 0  # root->rwsem; since v6.0
+    allocated: bool = False  # slab
+    rcu_old: CpuFlags = field(default_factory=list)  # ghost: CPUs in an RCU section that began before the last free
+
+
+@struct
+class anon_vma_chain:
+    """include/linux/rmap.h: the link between one VMA and one anon_vma."""
+
+    vma: vm_area_struct = NULL  # mmap_sem
+    anon_vma: anon_vma_p = NULL  # root->rwsem
+    allocated: bool = False  # slab
+
+
+@struct
+class stable_node:
+    """mm/ksm.c: what page->mapping of a KSM page points to."""
+
+    page: page_p = NULL  # page lock of the KSM page
+    rmap: list[anon_vma_chain] = field(default_factory=list)  # page lock: the places that were merged
+
+
+class vm(enum.IntFlag):
+    """VMA flags that the protocol reads."""
+
+    WRITE = 1
+    SHARED = 2
+    DONTCOPY = 4
+    LOCKED = 8
+    USERFAULT = 16
+    NONLINEAR = 32
+    MERGEABLE = 64
+    HUGEPAGE = 128
+
+
+@struct
+class vm_area_struct:
+    """A mapping: [vm_start, vm_end) of one mm."""
+
+    vm_mm: mm_struct = NULL  # const
+    vm_start: Annotated[int, Range(0, 31)] = 0  # mmap_sem
+    vm_end: Annotated[int, Range(0, 31)] = 0  # mmap_sem
+    vm_pgoff: Index = 0  # mmap_sem
+    vm_flags: Annotated[int, Range(0, 255)] = 0  # mmap_sem
+    anon_vma: anon_vma_p = NULL  # NULL -> x once: mmap_sem R + page_table_lock + rwsem W
+    anon_vma_chain: list[anon_vma_chain_p] = field(default_factory=list)  # mmap_sem + root->rwsem; newest first
+    vm_file: address_space = NULL  # const
+    allocated: bool = False  # slab
+
+
+@struct
+class address_space:
+    """A file's pages and the VMAs that map it: the contrast object of remap_file_pages (protocol.md A.6)."""
+
+    i_mmap: list[vm_area_struct] = field(default_factory=list)  # i_mmap_mutex: linear VMAs
+    i_mmap_nonlinear: list[vm_area_struct] = field(default_factory=list)  # i_mmap_mutex
+    i_mmap_mutex: rw_semaphore = field(default_factory=rw_semaphore)
+    pages: list[page | None] = field(default_factory=list)  # by file page
+
+
+@struct
+class page:
+    """struct page / folio: one physical page. `pfn` is its place in `machine.pages`."""
+
+    pfn: Annotated[int, Range(0, 31)] = 0  # const
+    mapping: anon_vma | stable_node | address_space = NULL  # page lock (+ see protocol.md D.3)
+    index: Index = 0  # page lock, as mapping
+    mapcount: atomic_t = field(default_factory=atomic_t)  # 0 = unmapped; PTL of the PTE that changes it
+    refcount: atomic_t = field(default_factory=atomic_t)
+    pincount: Annotated[int, Range(0, 3)] = 0  # FOLL_PIN users; since v5.7
+    locked: Owner = 0  # PG_locked
+    swapcache: swap_slot = NULL  # PG_swapcache + private: page lock
+    anon_exclusive: bool = False  # PageAnonExclusive: PTL; since v5.19
+    compound: bool = False  # part of a huge page; page lock / compound lock
+    lru: bool = False  # lru_lock
+    dirty: bool = False
+    referenced: bool = False  # ghost of PG_referenced
+    allocated: bool = False  # buddy
+    data: Content = 0  # the memory itself
+
+
+class PteKind(enum.IntEnum):
+    NONE = 0
+    PRESENT = 1
+    SWAP = 2
+    MIGRATION = 3
+    FILE = 4
+    HWPOISON = 5
+
+
+class pte_t(NamedTuple):
+    """A page-table entry. `special`: the zero page. A migration entry names the page in `page`."""
+
+    kind: PteKind = PteKind.NONE
+    page: page_p = NULL
+    slot: swap_slot = NULL
+    write: bool = False
+    dirty: bool = False
+    young: bool = False
+    special: bool = False
+    exclusive: bool = False
+
+
+class PmdKind(enum.IntEnum):
+    NONE = 0
+    TABLE = 1
+    HUGE = 2
+    SPLITTING = 3
+    HUGE_ZERO = 4
+    MIGRATION = 5
+
+
+class pmd_t(NamedTuple):
+    """A page-middle-directory entry: a table of PTEs or a huge page."""
+
+    kind: PmdKind = PmdKind.NONE
+    table: page_table = NULL
+    page: page_p = NULL
+    write: bool = False
+    dirty: bool = False
+    young: bool = False
+
+
+class tlb_t(NamedTuple):
+    """A translation that a CPU remembers; page None: none."""
+
+    page: page_p = NULL
+    write: bool = False
+
+
+@struct
+class pte_slot:
+    """Where a PTE lives: what a `pte_t *` points to."""
+
+    __embedded__ = True
+    pte: pte_t = pte_t()  # ptl of the table
+    table: page_table = NULL  # const
+
+
+@struct
+class pmd_slot:
+    """Where a PMD lives: what a `pmd_t *` points to."""
+
+    __embedded__ = True
+    pmd: pmd_t = pmd_t()  # page_table_lock (PMD lock since v3.13)
+    mm: mm_struct = NULL  # const
+
+
+@struct
+class page_table:
+    """A page of PTEs."""
+
+    ptl: spinlock_t = field(default_factory=spinlock_t)
+    pte: list[pte_slot] = field(default_factory=list)  # const list of slots
+    mm: mm_struct = NULL  # const
+    number: Annotated[int, Range(0, 31)] = 0  # const: its address, for lock order
+    allocated: bool = True
+
+
+@struct
+class mm_struct:
+    """An address space."""
+
+    mmap_sem: rw_semaphore = field(default_factory=rw_semaphore)
+    page_table_lock: spinlock_t = field(default_factory=spinlock_t)
+    pmd: list[pmd_slot] = field(default_factory=list)  # const list of slots
+    mmap: list[vm_area_struct] = field(default_factory=list)  # mmap_sem, in address order
+    deposited: list[page_table | None] = field(
+        default_factory=list
+    )  # page_table_lock; by PMD: pgtable_trans_huge_deposit
+    mmap_changing: Annotated[int, Range(0, 3)] = 0  # the userfaultfd context's counter; since v4.11
+
+
+@struct
+class swap_slot:
+    """One page of swap: its entry is its identity. `swap_map` counts swap PTEs, without the cache."""
+
+    swap_map: Annotated[int, Range(0, 7)] = 0  # swap lock
+    cache: page = NULL  # the swap cache: page lock + tree_lock
+    data: Content = 0  # what is on the device
+    lock: spinlock_t = field(default_factory=spinlock_t)  # one for all: machine.swap_lock
+
+
+@struct
+class register:
+    """A litmus register: what a thread's operation returned."""
+
+    value: Annotated[int, Range(-64, 63)] = 0
+
+
+# Names of types for fields that bear their type's name.
+anon_vma_p = anon_vma
+page_p = page
+anon_vma_chain_p = anon_vma_chain

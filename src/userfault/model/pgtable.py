@@ -1,0 +1,85 @@
+"""Page tables and TLBs: finding entries, their locks, and flushing."""
+
+from __future__ import annotations
+
+from .lang import atomic, wait_until
+from .machine import config, machine
+from .mm_types import (
+    mm_struct,
+    page_table,
+    pmd_slot,
+    pmd_t,
+    pte_slot,
+    pte_t,
+    spinlock_t,
+    tlb_t,
+    vm_area_struct,
+)
+
+
+def linear_page_index(vma: vm_area_struct, addr: int) -> int:
+    """include/linux/pagemap.h: the offset, in pages, that a page at `addr` (bytes) has in this VMA."""
+    return ((addr - vma.vm_start) >> config.PAGE_SHIFT) + vma.vm_pgoff
+
+
+def vma_address(vma: vm_area_struct, index: int) -> int:
+    """mm/internal.h __vma_address: where a page with this index lies in the VMA (bytes); -1 if outside."""
+    addr = vma.vm_start + ((index - vma.vm_pgoff) << config.PAGE_SHIFT)
+    if addr < vma.vm_start or addr >= vma.vm_end:
+        return -1
+    return addr
+
+
+def pmd_offset(mm: mm_struct, addr: int) -> pmd_slot:
+    """The PMD entry that covers an address."""
+    return mm.pmd[addr >> (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)]
+
+
+def pte_offset(table: page_table, addr: int) -> pte_slot:
+    """The PTE of an address in its table."""
+    return table.pte[(addr >> config.PAGE_SHIFT) & ((1 << config.HPAGE_PMD_ORDER) - 1)]
+
+
+def pte_lockptr(table: page_table) -> spinlock_t:
+    """include/linux/mm.h pte_lockptr, with split PTE locks."""
+    return table.ptl
+
+
+def pmd_lockptr(pmd: pmd_slot) -> spinlock_t:
+    """The lock of a PMD entry: mm->page_table_lock (before v3.13); one PMD page a process is what we model later too."""
+    return pmd.mm.page_table_lock
+
+
+@atomic
+def set_pte(ptep: pte_slot, pte: pte_t) -> None:
+    ptep.pte = pte
+
+
+@atomic
+def set_pmd(pmdp: pmd_slot, pmd: pmd_t) -> None:
+    pmdp.pmd = pmd
+
+
+@atomic
+def ptep_get_and_clear(ptep: pte_slot) -> pte_t:
+    """One atomic exchange: no accessed or dirty bit is lost."""
+    old = ptep.pte
+    ptep.pte = pte_t()
+    return old
+
+
+@atomic
+def flush_tlb_page(mm: mm_struct, addr: int) -> None:
+    """Forget the translation on every CPU, by IPI: waits for CPUs that have interrupts off (gup_fast)."""
+    for each in machine.cpus:
+        wait_until(not (each.irqs_off and each.mm is mm))
+    for each in machine.cpus:
+        if each.mm is mm:
+            each.tlb[addr >> config.PAGE_SHIFT] = tlb_t()
+
+
+def ptep_clear_flush(mm: mm_struct, addr: int, ptep: pte_slot) -> pte_t:
+    """mm/pgtable-generic.c ptep_clear_flush: clear, then flush; returns what was there."""
+    pte = ptep_get_and_clear(ptep)
+    flush_tlb_page(mm, addr)
+    return pte

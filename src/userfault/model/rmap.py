@@ -1,0 +1,380 @@
+"""mm/rmap.c: from a page to every PTE that maps it."""
+
+from __future__ import annotations
+
+from .catalogue import modelled
+from .era import era
+from .ghost import walk_begin, walk_end, walk_gained, walk_visit
+from .lang import READ_ONCE, atomic, check, reached
+from .locks import (
+    down_read,
+    down_read_trylock,
+    down_write,
+    rwsem_is_locked,
+    spin_lock,
+    spin_unlock,
+    up_read,
+    up_write,
+)
+from .mm_types import (
+    PmdKind,
+    PteKind,
+    anon_vma,
+    anon_vma_chain,
+    page,
+    pte_slot,
+    stable_node,
+    vm_area_struct,
+)
+from .pgtable import (
+    flush_tlb_page,
+    linear_page_index,
+    pmd_offset,
+    pte_lockptr,
+    pte_offset,
+    set_pte,
+    vma_address,
+)
+from .slab import (
+    anon_vma_chain_alloc,
+    anon_vma_chain_free,
+    atomic_dec_and_test,
+    atomic_inc,
+    atomic_inc_not_zero,
+    atomic_read,
+    kmem_cache_alloc_anon_vma,
+    kmem_cache_free_anon_vma,
+    rcu_read_lock,
+    rcu_read_unlock,
+)
+
+# -- locks and references ---------------------------------------------------------------------------------------------
+
+
+def anon_vma_lock_write(av: anon_vma) -> None:
+    down_write(av.root.rwsem)
+
+
+def anon_vma_unlock_write(av: anon_vma) -> None:
+    up_write(av.root.rwsem)
+
+
+def anon_vma_lock_read(av: anon_vma) -> None:
+    down_read(av.root.rwsem)
+
+
+def anon_vma_unlock_read(av: anon_vma) -> None:
+    up_read(av.root.rwsem)
+
+
+def PageAnon(p: page) -> bool:
+    """include/linux/page-flags.h: anonymous, KSM pages included."""
+    mapping = READ_ONCE(p.mapping)
+    return isinstance(mapping, anon_vma) or isinstance(mapping, stable_node)
+
+
+def page_mapped(p: page) -> bool:
+    return atomic_read(p.mapcount) != 0
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.4", steps=1)
+def anon_vma_free(av: anon_vma) -> None:
+    """Wait for walkers that hold the lock without a reference, then free.
+
+    The caller's atomic decrement is the barrier between "the page is unmapped" and this look at the lock.
+    """
+    if rwsem_is_locked(av.root.rwsem):
+        anon_vma_lock_write(av)
+        anon_vma_unlock_write(av)
+    kmem_cache_free_anon_vma(av)
+
+
+@modelled("mm/rmap.c", versions="v3.15 .. v6.8", section="C.4", steps=3)
+def __put_anon_vma(av: anon_vma) -> None:
+    """The last reference is gone: the child first, then its reference to the root (624483f3ea82)."""
+    root = av.root
+    anon_vma_free(av)
+    if root is not av and atomic_dec_and_test(root.refcount):
+        anon_vma_free(root)
+
+
+def put_anon_vma(av: anon_vma) -> None:
+    if atomic_dec_and_test(av.refcount):
+        __put_anon_vma(av)
+
+
+def get_anon_vma(av: anon_vma) -> None:
+    atomic_inc(av.refcount)
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.5", steps=7)
+def page_get_anon_vma(p: page) -> anon_vma | None:
+    """A reference to the page's anon_vma, which is not locked; since v6.2 folio_get_anon_vma."""
+    rcu_read_lock()
+    mapping = READ_ONCE(p.mapping)
+    if not isinstance(mapping, anon_vma):
+        rcu_read_unlock()
+        return None
+    if not page_mapped(p):
+        rcu_read_unlock()
+        return None
+    av = mapping
+    if not atomic_inc_not_zero(av.refcount):
+        rcu_read_unlock()
+        return None
+    # Still mapped: the reference is to the page's anon_vma. If not, the slot may have been freed and reused.
+    if not page_mapped(p):
+        rcu_read_unlock()
+        put_anon_vma(av)
+        return None
+    rcu_read_unlock()
+    return av
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.6", steps=11)
+def page_lock_anon_vma_read(p: page, try_lock: bool = False) -> anon_vma | None:
+    """The page's anon_vma, its root's rwsem held for reading; since v6.1 folio_lock_anon_vma_read.
+
+    try_lock: rwc->try_lock (since v6.0): give up instead of sleeping.
+    """
+    while True:
+        rcu_read_lock()
+        mapping = READ_ONCE(p.mapping)
+        if not isinstance(mapping, anon_vma):
+            rcu_read_unlock()
+            return None
+        if not page_mapped(p):
+            rcu_read_unlock()
+            return None
+        av = mapping
+        root = READ_ONCE(av.root)  # once: the slot may be recycled under us and get another root
+        if down_read_trylock(root.rwsem):
+            if era.recheck_on_fast_path and p.mapping is not mapping:
+                up_read(root.rwsem)
+                rcu_read_unlock()
+                continue
+            # Still mapped: the page keeps the anon_vma alive, and we hold its lock.
+            if not page_mapped(p):
+                up_read(root.rwsem)
+                rcu_read_unlock()
+                return None
+            rcu_read_unlock()
+            reached("walker took the fast path")
+            return av
+        if era.folios and try_lock:
+            rcu_read_unlock()
+            return None
+        # The lock is taken: sleep for it, which needs a reference instead of RCU.
+        if not atomic_inc_not_zero(av.refcount):
+            rcu_read_unlock()
+            return None
+        if not page_mapped(p):
+            rcu_read_unlock()
+            put_anon_vma(av)
+            return None
+        rcu_read_unlock()
+        anon_vma_lock_read(av)
+        if era.recheck_on_slow_path and p.mapping is not mapping:
+            anon_vma_unlock_read(av)
+            put_anon_vma(av)
+            continue
+        if atomic_dec_and_test(av.refcount):
+            # Oops, ours was the last reference. Not put_anon_vma under the lock: freeing waits for the lock.
+            anon_vma_unlock_read(av)
+            __put_anon_vma(av)
+            reached("walker held the last reference")
+            return None
+        reached("walker took the slow path")
+        return av
+
+
+def page_unlock_anon_vma_read(av: anon_vma) -> None:
+    anon_vma_unlock_read(av)
+
+
+# -- linking VMAs -----------------------------------------------------------------------------------------------------
+
+
+@atomic
+def anon_vma_chain_link(vma: vm_area_struct, avc: anon_vma_chain, av: anon_vma) -> None:
+    """One AVC into the VMA's list (newest first) and the anon_vma's tree, under the root's rwsem."""
+    avc.vma = vma
+    avc.anon_vma = av
+    vma.anon_vma_chain.insert(0, avc)
+    av.rb_root.append(avc)
+
+
+@modelled(
+    "mm/mmap.c",
+    versions="v3.10 .. v6.8",
+    section="C.1",
+    steps=1,
+    omits="mempolicy and flags that must match; only the neighbours in the same mm, as there",
+)
+def find_mergeable_anon_vma(vma: vm_area_struct) -> anon_vma | None:
+    """The anon_vma of an adjacent, compatible VMA that has only its own: sharing it keeps a later merge possible."""
+    for near in vma.vm_mm.mmap:
+        if near is vma or near.vm_flags != vma.vm_flags:
+            continue
+        touching = near.vm_end == vma.vm_start or vma.vm_end == near.vm_start
+        if touching and linear_page_index(near, vma.vm_start) == vma.vm_pgoff:
+            av = READ_ONCE(near.anon_vma)
+            if av is not None and len(near.anon_vma_chain) == 1:
+                return av
+    return None
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.1", steps=8)
+def anon_vma_prepare(vma: vm_area_struct) -> None:
+    """Give a VMA its anon_vma, once; the caller holds mmap_sem, for reading at least."""
+    if READ_ONCE(vma.anon_vma) is not None:
+        return
+    mm = vma.vm_mm
+    avc = anon_vma_chain_alloc()
+    allocated = False
+    av = find_mergeable_anon_vma(vma)
+    if av is None:
+        av = anon_vma_alloc()
+        if era.anon_vma_reuse:
+            av.num_children += 1  # a root counts itself: it is never reused
+        allocated = True
+    anon_vma_lock_write(av)
+    spin_lock(mm.page_table_lock)
+    linked = False
+    if vma.anon_vma is None:
+        vma.anon_vma = av
+        anon_vma_chain_link(vma, avc, av)
+        if era.anon_vma_reuse:
+            av.num_active_vmas += 1
+        linked = True
+    spin_unlock(mm.page_table_lock)
+    anon_vma_unlock_write(av)
+    if not linked:
+        if allocated:
+            put_anon_vma(av)
+        anon_vma_chain_free(avc)
+
+
+def anon_vma_alloc() -> anon_vma:
+    """A root: field by field, so that a lockless reader of a recycled slot may see any mixture (2.6.39's bug E-13)."""
+    av = kmem_cache_alloc_anon_vma()
+    av.refcount.counter = 1
+    if era.anon_vma_reuse:
+        av.num_children = 0
+        av.num_active_vmas = 0
+    av.parent = av
+    av.root = av
+    return av
+
+
+# -- mappings of a page -----------------------------------------------------------------------------------------------
+
+
+@atomic
+def page_mapcount_inc(p: page) -> bool:
+    """mc++; true if it was 0."""
+    first = p.mapcount.counter == 0
+    p.mapcount.counter += 1
+    walk_gained(p)
+    return first
+
+
+@atomic
+def page_mapcount_dec(p: page) -> bool:
+    """mc--; true if it is 0 now."""
+    check(p.mapcount.counter > 0, "accounting", "a page's mapcount fell below zero")
+    p.mapcount.counter -= 1
+    return p.mapcount.counter == 0
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.1", steps=3)
+def page_add_new_anon_rmap(p: page, vma: vm_area_struct, addr: int) -> None:
+    """A page that nobody knows yet becomes anonymous and mapped; PTL held. Since v6.1 folio_add_new_anon_rmap."""
+    av = vma.anon_vma
+    if era.folios:
+        p.mapping = av
+        p.index = linear_page_index(vma, addr)
+        page_mapcount_inc(p)
+        p.anon_exclusive = True
+    else:
+        page_mapcount_inc(p)
+        p.mapping = av
+        p.index = linear_page_index(vma, addr)
+    p.lru = True
+
+
+@modelled(
+    "mm/rmap.c",
+    versions="v3.10 .. v6.8",
+    section="C.4",
+    steps=1,
+    omits="clearing of mapping: like the kernel, mapping and index stay until the page is freed",
+)
+def page_remove_rmap(p: page) -> None:
+    page_mapcount_dec(p)
+
+
+# -- walks ------------------------------------------------------------------------------------------------------------
+
+
+@modelled(
+    "mm/rmap.c",
+    function="__page_check_address",
+    versions="v3.10 .. v4.9",
+    section="C.7",
+    steps=5,
+    omits="hugetlb",
+)
+def page_check_address(p: page, vma: vm_area_struct, addr: int, sync: bool) -> pte_slot | None:
+    """The PTE at this address if it maps the page, its PTL held; without `sync` an unlocked peek comes first."""
+    pmd = READ_ONCE(pmd_offset(vma.vm_mm, addr).pmd)
+    if pmd.kind != PmdKind.TABLE:
+        return None
+    ptep = pte_offset(pmd.table, addr)
+    if not sync and READ_ONCE(ptep.pte).kind != PteKind.PRESENT:
+        return None
+    spin_lock(pte_lockptr(pmd.table))
+    pte = ptep.pte
+    if pte.kind == PteKind.PRESENT and pte.page is p:
+        return ptep
+    spin_unlock(pte_lockptr(pmd.table))
+    return None
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=4, omits="VM_LOCKED (mlock) and hugetlb")
+def page_referenced_one(p: page, vma: vm_area_struct, addr: int) -> int:
+    """Test and clear the accessed bit of one mapping."""
+    ptep = page_check_address(p, vma, addr, False)
+    if ptep is None:
+        return 0
+    walk_visit()
+    young = ptep.pte.young
+    if young:
+        set_pte(ptep, ptep.pte._replace(young=False))
+        flush_tlb_page(vma.vm_mm, addr)
+    spin_unlock(pte_lockptr(ptep.table))
+    return 1 if young else 0
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=5, omits="memcg, which VMAs count")
+def page_referenced_anon(p: page) -> int:
+    """How many mappings were used since the last look; the page need not be locked (R4)."""
+    av = page_lock_anon_vma_read(p, era.folios)
+    if av is None:
+        return 0
+    walk_begin(p)
+    referenced = 0
+    mapcount = atomic_read(p.mapcount)
+    pgoff = p.index
+    for avc in av.rb_root:
+        vma = avc.vma
+        addr = vma_address(vma, pgoff)
+        if addr < 0:
+            continue
+        referenced += page_referenced_one(p, vma, addr)
+        mapcount -= 1
+        if mapcount == 0:
+            break
+    walk_end(p)
+    page_unlock_anon_vma_read(av)
+    return referenced

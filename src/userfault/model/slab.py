@@ -1,0 +1,239 @@
+"""Slab and page allocation, freeing, RCU, and the memory sanitizer of the model.
+
+The anon_vma cache is SLAB_TYPESAFE_BY_RCU (DESTROY_BY_RCU before v4.12): a freed slot may be handed out at once as another
+anon_vma, and it stops being an anon_vma at all only after an RCU grace period. So touching a freed slot is legal for a CPU
+whose RCU read section began before the free, and a use after free for everybody else: some run has the slab page returned.
+"""
+
+from __future__ import annotations
+
+from .lang import NULL, atomic, check, exhausted, ghost, raw, smp_processor_id
+from .machine import machine, new_anon_vma, new_page, this_cpu
+from .mm_types import anon_vma, anon_vma_chain, atomic_t, page, rw_semaphore, vm_area_struct
+
+
+@ghost
+def kasan_anon_vma(obj: anon_vma) -> None:
+    """An access to an anon_vma, or to the lock or counter within it (I2)."""
+    check(
+        obj.allocated or obj.rcu_old[smp_processor_id()],
+        "use_after_free",
+        "an anon_vma was touched after it was freed",
+    )
+
+
+@ghost
+def kasan_counter(obj: atomic_t) -> None:
+    if obj.within is not None:
+        kasan_anon_vma(obj.within)
+
+
+@ghost
+def kasan_rwsem(obj: rw_semaphore) -> None:
+    if obj.within is not None:
+        kasan_anon_vma(obj.within)
+
+
+anon_vma.__on_access__ = kasan_anon_vma  # type: ignore[attr-defined]
+atomic_t.__on_access__ = kasan_counter  # type: ignore[attr-defined]
+rw_semaphore.__on_access__ = kasan_rwsem  # type: ignore[attr-defined]
+
+
+@ghost
+def kasan_avc(obj: anon_vma_chain) -> None:
+    check(obj.allocated, "use_after_free", "an anon_vma_chain was touched after it was freed")
+
+
+@ghost
+def kasan_vma(obj: vm_area_struct) -> None:
+    check(obj.allocated, "use_after_free", "a vm_area_struct was touched after it was freed")
+
+
+anon_vma_chain.__on_access__ = kasan_avc  # type: ignore[attr-defined]
+vm_area_struct.__on_access__ = kasan_vma  # type: ignore[attr-defined]
+
+
+# -- RCU --------------------------------------------------------------------------------------------------------------
+
+
+@atomic
+def rcu_read_lock() -> None:
+    this_cpu().rcu_nesting += 1
+
+
+@atomic
+def rcu_read_unlock() -> None:
+    here = this_cpu()
+    check(here.rcu_nesting > 0, "lock_misuse", "rcu_read_unlock without rcu_read_lock")
+    here.rcu_nesting -= 1
+    if here.rcu_nesting == 0:
+        forget_old_slabs()
+
+
+@raw
+def forget_old_slabs() -> None:
+    """This CPU's RCU section is over: what was freed during it may now be gone."""
+    for each in machine.anon_vmas:
+        each.rcu_old[smp_processor_id()] = False
+
+
+# -- anon_vma slab ----------------------------------------------------------------------------------------------------
+
+
+@atomic
+@raw
+def kmem_cache_alloc_anon_vma() -> anon_vma:
+    """A free slot, which may be one that was freed a moment ago. Its fields are what the last user left (no constructor)."""
+    for each in machine.anon_vmas:
+        if not each.allocated:
+            each.allocated = True
+            for number in range(len(machine.cpus)):
+                each.rcu_old[number] = False
+            return each
+    exhausted("anon_vma")
+    fresh = new_anon_vma()
+    fresh.allocated = True
+    return fresh
+
+
+@atomic
+@raw
+def kmem_cache_free_anon_vma(obj: anon_vma) -> None:
+    """Free at once; readers that are in an RCU section now may still look."""
+    check(obj.allocated, "use_after_free", "an anon_vma was freed twice")
+    check(
+        obj.rwsem.writer == 0 and not any_reader(obj.rwsem),
+        "bad_free",
+        "an anon_vma was freed while its rwsem was held",
+    )
+    obj.allocated = False
+    for number in range(len(machine.cpus)):
+        obj.rcu_old[number] = machine.cpus[number].rcu_nesting > 0
+
+
+@ghost
+def any_reader(sem: rw_semaphore) -> bool:
+    return True in sem.readers
+
+
+@atomic
+@raw
+def anon_vma_chain_alloc() -> anon_vma_chain:
+    """mm/rmap.c anon_vma_chain_alloc."""
+    for each in machine.anon_vma_chains:
+        if not each.allocated:
+            each.allocated = True
+            return each
+    exhausted("anon_vma_chain")
+    fresh = anon_vma_chain_new()
+    return fresh
+
+
+def anon_vma_chain_new() -> anon_vma_chain:
+    made = anon_vma_chain(allocated=True)
+    machine.anon_vma_chains.append(made)
+    return made
+
+
+@atomic
+@raw
+def anon_vma_chain_free(avc: anon_vma_chain) -> None:
+    check(avc.allocated, "use_after_free", "an anon_vma_chain was freed twice")
+    avc.allocated = False
+    avc.vma = NULL
+    avc.anon_vma = NULL
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+@ghost
+def kasan_page(obj: page) -> None:
+    check(obj.allocated, "use_after_free", "a page was touched after it was freed")
+
+
+page.__on_access__ = kasan_page  # type: ignore[attr-defined]
+
+
+@atomic
+@raw
+def alloc_page() -> page:
+    """mm/page_alloc.c: one page with one reference, its contents whatever they were."""
+    for each in machine.pages:
+        if not each.allocated:
+            prep_new_page(each)
+            return each
+    exhausted("page")
+    fresh = new_page()
+    prep_new_page(fresh)
+    return fresh
+
+
+@raw
+def prep_new_page(each: page) -> None:
+    each.allocated = True
+    each.refcount.counter = 1
+
+
+@atomic
+@raw
+def free_page(each: page) -> None:
+    """mm/page_alloc.c free_pages_check: what may not be true of a page that is freed (I13)."""
+    check(each.allocated, "use_after_free", "a page was freed twice")
+    check(each.mapcount.counter == 0, "bad_free", "a page was freed while mapped")
+    check(each.locked == 0, "bad_free", "a page was freed while locked")
+    check(each.swapcache is None, "bad_free", "a page was freed while in the swap cache")
+    check(each.pincount == 0, "bad_free", "a page was freed while pinned")
+    each.mapping = NULL
+    each.lru = False
+    each.dirty = False
+    each.anon_exclusive = False
+    each.allocated = False
+
+
+@atomic
+def get_page(each: page) -> None:
+    """include/linux/mm.h get_page / folio_get."""
+    each.refcount.counter += 1
+
+
+@atomic
+def put_page_testzero(each: page) -> bool:
+    check(each.refcount.counter > 0, "refcount", "a page's reference count fell below zero")
+    each.refcount.counter -= 1
+    return each.refcount.counter == 0
+
+
+def put_page(each: page) -> None:
+    """mm/swap.c put_page / folio_put."""
+    if put_page_testzero(each):
+        free_page(each)
+
+
+# -- atomic_t ---------------------------------------------------------------------------------------------------------
+
+
+@atomic
+def atomic_read(v: atomic_t) -> int:
+    return v.counter
+
+
+@atomic
+def atomic_inc(v: atomic_t) -> None:
+    v.counter += 1
+
+
+@atomic
+def atomic_inc_not_zero(v: atomic_t) -> bool:
+    """Take a reference unless the last one is gone."""
+    if v.counter == 0:
+        return False
+    v.counter += 1
+    return True
+
+
+@atomic
+def atomic_dec_and_test(v: atomic_t) -> bool:
+    check(v.counter > 0, "refcount", "a counter fell below zero")
+    v.counter -= 1
+    return v.counter == 0
