@@ -79,6 +79,57 @@ def live_locals(code: list[ir.Instr]) -> dict[int, int]:
     return {pc: live[pc] for pc, instr in enumerate(code) if instr.step}
 
 
+def simplify(code: list[ir.Instr]) -> list[ir.Instr]:
+    """The same code without jumps to jumps and without what is never reached."""
+
+    def through(pc: int) -> int:
+        seen = 0
+        while code[pc].op is Op.JMP and not code[pc].step and seen < len(code):
+            pc = code[pc].base
+            seen += 1
+        return pc
+
+    place: dict[int, int] = {}
+    order: list[int] = []
+    work = [through(0)]
+    jumps: list[tuple[int, int]] = []
+    while work:
+        pc = work.pop()
+        while pc not in place:
+            place[pc] = len(order)
+            order.append(pc)
+            instr = code[pc]
+            if instr.op is Op.BR:
+                work.append(through(instr.lo))
+                work.append(through(instr.base))
+                break
+            if instr.op in (Op.END, Op.FAIL):
+                break
+            after = through(instr.base) if instr.op is Op.JMP else through(pc + 1)
+            if after in place:
+                # Falls into code that stands elsewhere.
+                jumps.append((len(order), after))
+                order.append(-1)
+                break
+            if instr.op is Op.JMP and not instr.step:  # pragma: no cover
+                raise AssertionError
+            pc = after
+    out: list[ir.Instr] = []
+    to = dict(jumps)
+    for at, pc in enumerate(order):
+        if pc < 0:
+            out.append(ir.Instr(Op.JMP, base=place[to[at]], source=out[-1].source))
+            continue
+        old = code[pc]
+        new = ir.Instr(old.op, old.d, old.a, old.b, old.base, old.lo, old.hi, old.step, old.source)
+        if new.op is Op.BR:
+            new.base, new.lo = place[through(old.base)], place[through(old.lo)]
+        elif new.op is Op.JMP:
+            new.base = place[through(old.base)]
+        out.append(new)
+    return out
+
+
 def bits(word: int) -> list[int]:
     """The members of a bit set."""
     out = []
@@ -94,7 +145,8 @@ def bound_locals(program: ir.Program) -> None:
 
     The engines report a value outside a range as a violation of `range`, so an unsound bound can't pass silently.
     """
-    for owner in [*program.threads, *program.invariants, *program.finals]:
+    owners: list[ir.Thread | ir.Spec] = [*program.threads, *program.invariants, *program.finals]
+    for owner in owners:
         _bound(program, owner.code, owner.locals)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from . import ir
-from .analysis import bound_locals
+from .analysis import bound_locals, simplify
 from .errors import CheckError, CompileError
 from .heap import Heap
 from .ir import Op
@@ -61,10 +61,14 @@ class ThreadSpec:
 
 @dataclass(frozen=True)
 class Val:
-    """A run-time value: its type and its operand (a local if >= 0, a constant if < 0)."""
+    """A run-time value: its type and its operand (a local if >= 0, a constant if < 0).
+
+    objects: of a reference read from a constant field, which objects it can name (None: any).
+    """
 
     type: Scalar | NoneT
     operand: int
+    objects: frozenset[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Frame:
     returns: int = 0
     loops: list[tuple[Label, Label]] = field(default_factory=list)
     raw: bool = False
+    sane: set[tuple[type, int]] = field(default_factory=set)
 
 
 class Unreachable(Exception):
@@ -173,11 +178,12 @@ def compile_program(
     for _ in range(40):
         unit = Unit(name, heap, written, substitute or {})
         unit.build(threads, invariants, finals)
-        if not unit.newly_written:
+        if not unit.stale:
+            owners: list[ir.Thread | ir.Spec] = [*unit.program.threads, *unit.program.invariants, *unit.program.finals]
+            for owner in owners:
+                owner.code = simplify(owner.code)
             bound_locals(unit.program)
             return unit.program
-        for key, objects in unit.newly_written.items():
-            written.setdefault(key, set()).update(objects)
     raise CheckError(f"{name}: the set of written fields does not settle")  # pragma: no cover
 
 
@@ -194,12 +200,14 @@ class Unit:
         self.program = ir.Program(name, [], [], [], [], [], [])
         self.heap = heap
         self.written = written
-        self.newly_written: Written = {}
         self.substitute = substitute
         self.bases: dict[tuple[type, str], int] = {}
         self.tables: dict[tuple[type, str], int] = {}
         self.source_ids: dict[tuple[str, int], int] = {}
         self.failure_ids: dict[ir.Failure, int] = {}
+        self.constants: dict[int, int] = {}
+        self.trusted: set[tuple[type, str, int]] = set()
+        self.stale = False
 
     def build(self, threads: Sequence[ThreadSpec], invariants: Sequence[Call], finals: Sequence[Call]) -> None:
         seen: list[tuple[object, int]] = []
@@ -226,13 +234,19 @@ class Unit:
     def is_written(self, struct: type, name: str, obj: int) -> bool:
         """obj: from 1, or 0 for "any of them"."""
         objects = self.written.get((struct, name))
-        if not objects:
-            return False
-        return obj == 0 or obj in objects or 0 in objects
+        if objects and (obj == 0 or obj in objects or 0 in objects):
+            return True
+        self.trusted.add((struct, name, obj))
+        return False
 
     def note_written(self, struct: type, name: str, obj: int) -> None:
-        if not self.is_written(struct, name, obj) or (obj == 0 and 0 not in self.written[struct, name]):
-            self.newly_written.setdefault((struct, name), set()).add(obj)
+        objects = self.written.setdefault((struct, name), set())
+        if obj in objects or 0 in objects:
+            return
+        # Known at once, so that the rest of this attempt is right already; what came before may have trusted otherwise.
+        objects.add(obj)
+        if (struct, name, 0) in self.trusted or (struct, name, obj) in self.trusted or (obj == 0 and any(key[0] is struct and key[1] == name for key in self.trusted)):
+            self.stale = True
 
     def length(self, struct: type, name: str, kind: Type) -> int:
         """Cells of one object's field: 1, a fixed list's length, or the room that a dynamic list may need."""
@@ -240,7 +254,7 @@ class Unit:
             return 1
         objects = self.heap.pools[struct]
         longest = max(len(getattr(obj, name)) for obj in objects)
-        if kind.dynamic and self.written.get((struct, name)):
+        if kind.dynamic and self.is_written(struct, name, 0):
             assert isinstance(kind.elem, RefT)
             return max(longest, sum(self.heap.count(cls) for cls in kind.elem.structs))
         return max(longest, 1)
@@ -269,7 +283,9 @@ class Unit:
             fixed = not self.is_written(struct, name, obj)
             for at in range(length):
                 init = self.initial(struct, name, kind, obj, at)
-                label = f"{self.heap.names[id(self.heap.pools[struct][obj - 1])]}.{name}"
+                label = self.heap.names[id(self.heap.pools[struct][obj - 1])]
+                if not (getattr(struct, "__embedded__", False) and next(iter(struct_fields(struct))) == name):
+                    label += f".{name}"
                 if isinstance(kind, ListT):
                     label += f"[{at}]"
                 if not lo <= init <= hi:
@@ -282,7 +298,11 @@ class Unit:
                         init,
                         show=lambda word, kind=scalar: self.heap.show(kind, word),  # type: ignore[misc]
                         thread_id=isinstance(scalar, IntT) and scalar.thread_id,
-                        per_thread=at + 1 if isinstance(kind, ListT) and kind.per_cpu else 0,
+                        per_thread=at + 1
+                        if isinstance(kind, ListT) and kind.per_cpu
+                        else obj
+                        if getattr(struct, "__per_cpu__", False)
+                        else 0,
                         owned=(isinstance(scalar, IntT) and scalar.owned) or (isinstance(kind, ListT) and kind.owned),
                     )
                 )
@@ -302,6 +322,13 @@ class Unit:
                 ]
             )
         return self.tables[key]
+
+    def constant(self, value: int) -> int:
+        """The operand for a constant."""
+        operand = self.constants.get(value)
+        if operand is None:
+            operand = self.constants[value] = self.program.const(value)
+        return operand
 
     def failure(self, property: str, message: str) -> int:
         key = ir.Failure(property, message)
@@ -339,15 +366,23 @@ class Body:
 
     # -- emission -----------------------------------------------------------------------------------------------------
 
-    def emit(self, op: Op, **fields: Any) -> ir.Instr:
-        instr = ir.Instr(op, source=self.sources[-1], **fields)
+    def emit(
+        self,
+        op: Op,
+        d: int = 0,
+        a: int = 0,
+        b: int = 0,
+        base: int = 0,
+        lo: int = 0,
+        hi: int = 0,
+        step: bool = False,
+    ) -> None:
         if not self.dead:
             if len(self.code) >= MAX_CODE:
                 raise CheckError(
                     f"{self.unit.program.name}: a thread needs over {MAX_CODE} instructions: does a loop unroll without end?"
                 )
-            self.code.append(instr)
-        return instr
+            self.code.append(ir.Instr(op, d, a, b, base, lo, hi, step, self.sources[-1]))
 
     def label(self, target: Label) -> None:
         """The label stands here; code after it can be reached if anybody jumps to it."""
@@ -400,7 +435,7 @@ class Body:
         return len(self.locals) - 1
 
     def const(self, kind: Scalar | NoneT, value: int) -> Val:
-        return Val(kind, self.unit.program.const(value))
+        return Val(kind, self.unit.constant(value))
 
     def value(self, val: Val) -> int:
         """The compile-time value of a constant."""
@@ -452,7 +487,7 @@ class Body:
             if not isinstance(val.type, RefT):
                 self.refuse(node, "an integer where a reference is expected", "a reference or None")
             if val.type.structs == kind.structs:
-                return Val(kind, val.operand)
+                return Val(kind, val.operand, val.objects)
             return self.rebase(val, val.type, kind, node)
         if isinstance(val.type, RefT | NoneT):
             self.refuse(node, "a reference where a number is expected", "a comparison such as `x is not None`")
@@ -477,7 +512,7 @@ class Body:
         self.emit(Op.MOV, d=out, a=val.operand)
         self.branch(Val(BOOL, val.operand), some, done)
         self.label(some)
-        self.emit(Op.ADD, d=out, a=val.operand, b=self.unit.program.const(shift))
+        self.emit(Op.ADD, d=out, a=val.operand, b=self.unit.constant(shift))
         self.label(done)
         return Val(want, out)
 
@@ -514,22 +549,26 @@ class Body:
         """Which struct's field this is, its type, and the object as an index into that struct's pool."""
         if not isinstance(obj.type, RefT):
             self.refuse(node, f"`.{name}` of something that is not a struct", "a field of a struct")
-        for cls in obj.type.structs:
+        union = obj.type
+        for cls in union.structs:
             kind = struct_fields(cls).get(name)
             if kind is not None:
-                if len(obj.type.structs) > 1:
-                    obj = self.binary(Op.SUB, obj, self.const(INT, self.heap.offset(obj.type, cls)), RefT((cls,)))
+                if len(union.structs) > 1:
+                    offset = self.const(INT, self.heap.offset(union, cls))
+                    obj = self.binary(Op.SUB, obj, offset, RefT((cls,)))
                 return cls, kind, obj
         self.refuse(
             node,
-            f"{' or '.join(c.__name__ for c in obj.type.structs)} has no field `{name}`",
+            f"{' or '.join(c.__name__ for c in union.structs)} has no field `{name}`",
             "a declared field",
         )
 
     def hook(self, struct: type, obj: Val, node: ast.AST) -> None:
         """A struct's `__on_access__` runs as part of every access to it (use after free)."""
         hook = struct.__dict__.get("__on_access__")
-        if hook is None or self.hooks or self.spec or any(f.raw for f in self.frames):
+        if hook is None or self.hooks or self.spec:
+            return
+        if any(f.raw or (struct, obj.operand) in f.sane for f in self.frames):
             return
         self.hooks += 1
         try:
@@ -551,18 +590,29 @@ class Body:
         if at is not None and at.operand < 0 and not 0 <= self.value(at) < length:
             self.fail("dereference", f"{struct.__name__}.{name}[{self.value(at)}] is outside the list")
             raise Unreachable
-        if not unit.is_written(struct, name, known):
-            if obj.operand < 0 and (at is None or at.operand < 0):
-                return self.const(scalar, unit.initial(struct, name, kind, known, self.value(at) if at else 0))
-            if not unit.written.get((struct, name)):
-                index, lo, hi, shift = self.address(struct, obj, at, length)
-                d = self.local(name, scalar)
-                table = unit.table(struct, name, kind)
-                self.emit(Op.LOADK, d=d, a=index.operand, base=table, lo=lo, hi=hi, b=shift)
-                return Val(scalar, d)
+        objects = [known] if known else sorted(obj.objects or range(1, self.heap.count(struct) + 1))
+        if not any(unit.is_written(struct, name, each) for each in objects):
+            if at is None or at.operand < 0:
+                place = self.value(at) if at else 0
+                values = {unit.initial(struct, name, kind, each, place) for each in objects}
+                if len(values) == 1:
+                    return self.const(scalar, values.pop())
+            else:
+                values = {unit.initial(struct, name, kind, each, i) for each in objects for i in range(length)}
+            index, lo, hi, shift = self.address(struct, obj, at, length)
+            d = self.local(name, scalar)
+            table = unit.table(struct, name, kind)
+            self.emit(Op.LOADK, d=d, a=index.operand, base=table, lo=lo, hi=hi, b=shift)
+            return Val(scalar, d, frozenset(values - {0}) if isinstance(scalar, RefT) else None)
         base = unit.base(struct, name, kind)
-        with self.one_step():
-            self.hook(struct, obj, node)
+        if not (self.atomic or self.ghost):
+            self.emit(Op.JMP, step=True, base=len(self.code) + 1)
+        if "__on_access__" in struct.__dict__:
+            self.atomic += 1
+            try:
+                self.hook(struct, obj, node)
+            finally:
+                self.atomic -= 1
         index, lo, hi, shift = self.address(struct, obj, at, length)
         d = self.local(name, scalar)
         self.emit(Op.LOAD, d=d, a=index.operand, base=base + shift, lo=lo, hi=hi)
@@ -580,8 +630,14 @@ class Body:
         if not self.dead:
             unit.note_written(struct, name, known)
         base = unit.base(struct, name, kind)
-        with self.one_step():
-            self.hook(struct, obj, node)
+        if not (self.atomic or self.ghost):
+            self.emit(Op.JMP, step=True, base=len(self.code) + 1)
+        if "__on_access__" in struct.__dict__:
+            self.atomic += 1
+            try:
+                self.hook(struct, obj, node)
+            finally:
+                self.atomic -= 1
         index, lo, hi, shift = self.address(struct, obj, at, length)
         self.emit(Op.STORE, a=index.operand, b=value.operand, base=base + shift, lo=lo, hi=hi)
 
@@ -628,7 +684,7 @@ class Body:
     def call_toplevel(self, call: Call) -> None:
         node = ast.parse("f()").body[0]
         args: list[Sym] = [Py(arg) for arg in call.args]
-        wrapper = Function(call.fn, call.fn.__name__, "", 1, [""], 0, ast.FunctionDef(), {}, {})
+        wrapper = Function(call.fn, call.fn.__name__, "", 1, [""], 0, ast.parse("def f(): pass").body[0], {}, {})  # type: ignore[arg-type]
         self.frames.append(Frame(wrapper, {}, Label()))
         try:
             result = self.call(call.fn, args, {}, node)
@@ -662,6 +718,8 @@ class Body:
         self.frames.append(frame)
         self.atomic += is_atomic
         self.ghost += is_ghost
+        if is_atomic:
+            self.sanitize_once(frame, node)
         self.block(function.node.body)
         self.atomic -= is_atomic
         self.ghost -= is_ghost
@@ -670,6 +728,21 @@ class Body:
         if self.dead:
             raise Unreachable
         return frame.result if frame.result is not None else Py(None)
+
+    def sanitize_once(self, frame: Frame, node: ast.AST) -> None:
+        """An atomic function's arguments can't be freed under it by others: look at them once."""
+        if frame.raw:
+            return
+        for sym in list(frame.env.values()):
+            if not isinstance(sym, Val) or sym.operand in self.mutable or not isinstance(sym.type, RefT):
+                continue
+            if len(sym.type.structs) == 1 and not sym.type.optional:
+                struct = sym.type.structs[0]
+                try:
+                    self.hook(struct, sym, node)
+                except Unreachable:
+                    return
+                frame.sane.add((struct, sym.operand))
 
     def bind(self, frame: Frame, args: list[Sym], kwargs: dict[str, Sym], node: ast.AST) -> None:
         function = frame.function
@@ -788,7 +861,7 @@ class Body:
             if function.file:
                 self.sources.append(self.unit.source(function, function.first_line + node.lineno - 1))
                 pushed = True
-        handler = getattr(self, "stmt_" + type(node).__name__.lower(), None)
+        handler = _STATEMENTS.get(type(node))
         if handler is None:
             self.refuse(
                 node,
@@ -796,7 +869,7 @@ class Body:
                 _INSTEAD.get(type(node).__name__, "assignments, if, while, for, return and calls"),
             )
         try:
-            handler(node)
+            handler(self, node)
         finally:
             if pushed:
                 self.sources.pop()
@@ -1069,7 +1142,7 @@ class Body:
         self.frames[-1].loops.pop()
         self.label(step)
         if not self.dead:
-            self.emit(Op.ADD, d=at.operand, a=at.operand, b=self.unit.program.const(1))
+            self.emit(Op.ADD, d=at.operand, a=at.operand, b=self.unit.constant(1))
         self.jump(top)
         self.label(end)
 
@@ -1156,14 +1229,14 @@ class Body:
         self.branch(cond, yes, no)
 
     def expr(self, node: ast.expr) -> Sym:
-        handler = getattr(self, "expr_" + type(node).__name__.lower(), None)
+        handler = _EXPRESSIONS.get(type(node))
         if handler is None:
             self.refuse(
                 node,
                 f"a {type(node).__name__} expression is outside the model's subset",
                 _INSTEAD.get(type(node).__name__, "names, fields, calls, arithmetic and comparisons"),
             )
-        result: Sym = handler(node)
+        result: Sym = handler(self, node)
         return result
 
     def expr_constant(self, node: ast.Constant) -> Sym:
@@ -1278,12 +1351,12 @@ class Body:
         known: list[int] = []
         self.label(yes)
         if not self.dead:
-            self.emit(Op.MOV, d=out, a=self.unit.program.const(1))
+            self.emit(Op.MOV, d=out, a=self.unit.constant(1))
             known.append(1)
             self.jump(end)
         self.label(no)
         if not self.dead:
-            self.emit(Op.MOV, d=out, a=self.unit.program.const(0))
+            self.emit(Op.MOV, d=out, a=self.unit.constant(0))
             known.append(0)
         self.label(end)
         if not known:
@@ -1476,7 +1549,7 @@ class Body:
                 self.branch(self.binary(Op.EQ, get(at), item, BOOL), hit, keep)
                 self.label(hit)
                 if not self.dead:
-                    self.emit(Op.MOV, d=found.operand, a=self.unit.program.const(1))
+                    self.emit(Op.MOV, d=found.operand, a=self.unit.constant(1))
                     put(at, get(at + 1) if at + 1 < length else self.const(kind.elem, 0))
                 self.label(keep)
             ok, bad = Label(), Label()
@@ -1616,6 +1689,15 @@ def _is_data(obj: Any) -> bool:
     """Can this Python object be a run-time value?"""
     return obj is None or isinstance(obj, int) or is_struct(type(obj)) or is_value(type(obj))
 
+
+def _handlers(prefix: str, base: type[ast.AST]) -> dict[type[ast.AST], Callable[[Body, Any], Any]]:
+    """Node type -> the method of Body that compiles it."""
+    methods = {name.removeprefix(prefix): fn for name, fn in vars(Body).items() if name.startswith(prefix)}
+    return {cls: methods[cls.__name__.lower()] for cls in base.__subclasses__() if cls.__name__.lower() in methods}
+
+
+_EXPRESSIONS = _handlers("expr_", ast.expr)
+_STATEMENTS = _handlers("stmt_", ast.stmt)
 
 _INSTEAD = {
     "Try": "error values, as the kernel does",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -249,7 +249,7 @@ class Machine:
         return None
 
 
-_ARITHMETIC = {
+_ARITHMETIC: dict[Op, Callable[[int, int], int]] = {
     Op.ADD: lambda a, b: a + b,
     Op.SUB: lambda a, b: a - b,
     Op.MUL: lambda a, b: a * b,
@@ -293,11 +293,9 @@ def explore(program: ir.Program, options: Options | None = None) -> Result:
                     move = Move(thread, choices)
                     if isinstance(after, Violation):
                         found: Failure | None = after.failure
-                        after_state = None
                     else:
                         if after in parents:
                             continue
-                        after_state = after
                         parents[after] = (state, move)
                         found = machine.broken(after)
                         if found is None:

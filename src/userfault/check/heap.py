@@ -24,22 +24,23 @@ class Heap:
     index: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        queue: list[Any] = list(self.roots)
+        queue: list[tuple[Any, str]] = [(root, "") for root in self.roots]
         at = 0
         while at < len(queue):
-            obj = queue[at]
+            obj, place = queue[at]
             at += 1
-            if obj is None or isinstance(obj, int | str):
+            if obj is None or isinstance(obj, int | str | bytes):
                 continue
             if isinstance(obj, list | tuple):
-                queue.extend(obj)
+                queue += [(item, f"{place}[{number}]") for number, item in enumerate(obj)]
                 continue
             if is_struct(type(obj)) and id(obj) not in self.index:
                 pool = self.pools.setdefault(type(obj), [])
                 pool.append(obj)
                 self.index[id(obj)] = len(pool)
-                self.names.setdefault(id(obj), getattr(obj, "name", "") or f"{type(obj).__name__}{len(pool) - 1}")
-                queue.extend(getattr(obj, name) for name in struct_fields(type(obj)))
+                embedded = place if getattr(type(obj), "__embedded__", False) else ""
+                name = self.names.setdefault(id(obj), embedded or f"{type(obj).__name__}{len(pool) - 1}")
+                queue += [(getattr(obj, field), f"{name}.{field}") for field in struct_fields(type(obj))]
 
     def count(self, cls: type) -> int:
         return len(self.pools.get(cls, ()))

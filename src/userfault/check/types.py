@@ -126,7 +126,7 @@ def from_hint(hint: Any, where: str) -> Type:
 
 
 @cache
-def struct_fields(cls: type) -> dict[str, Type]:
+def struct_fields(cls: Any) -> dict[str, Type]:
     """The fields of a struct that the checker sees: annotated, public, of a type it knows."""
     hints = get_type_hints(cls, include_extras=True)
     fields: dict[str, Type] = {}
@@ -138,10 +138,10 @@ def struct_fields(cls: type) -> dict[str, Type]:
 
 
 @cache
-def value_hints(cls: type) -> dict[str, Scalar]:
+def value_hints(cls: Any) -> dict[str, Scalar]:
     hints = get_type_hints(cls, include_extras=True)
     out: dict[str, Scalar] = {}
-    for name in cls._fields:  # type: ignore[attr-defined]
+    for name in cls._fields:
         kind = from_hint(hints[name], f"{cls.__name__}.{name}")
         if isinstance(kind, ListT | NoneT):
             raise CheckError(f"{cls.__name__}.{name}: a value type can't hold a list")
