@@ -140,8 +140,12 @@ def bits(word: int) -> list[int]:
     return out
 
 
+UNDECLARED = (-128, 127)
+"""The range of an integer of which nothing is declared."""
+
+
 def bound_locals(program: ir.Program) -> None:
-    """Narrow the ranges of locals to what their definitions can give; a loop's counter keeps its declared range.
+    """Narrow the ranges of integers without a declared one to what their definitions can give.
 
     The engines report a value outside a range as a violation of `range`, so an unsound bound can't pass silently.
     """
@@ -151,7 +155,9 @@ def bound_locals(program: ir.Program) -> None:
 
 
 def _bound(program: ir.Program, code: list[ir.Instr], variables: list[ir.Local]) -> None:
-    known: list[tuple[int, int] | None] = [None] * len(variables)
+    known: list[tuple[int, int] | None] = [
+        None if (local.lo, local.hi) == UNDECLARED else (local.lo, local.hi) for local in variables
+    ]
     rounds = [0] * len(variables)
 
     def of(operand: int) -> tuple[int, int] | None:
@@ -160,13 +166,11 @@ def _bound(program: ir.Program, code: list[ir.Instr], variables: list[ir.Local])
             return value, value
         return known[operand]
 
+    open_ended = [(d, instr) for instr in code if (d := defines(instr)) >= 0 and known[d] is None]
     changed = True
     while changed:
         changed = False
-        for instr in code:
-            d = defines(instr)
-            if d < 0:
-                continue
+        for d, instr in open_ended:
             now = _result(program, instr, of)
             if now is None:
                 continue

@@ -12,6 +12,7 @@ import enum
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 from . import ir
@@ -19,7 +20,7 @@ from .analysis import bound_locals, simplify
 from .errors import CheckError, CompileError
 from .heap import Heap
 from .ir import Op
-from .source import Function, parse
+from .source import NO_DEFAULT, Function, parse
 from .types import (
     BOOL,
     INT,
@@ -206,8 +207,11 @@ class Unit:
         self.source_ids: dict[tuple[str, int], int] = {}
         self.failure_ids: dict[ir.Failure, int] = {}
         self.constants: dict[int, int] = {}
+        self.kinds: dict[Scalar | NoneT, tuple[int, int, Callable[[int], str], bool]] = {}
         self.trusted: set[tuple[type, str, int]] = set()
         self.stale = False
+        self.lengths: dict[tuple[type, str, bool], int] = {}
+        self.starts: dict[tuple[type, str, tuple[int, ...] | None, int | None], frozenset[int]] = {}
 
     def build(self, threads: Sequence[ThreadSpec], invariants: Sequence[Call], finals: Sequence[Call]) -> None:
         seen: list[tuple[object, int]] = []
@@ -245,19 +249,43 @@ class Unit:
             return
         # Known at once, so that the rest of this attempt is right already; what came before may have trusted otherwise.
         objects.add(obj)
-        if (struct, name, 0) in self.trusted or (struct, name, obj) in self.trusted or (obj == 0 and any(key[0] is struct and key[1] == name for key in self.trusted)):
+        keys = range(self.heap.count(struct) + 1) if obj == 0 else (0, obj)
+        if any((struct, name, each) in self.trusted for each in keys):
             self.stale = True
+
+    def is_constant(self, struct: type, name: str, objects: tuple[int, ...] | None) -> bool:
+        """Does nobody write the field of any of these objects (None: of any object)?"""
+        if objects is None:
+            return not self.is_written(struct, name, 0)
+        if not self.written.get((struct, name)):
+            self.trusted.update((struct, name, each) for each in objects)
+            return True
+        return not any(self.is_written(struct, name, each) for each in objects)
+
+    def initials(
+        self, struct: type, name: str, kind: Type, objects: tuple[int, ...] | None, place: int | None
+    ) -> frozenset[int]:
+        """The initial values of a field; place: of a list (None: not a list, -1: any)."""
+        key = (struct, name, objects, place)
+        if key not in self.starts:
+            where = range(self.length(struct, name, kind)) if place == -1 else (place or 0,)
+            chosen = objects or range(1, self.heap.count(struct) + 1)
+            self.starts[key] = frozenset(self.initial(struct, name, kind, obj, at) for obj in chosen for at in where)
+        return self.starts[key]
 
     def length(self, struct: type, name: str, kind: Type) -> int:
         """Cells of one object's field: 1, a fixed list's length, or the room that a dynamic list may need."""
         if not isinstance(kind, ListT):
             return 1
-        objects = self.heap.pools[struct]
-        longest = max(len(getattr(obj, name)) for obj in objects)
-        if kind.dynamic and self.is_written(struct, name, 0):
-            assert isinstance(kind.elem, RefT)
-            return max(longest, sum(self.heap.count(cls) for cls in kind.elem.structs))
-        return max(longest, 1)
+        grows = kind.dynamic and self.is_written(struct, name, 0)
+        key = (struct, name, grows)
+        if key not in self.lengths:
+            longest = max(len(getattr(obj, name)) for obj in self.heap.pools[struct])
+            if grows:
+                assert isinstance(kind.elem, RefT)
+                longest = max(longest, sum(self.heap.count(cls) for cls in kind.elem.structs))
+            self.lengths[key] = max(longest, 1)
+        return self.lengths[key]
 
     def initial(self, struct: type, name: str, kind: Type, obj: int, at: int) -> int:
         """Encoded initial value; obj from 1."""
@@ -323,6 +351,19 @@ class Unit:
             )
         return self.tables[key]
 
+    def traits(self, kind: Scalar | NoneT) -> tuple[int, int, Callable[[int], str], bool]:
+        """What a local of this type is declared with."""
+        known = self.kinds.get(kind)
+        if known is None:
+            if isinstance(kind, NoneT):
+                known = (0, 0, str, False)
+            else:
+                lo, hi = self.heap.bounds(kind)
+                show = partial(self.heap.show, kind)
+                known = (lo, hi, show, isinstance(kind, IntT) and kind.thread_id)
+            self.kinds[kind] = known
+        return known
+
     def constant(self, value: int) -> int:
         """The operand for a constant."""
         operand = self.constants.get(value)
@@ -379,8 +420,9 @@ class Body:
     ) -> None:
         if not self.dead:
             if len(self.code) >= MAX_CODE:
+                name = self.unit.program.name
                 raise CheckError(
-                    f"{self.unit.program.name}: a thread needs over {MAX_CODE} instructions: does a loop unroll without end?"
+                    f"{name}: a thread needs over {MAX_CODE} instructions: does a loop unroll without end?"
                 )
             self.code.append(ir.Instr(op, d, a, b, base, lo, hi, step, self.sources[-1]))
 
@@ -419,19 +461,9 @@ class Body:
             setattr(self.code[at], slot, target.at)
         return self.code
 
-    def local(self, name: str, kind: Type) -> int:
-        lo, hi = (0, 0) if isinstance(kind, ListT | NoneT) else self.heap.bounds(kind)
-        self.locals.append(
-            ir.Local(
-                name,
-                lo,
-                hi,
-                show=(lambda word, kind=kind: self.heap.show(kind, word))  # type: ignore[misc]
-                if not isinstance(kind, ListT | NoneT)
-                else str,
-                thread_id=isinstance(kind, IntT) and kind.thread_id,
-            )
-        )
+    def local(self, name: str, kind: Scalar | NoneT) -> int:
+        lo, hi, show, thread_id = self.unit.traits(kind)
+        self.locals.append(ir.Local(name, lo, hi, show, thread_id))
         return len(self.locals) - 1
 
     def const(self, kind: Scalar | NoneT, value: int) -> Val:
@@ -479,7 +511,7 @@ class Body:
             val = self.lift(val, node)
         if not isinstance(val, Val):
             self.refuse(node, "this is not a single value", "an int, a bool, a reference or a value type")
-        if isinstance(kind, NoneT) or isinstance(kind, ListT):
+        if isinstance(kind, NoneT | ListT):
             return val
         if isinstance(kind, RefT):
             if isinstance(val.type, NoneT):
@@ -590,20 +622,17 @@ class Body:
         if at is not None and at.operand < 0 and not 0 <= self.value(at) < length:
             self.fail("dereference", f"{struct.__name__}.{name}[{self.value(at)}] is outside the list")
             raise Unreachable
-        objects = [known] if known else sorted(obj.objects or range(1, self.heap.count(struct) + 1))
-        if not any(unit.is_written(struct, name, each) for each in objects):
-            if at is None or at.operand < 0:
-                place = self.value(at) if at else 0
-                values = {unit.initial(struct, name, kind, each, place) for each in objects}
-                if len(values) == 1:
-                    return self.const(scalar, values.pop())
-            else:
-                values = {unit.initial(struct, name, kind, each, i) for each in objects for i in range(length)}
+        objects = (known,) if known else tuple(sorted(obj.objects)) if obj.objects else None
+        if unit.is_constant(struct, name, objects):
+            place = None if at is None else self.value(at) if at.operand < 0 else -1
+            values = unit.initials(struct, name, kind, objects, place)
+            if len(values) == 1 and place != -1:
+                return self.const(scalar, next(iter(values)))
             index, lo, hi, shift = self.address(struct, obj, at, length)
             d = self.local(name, scalar)
             table = unit.table(struct, name, kind)
             self.emit(Op.LOADK, d=d, a=index.operand, base=table, lo=lo, hi=hi, b=shift)
-            return Val(scalar, d, frozenset(values - {0}) if isinstance(scalar, RefT) else None)
+            return Val(scalar, d, values - {0} if isinstance(scalar, RefT) else None)
         base = unit.base(struct, name, kind)
         if not (self.atomic or self.ghost):
             self.emit(Op.JMP, step=True, base=len(self.code) + 1)
@@ -746,42 +775,24 @@ class Body:
 
     def bind(self, frame: Frame, args: list[Sym], kwargs: dict[str, Sym], node: ast.AST) -> None:
         function = frame.function
-        spec = function.node.args
-        if spec.vararg or spec.kwarg or spec.posonlyargs:
-            self.refuse(node, f"{function.name} has * or / parameters", "plain parameters")
-        names = [arg.arg for arg in spec.args]
-        given: dict[str, Sym] = dict(zip(names, args, strict=False))
-        given.update(kwargs)
-        defaults = dict(zip(names[len(names) - len(spec.defaults) :], spec.defaults, strict=True))
-        defaults.update(
-            {arg.arg: value for arg, value in zip(spec.kwonlyargs, spec.kw_defaults, strict=True) if value is not None}
-        )
-        for name in [*names, *(arg.arg for arg in spec.kwonlyargs)]:
-            if name in given:
-                sym = given[name]
-            elif name in defaults and isinstance(defaults[name], ast.Constant):
-                sym = Py(defaults[name].value)  # type: ignore[attr-defined]
-            elif name in defaults:
-                sym = Py(eval(compile(ast.Expression(defaults[name]), "<default>", "eval"), function.scope))
+        if function.variadic or len(args) > len(function.params):
+            self.refuse(
+                node, f"{function.name} is called with too many arguments, or has * parameters", "its parameters"
+            )
+        for at, (name, kind, default) in enumerate(function.params):
+            if at < len(args):
+                sym = args[at]
+            elif name in kwargs:
+                sym = kwargs[name]
+            elif default is not NO_DEFAULT:
+                sym = Py(default)
             else:
                 self.refuse(node, f"{function.name} needs the argument `{name}`", f"{function.name}(..., {name}=...)")
-            hint = function.hints.get(name)
-            if hint is not None and isinstance(sym, Val | Py) and not (isinstance(sym, Py) and not _is_data(sym.obj)):
-                kind = self.hint_type(hint, function)
-                if kind is not None and not isinstance(kind, ListT):
-                    if isinstance(sym, Py) and is_struct(type(sym.obj)) and not isinstance(kind, RefT):
-                        pass
-                    else:
-                        sym = self.convert(sym, kind, node)
+            if kind is not None and not isinstance(kind, ListT) and (type(sym) is Val or _is_data_sym(sym)):
+                sym = self.convert(sym, kind, node)
             if name in function.assigned and isinstance(sym, Val):
                 sym = self.variable(name, sym)
             frame.env[name] = sym
-
-    def hint_type(self, hint: Any, function: Function) -> Type | None:
-        try:
-            return from_hint(hint, function.name)
-        except CheckError:
-            return None
 
     def variable(self, name: str, value: Val) -> Val:
         """A mutable variable initialised with a value."""
@@ -887,41 +898,37 @@ class Body:
         result: Sym = Py(None) if node.value is None else self.expr(node.value)
         if self.dead:
             return
-        last = frame.function.node.body[-1] is node and not frame.returns
-        hint = frame.function.hints.get("return")
-        if last:
-            if (isinstance(result, Val) and result.operand < 0) or not isinstance(result, Val):
-                frame.result = self.typed_result(result, hint, frame, node)
-            else:
-                frame.result = self.typed_result(result, hint, frame, node)
+        kind = frame.function.kinds.get("return")
+        typed = self.typed_result(result, kind, frame, node)
+        if frame.function.node.body[-1] is node and not frame.returns:
+            frame.result = typed
             return
         frame.returns += 1
         if frame.result is None:
-            frame.result = self.result_slots(self.typed_result(result, hint, frame, node), hint, frame, node)
-        self.move(frame.result, self.typed_result(result, hint, frame, node), node)
+            frame.result = self.result_slots(typed, frame, node)
+        self.move(frame.result, typed, node)
         self.jump(frame.exit)
 
-    def typed_result(self, result: Sym, hint: Any, frame: Frame, node: ast.AST) -> Sym:
+    def typed_result(self, result: Sym, kind: Type | None, frame: Frame, node: ast.AST) -> Sym:
         """The result as the return annotation says (so that None and references meet in one type)."""
-        if hint is None or isinstance(result, Place) or (isinstance(result, Py) and not _is_data(result.obj)):
-            return result
         if isinstance(result, Tup):
-            args = getattr(hint, "__args__", ())
+            kinds = frame.function.return_kinds
             return Tup(
                 tuple(
-                    self.typed_result(item, args[i] if i < len(args) else None, frame, node)
-                    for i, item in enumerate(result.items)
+                    self.typed_result(item, kinds[at] if at < len(kinds) else None, frame, node)
+                    for at, item in enumerate(result.items)
                 )
             )
-        kind = self.hint_type(hint, frame.function)
-        if kind is None or isinstance(kind, NoneT | ListT):
+        if kind is None or isinstance(kind, NoneT | ListT) or isinstance(result, Place):
+            return result
+        if isinstance(result, Py) and not _is_data(result.obj):
             return result
         return self.convert(result, kind, node)
 
-    def result_slots(self, shape: Sym, hint: Any, frame: Frame, node: ast.AST) -> Sym:
+    def result_slots(self, shape: Sym, frame: Frame, node: ast.AST) -> Sym:
         """Variables to return through, of the shape of the first result."""
         if isinstance(shape, Tup):
-            return Tup(tuple(self.result_slots(item, None, frame, node) for item in shape.items))
+            return Tup(tuple(self.result_slots(item, frame, node) for item in shape.items))
         if isinstance(shape, Py) and shape.obj is None:
             return shape
         if isinstance(shape, Py):
@@ -1683,6 +1690,10 @@ def from_hint_int(cls: type[enum.IntEnum]) -> IntT:
     kind = from_hint(cls, cls.__name__)
     assert isinstance(kind, IntT)
     return kind
+
+
+def _is_data_sym(sym: Sym) -> bool:
+    return isinstance(sym, Py) and _is_data(sym.obj)
 
 
 def _is_data(obj: Any) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .analysis import UNDECLARED
 from .errors import CheckError
 from .types import IntT, ListT, NoneT, RefT, Scalar, Type, ValT, is_struct, struct_fields, value_hints
 
@@ -60,7 +61,7 @@ class Heap:
             if kind.thread_id:
                 return 0, self.cpu_count
             if kind.lo is None or kind.hi is None:
-                return -128, 127
+                return UNDECLARED
             return kind.lo, kind.hi
         if isinstance(kind, RefT):
             return 0, sum(self.count(cls) for cls in kind.structs)

@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from .errors import CheckError
+from .types import Type, from_hint
+
+
+NO_DEFAULT = object()
 
 
 @dataclass(slots=True)
@@ -30,6 +34,10 @@ class Function:
     scope: dict[str, Any]
     direct: frozenset[str] = frozenset()
     assigned: frozenset[str] = frozenset()
+    kinds: dict[str, Type | None] = field(default_factory=dict)
+    return_kinds: tuple[Type | None, ...] = ()
+    params: tuple[tuple[str, Type | None, Any], ...] = ()
+    variadic: bool = False
 
     def text(self, line: int) -> str:
         return self.lines[line - self.first_line] if 0 <= line - self.first_line < len(self.lines) else ""
@@ -72,7 +80,23 @@ def parse(fn: Callable[..., Any]) -> Function:
         scope.update(
             {name: cell.cell_contents for name, cell in zip(fn.__code__.co_freevars, fn.__closure__, strict=True)}
         )
+    hints = get_type_hints(fn, include_extras=True)
+    spec = node.args
+    parameters = inspect.signature(fn).parameters
     return Function(
+        params=tuple(
+            (
+                arg.arg,
+                _kind(hints[arg.arg], fn.__name__) if arg.arg in hints else None,
+                parameters[arg.arg].default
+                if parameters[arg.arg].default is not inspect.Parameter.empty
+                else NO_DEFAULT,
+            )
+            for arg in [*spec.args, *spec.kwonlyargs]
+        ),
+        variadic=bool(spec.vararg or spec.kwarg or spec.posonlyargs),
+        return_kinds=tuple(_kind(arg, fn.__name__) for arg in getattr(hints.get("return"), "__args__", ())),
+        kinds={name: _kind(hint, fn.__name__) for name, hint in hints.items()},
         fn=fn,
         name=fn.__name__,
         file=_short(file),
@@ -80,11 +104,19 @@ def parse(fn: Callable[..., Any]) -> Function:
         lines=lines,
         indent=indent,
         node=node,
-        hints=get_type_hints(fn, include_extras=True),
+        hints=hints,
         scope=scope,
         direct=direct,
         assigned=frozenset(name for name, use in uses.items() if use.stores),
     )
+
+
+def _kind(hint: Any, where: str) -> Type | None:
+    """The type of an annotation, or None where it is not one of a single value."""
+    try:
+        return from_hint(hint, where)
+    except CheckError:
+        return None
 
 
 def _short(file: str) -> str:
@@ -118,10 +150,10 @@ def _collect(node: ast.FunctionDef) -> dict[str, _Uses]:
                 visit(tree.target, inner)
             else:
                 visit(tree.test, inner)
-            for child in tree.body:
-                visit(child, inner)
-            for child in tree.orelse:
-                visit(child, loops)
+            for statement in tree.body:
+                visit(statement, inner)
+            for statement in tree.orelse:
+                visit(statement, loops)
             return
         for child in ast.iter_child_nodes(tree):
             visit(child, loops)

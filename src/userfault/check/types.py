@@ -125,9 +125,17 @@ def from_hint(hint: Any, where: str) -> Type:
     )
 
 
-@cache
-def struct_fields(cls: Any) -> dict[str, Type]:
-    """The fields of a struct that the checker sees: annotated, public, of a type it knows."""
+_FIELDS: dict[type, dict[str, Type]] = {}
+
+
+def struct_fields(cls: type) -> dict[str, Type]:
+    """The fields of a struct that the checker sees: annotated, of a type it knows."""
+    if cls not in _FIELDS:
+        _FIELDS[cls] = _struct_fields(cls)
+    return _FIELDS[cls]
+
+
+def _struct_fields(cls: type) -> dict[str, Type]:
     hints = get_type_hints(cls, include_extras=True)
     fields: dict[str, Type] = {}
     for name, hint in hints.items():
