@@ -626,13 +626,17 @@ class Body:
         if unit.is_constant(struct, name, objects):
             place = None if at is None else self.value(at) if at.operand < 0 else -1
             values = unit.initials(struct, name, kind, objects, place)
-            if len(values) == 1 and place != -1:
-                return self.const(scalar, next(iter(values)))
+            fixed = self.const(scalar, next(iter(values))) if len(values) == 1 and place != -1 else None
+            if fixed is not None and objects is not None:
+                return fixed
+            # Even where the value is known, the pointer may be NULL: the look-up finds out.
             index, lo, hi, shift = self.address(struct, obj, at, length)
             d = self.local(name, scalar)
-            table = unit.table(struct, name, kind)
-            self.emit(Op.LOADK, d=d, a=index.operand, base=table, lo=lo, hi=hi, b=shift)
-            return Val(scalar, d, values - {0} if isinstance(scalar, RefT) else None)
+            self.emit(Op.LOADK, d=d, a=index.operand, base=unit.table(struct, name, kind), lo=lo, hi=hi, b=shift)
+            if fixed is not None:
+                return fixed
+            never_null = isinstance(scalar, RefT) and 0 not in values
+            return Val(scalar, d, values if never_null else None)
         base = unit.base(struct, name, kind)
         if not (self.atomic or self.ghost):
             self.emit(Op.JMP, step=True, base=len(self.code) + 1)
@@ -1515,6 +1519,8 @@ class Body:
     def change_list(self, place: Place, method: str, args: list[Sym], node: ast.AST) -> None:
         kind = place.type
         assert isinstance(kind.elem, RefT)
+        if method not in ("append", "insert", "remove"):
+            self.refuse(node, f"`.{method}` of a list", "append, insert(0, x), remove, `in`, len or a for loop")
         length = self.unit.length(place.struct, place.field, kind)
         places = [self.const(INT, at) for at in range(length)]
         item = self.convert(args[-1], kind.elem, node)
@@ -1546,7 +1552,7 @@ class Body:
             for at in range(length - 1, 0, -1):
                 put(at, get(at - 1))
             put(0, item)
-        elif method == "remove":
+        else:
             found = self.variable("found", self.const(BOOL, 0))
             for at in range(length):
                 hit, keep, test = Label(), Label(), Label()
@@ -1565,8 +1571,6 @@ class Body:
             if not self.dead:
                 self.fail("dereference", f"removing from {place.field} what is not in it")
             self.label(ok)
-        else:
-            self.refuse(node, f"`.{method}` of a list", "append, insert(0, x), remove, `in`, len or a for loop")
         self.label(done)
 
     def expr_call(self, node: ast.Call) -> Sym:

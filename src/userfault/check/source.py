@@ -15,7 +15,6 @@ from typing import Any, get_type_hints
 from .errors import CheckError
 from .types import Type, from_hint
 
-
 NO_DEFAULT = object()
 
 
