@@ -174,64 +174,103 @@ def compile_program(
             args += [*call.args, *(call.into[:1] if call.into else ())]
     for call in [*invariants, *finals]:
         args += call.args
-    heap = Heap(args, len(threads), dict(names or {}))
-    written: Written = {}
-    for _ in range(40):
-        unit = Unit(name, heap, written, substitute or {})
-        unit.build(threads, invariants, finals)
-        if not unit.stale:
-            owners: list[ir.Thread | ir.Spec] = [*unit.program.threads, *unit.program.invariants, *unit.program.finals]
-            for owner in owners:
-                owner.code = simplify(owner.code)
-            bound_locals(unit.program)
-            return unit.program
-    raise CheckError(f"{name}: the set of written fields does not settle")  # pragma: no cover
+    unit = Unit(name, Heap(args, len(threads), dict(names or {})), substitute or {})
+    return unit.build(threads, invariants, finals)
 
 
 class Unit:
-    """One attempt at compiling a program, given what is assumed to be written."""
+    """A program while it is compiled: what its bodies share.
 
-    def __init__(
-        self,
-        name: str,
-        heap: Heap,
-        written: Written,
-        substitute: dict[Callable[..., Any], Callable[..., Any]],
-    ) -> None:
+    A body is compiled on the assumption that what nobody was seen to write is constant, and notes what it trusted. When
+    another body turns out to write such a field, it is compiled again, until no body trusts what is written.
+    """
+
+    def __init__(self, name: str, heap: Heap, substitute: dict[Callable[..., Any], Callable[..., Any]]) -> None:
         self.program = ir.Program(name, [], [], [], [], [], [])
         self.heap = heap
-        self.written = written
+        self.written: Written = {}
+        self.trusted: set[tuple[type, str, int]] = set()
         self.substitute = substitute
+        self.fields: dict[tuple[type, str], int] = {}
         self.bases: dict[tuple[type, str], int] = {}
         self.tables: dict[tuple[type, str], int] = {}
         self.source_ids: dict[tuple[str, int], int] = {}
         self.failure_ids: dict[ir.Failure, int] = {}
         self.constants: dict[int, int] = {}
         self.kinds: dict[Scalar | NoneT, tuple[int, int, Callable[[int], str], bool]] = {}
-        self.trusted: set[tuple[type, str, int]] = set()
-        self.stale = False
         self.lengths: dict[tuple[type, str, bool], int] = {}
         self.starts: dict[tuple[type, str, tuple[int, ...] | None, int | None], frozenset[int]] = {}
 
-    def build(self, threads: Sequence[ThreadSpec], invariants: Sequence[Call], finals: Sequence[Call]) -> None:
-        seen: list[tuple[object, int]] = []
+    def build(self, threads: Sequence[ThreadSpec], invariants: Sequence[Call], finals: Sequence[Call]) -> ir.Program:
+        makers = [partial(self.thread_body, number, spec) for number, spec in enumerate(threads)]
+        makers += [partial(self.spec_body, call) for call in [*invariants, *finals]]
+        bodies: list[Body] = []
+        trusts: list[set[tuple[type, str, int]]] = []
+        for make in makers:
+            self.trusted = set()
+            bodies.append(make())
+            trusts.append(self.trusted)
+        while stale := [at for at, trusted in enumerate(trusts) if self.betrayed(trusted)]:
+            for at in stale:
+                self.trusted = trusts[at] = set()
+                bodies[at] = makers[at]()
+        for body in bodies:
+            self.place(body.code)
+            body.code = simplify(body.code)
+        program = self.program
         for number, spec in enumerate(threads):
-            body = Body(self, cpu=number, spec=False)
-            for call in spec.calls:
+            group = next((n for n in range(number) if self.alike(threads[n], bodies[n], spec, bodies[number])), number)
+            program.threads.append(ir.Thread(spec.name, bodies[number].code, bodies[number].locals, group))
+        specs = [
+            ir.Spec(call.fn.__name__, body.code, body.locals)
+            for call, body in zip([*invariants, *finals], bodies[len(threads) :], strict=True)
+        ]
+        program.invariants, program.finals = specs[: len(invariants)], specs[len(invariants) :]
+        bound_locals(program)
+        return program
+
+    def thread_body(self, number: int, spec: ThreadSpec) -> Body:
+        body = Body(self, cpu=number, spec=False)
+        for call in spec.calls:
+            body.call_toplevel(call)
+        for call in spec.at_end:
+            with body.no_step():
                 body.call_toplevel(call)
-            for call in spec.at_end:
-                with body.no_step():
-                    body.call_toplevel(call)
-            code = body.finish()
-            shape = [(i.op, i.d, i.a, i.b, i.base, i.lo, i.hi, i.step) for i in code]
-            group = next((g for other, g in seen if other == shape), len(seen))
-            seen.append((shape, group))
-            self.program.threads.append(ir.Thread(spec.name, code, body.locals, group))
-        for kind, target in ((invariants, self.program.invariants), (finals, self.program.finals)):
-            for call in kind:
-                body = Body(self, cpu=0, spec=True)
-                body.call_toplevel(call)
-                target.append(ir.Spec(call.fn.__name__, body.finish(), body.locals))
+        body.finish()
+        return body
+
+    def spec_body(self, call: Call) -> Body:
+        body = Body(self, cpu=0, spec=True)
+        body.call_toplevel(call)
+        body.finish()
+        return body
+
+    @staticmethod
+    def alike(a: ThreadSpec, a_body: Body, b: ThreadSpec, b_body: Body) -> bool:
+        """Do two threads run the same operations, so that they can change places?"""
+        same = [(c.fn, [id(x) for x in c.args], c.into) for c in a.calls] == [
+            (c.fn, [id(x) for x in c.args], c.into) for c in b.calls
+        ]
+        return same and [(i.op, i.step) for i in a_body.code] == [(i.op, i.step) for i in b_body.code]
+
+    def betrayed(self, trusted: set[tuple[type, str, int]]) -> bool:
+        """Is anything written that a body took for constant?"""
+        for struct, name, obj in trusted:
+            objects = self.written.get((struct, name))
+            if objects and (obj == 0 or obj in objects or 0 in objects):
+                return True
+        return False
+
+    def place(self, code: list[ir.Instr]) -> None:
+        """Now that it is known what is written: the fields' cells, and every access's."""
+        keys = list(self.fields)
+        for instr in code:
+            if instr.op is Op.LOAD:
+                instr.base += self.base(*keys[instr.b])
+                instr.b = 0
+            elif instr.op is Op.STORE:
+                instr.base += self.base(*keys[instr.d])
+                instr.d = 0
 
     # -- the heap -----------------------------------------------------------------------------------------------------
 
@@ -247,11 +286,8 @@ class Unit:
         objects = self.written.setdefault((struct, name), set())
         if obj in objects or 0 in objects:
             return
-        # Known at once, so that the rest of this attempt is right already; what came before may have trusted otherwise.
+        # Known at once, so that the rest of this body is right already.
         objects.add(obj)
-        keys = range(self.heap.count(struct) + 1) if obj == 0 else (0, obj)
-        if any((struct, name, each) in self.trusted for each in keys):
-            self.stale = True
 
     def is_constant(self, struct: type, name: str, objects: tuple[int, ...] | None) -> bool:
         """Does nobody write the field of any of these objects (None: of any object)?"""
@@ -294,16 +330,20 @@ class Unit:
             return self.heap.encode(kind.elem, value[at]) if at < len(value) else 0
         return self.heap.encode(kind, value)
 
-    def base(self, struct: type, name: str, kind: Type) -> int:
+    def field_id(self, struct: type, name: str) -> int:
+        """A field's number: what accesses carry until cells are placed."""
+        return self.fields.setdefault((struct, name), len(self.fields))
+
+    def base(self, struct: type, name: str) -> int:
         """The first cell of a field, made at its first use."""
         key = (struct, name)
         if key in self.bases:
             return self.bases[key]
+        kind = struct_fields(struct)[name]
         scalar = kind.elem if isinstance(kind, ListT) else kind
         assert not isinstance(scalar, NoneT)
         length = self.length(struct, name, kind)
-        first = len(self.program.cells)
-        self.bases[key] = first
+        first = self.bases[key] = len(self.program.cells)
         lo, hi = self.heap.bounds(scalar)
         if isinstance(kind, ListT) and kind.dynamic:
             lo = 0
@@ -637,7 +677,7 @@ class Body:
                 return fixed
             never_null = isinstance(scalar, RefT) and 0 not in values
             return Val(scalar, d, values if never_null else None)
-        base = unit.base(struct, name, kind)
+        number = unit.field_id(struct, name)
         if not (self.atomic or self.ghost):
             self.emit(Op.JMP, step=True, base=len(self.code) + 1)
         if "__on_access__" in struct.__dict__:
@@ -648,7 +688,7 @@ class Body:
                 self.atomic -= 1
         index, lo, hi, shift = self.address(struct, obj, at, length)
         d = self.local(name, scalar)
-        self.emit(Op.LOAD, d=d, a=index.operand, base=base + shift, lo=lo, hi=hi)
+        self.emit(Op.LOAD, d=d, a=index.operand, b=number, base=shift, lo=lo, hi=hi)
         return Val(scalar, d)
 
     def store(self, struct: type, name: str, kind: Type, obj: Val, at: Val | None, value: Val, node: ast.AST) -> None:
@@ -662,7 +702,7 @@ class Body:
             raise Unreachable
         if not self.dead:
             unit.note_written(struct, name, known)
-        base = unit.base(struct, name, kind)
+        number = unit.field_id(struct, name)
         if not (self.atomic or self.ghost):
             self.emit(Op.JMP, step=True, base=len(self.code) + 1)
         if "__on_access__" in struct.__dict__:
@@ -672,7 +712,7 @@ class Body:
             finally:
                 self.atomic -= 1
         index, lo, hi, shift = self.address(struct, obj, at, length)
-        self.emit(Op.STORE, a=index.operand, b=value.operand, base=base + shift, lo=lo, hi=hi)
+        self.emit(Op.STORE, d=number, a=index.operand, b=value.operand, base=shift, lo=lo, hi=hi)
 
     def address(self, struct: type, obj: Val, at: Val | None, length: int) -> tuple[Val, int, int, int]:
         """(index operand, its least and greatest legal value, what to add to the base).
