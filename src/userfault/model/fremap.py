@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 from .catalogue import modelled
-from .lang import BUG_ON
-from .locks import lock_page, spin_lock, spin_lock_nested, spin_unlock, unlock_page
-from .mm_types import PteKind, page, page_table, pte_slot, pte_t, vm, vm_area_struct
-from .pgtable import linear_page_index, pte_lockptr, pte_offset, ptep_clear_flush, set_pte
-from .rmap import PageAnon, anon_vma_lock_write, anon_vma_unlock_write, page_get_anon_vma, put_anon_vma
+from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
+from .huge_memory import put_huge_page, split_huge_page, wait_split_huge_page
+from .lang import BUG_ON, NULL, reached
+from .locks import down_read, lock_page, spin_lock, spin_lock_nested, spin_unlock, unlock_page, up_read
+from .machine import config
+from .memory import pte_alloc
+from .migrate import migration_entry_wait
+from .mm_types import (
+    PmdKind,
+    PteKind,
+    mm_struct,
+    page,
+    page_table,
+    pmd_slot,
+    pmd_t,
+    pte_slot,
+    pte_t,
+    vm,
+    vm_area_struct,
+)
+from .mmap import find_vma
+from .pgtable import (
+    flush_tlb_pmd,
+    linear_page_index,
+    pmd_lockptr,
+    pmd_offset,
+    pte_lockptr,
+    pte_offset,
+    ptep_clear_flush,
+    ptep_get_and_clear,
+    set_pmd,
+    set_pte,
+)
+from .rmap import (
+    PageAnon,
+    anon_vma_lock_write,
+    anon_vma_prepare,
+    anon_vma_unlock_write,
+    page_get_anon_vma,
+    put_anon_vma,
+)
 from .slab import atomic_read, get_page, put_page, put_page_testzero
+from .swapfile import swp_entry_swapcount
 
-EAGAIN, EBUSY, EEXIST, EFAULT, EINTR, EINVAL, ENOENT, ENOMEM = 11, 16, 17, 14, 4, 22, 2, 12
+POSTED = "v3.10+seed (linux-mm posting of 3 Oct 2014, 12/17)"
+RAP_ALLOW_SRC_HOLES = 1
+"""The flag of the system call: a hole in the source is skipped, and counted as moved."""
 
 
 def double_pt_lock(a: page_table, b: page_table) -> None:
@@ -38,7 +77,7 @@ def lock_address(table: page_table) -> int:
 
 @modelled(
     "mm/fremap.c",
-    versions="v3.10+seed (linux-mm posting of 3 Oct 2014, 12/17)",
+    versions=POSTED,
     section="C.11",
     steps=17,
     omits="the mmu notifier; soft-dirty",
@@ -92,6 +131,7 @@ def remap_anon_pages_pte(
     anon_vma_unlock_write(src_anon_vma)
     put_anon_vma(src_anon_vma)
     unlock_page(p)
+    reached("a page was moved")
     return 0
 
 
@@ -104,13 +144,29 @@ def mk_pte(p: page, vma: vm_area_struct) -> pte_t:
     return pte_t(kind=PteKind.PRESENT, page=p, dirty=True, write=(vma.vm_flags & vm.WRITE) != 0)
 
 
-@modelled(
-    "mm/fremap.c",
-    versions="v3.10+seed (linux-mm posting of 3 Oct 2014, 12/17)",
-    section="C.11",
-    steps=2,
-    omits="userland holes (see remap_anon_pages)",
-)
+@modelled("mm/fremap.c", function="remap_anon_pages_pte (swap entry)", versions=POSTED, section="C.11", steps=6)
+def remap_anon_pages_swap(src_ptep: pte_slot, dst_ptep: pte_slot, src_pte: pte_t, dst_pte: pte_t) -> int:
+    """Move one swap entry. Only the PTE: the page that may be in the swap cache is not looked at (S4)."""
+    if src_pte.kind == PteKind.FILE or src_pte.kind == PteKind.HWPOISON:
+        return -EFAULT
+    if src_pte.kind == PteKind.MIGRATION:
+        migration_entry_wait(src_ptep.table, src_ptep)
+        return -EAGAIN
+    if swp_entry_swapcount(src_pte.slot) != 1:
+        return -EBUSY
+    src, dst = src_ptep.table, dst_ptep.table
+    double_pt_lock(dst, src)
+    if src_ptep.pte != src_pte or dst_ptep.pte != dst_pte or swp_entry_swapcount(src_pte.slot) != 1:
+        double_pt_unlock(dst, src)
+        return -EAGAIN
+    ptep_get_and_clear(src_ptep)
+    set_pte(dst_ptep, src_pte)
+    double_pt_unlock(dst, src)
+    reached("a swap entry was moved")
+    return 0
+
+
+@modelled("mm/fremap.c", function="remap_anon_pages_pte (entry)", versions=POSTED, section="C.11", steps=2)
 def remap_one_small(
     src_vma: vm_area_struct,
     dst_vma: vm_area_struct,
@@ -118,6 +174,7 @@ def remap_one_small(
     dst_addr: int,
     src: page_table,
     dst: page_table,
+    flags: int,
 ) -> int:
     """Look at both PTEs, each under its own lock, and move what is there."""
     src_ptep = pte_offset(src, src_addr)
@@ -131,5 +188,158 @@ def remap_one_small(
     src_pte = src_ptep.pte
     spin_unlock(pte_lockptr(src))
     if src_pte.kind == PteKind.NONE:
-        return -ENOENT
+        return 0 if flags & RAP_ALLOW_SRC_HOLES else -ENOENT
+    if src_pte.kind != PteKind.PRESENT:
+        return remap_anon_pages_swap(src_ptep, dst_ptep, src_pte, dst_pte)
     return remap_anon_pages_pte(src_vma, dst_vma, src_addr, dst_addr, src_ptep, dst_ptep, src_pte, dst_pte)
+
+
+@modelled(
+    "mm/huge_memory.c",
+    versions=POSTED,
+    section="C.12",
+    steps=15,
+    omits="the mmu notifier; both PMD locks are one page_table_lock, as in 2013",
+)
+def remap_anon_pages_huge_pmd(
+    mm: mm_struct,
+    src_vma: vm_area_struct,
+    dst_vma: vm_area_struct,
+    src_addr: int,
+    dst_addr: int,
+    src_pmdp: pmd_slot,
+    dst_pmdp: pmd_slot,
+    src_pmd: pmd_t,
+    dst_pmd: pmd_t,
+) -> int:
+    """Move one huge PMD whole. The PMD lock is held, and let go."""
+    p = src_pmd.page
+    if atomic_read(p.mapcount) != 1:
+        spin_unlock(pmd_lockptr(src_pmdp))
+        return -EBUSY
+    get_page(p)
+    spin_unlock(pmd_lockptr(src_pmdp))
+    lock_page(p)
+    src_anon_vma = page_get_anon_vma(p)
+    if src_anon_vma is None:
+        unlock_page(p)
+        put_huge_page(p)
+        return -EAGAIN
+    anon_vma_lock_write(src_anon_vma)
+    spin_lock(pmd_lockptr(src_pmdp))
+    if src_pmdp.pmd != src_pmd or dst_pmdp.pmd != dst_pmd or atomic_read(p.mapcount) != 1:
+        spin_unlock(pmd_lockptr(src_pmdp))
+        anon_vma_unlock_write(src_anon_vma)
+        put_anon_vma(src_anon_vma)
+        unlock_page(p)
+        put_huge_page(p)
+        return -EAGAIN
+    put_page_testzero(p)
+    p.mapping = dst_vma.anon_vma
+    p.index = linear_page_index(dst_vma, dst_addr)
+    set_pmd(src_pmdp, pmd_t())
+    flush_tlb_pmd(mm, src_addr)
+    writable = (dst_vma.vm_flags & vm.WRITE) != 0
+    set_pmd(dst_pmdp, pmd_t(kind=PmdKind.HUGE, page=p, write=writable, dirty=True))
+    dst_pmdp.deposited = src_pmdp.deposited
+    src_pmdp.deposited = NULL
+    spin_unlock(pmd_lockptr(src_pmdp))
+    anon_vma_unlock_write(src_anon_vma)
+    put_anon_vma(src_anon_vma)
+    unlock_page(p)
+    reached("a huge page was moved whole")
+    return 0
+
+
+@modelled(
+    "mm/fremap.c",
+    function="sys_remap_anon_pages",
+    versions=POSTED,
+    section="A.5",
+    omits="EINTR: nobody sends a signal; ENOMEM: the pools report their own exhaustion",
+)
+def remap_anon_pages(mm: mm_struct, dst_start: int, src_start: int, length: int, flags: int) -> int:
+    """Move every page of [src, src + length) (bytes) to the same offset in [dst, dst + length).
+
+    Returns the bytes moved (also when an error stopped it after some progress), or the negative errno. Never 0.
+    """
+    mask = (1 << config.PAGE_SHIFT) - 1
+    if (src_start | dst_start | length) & mask or flags & ~RAP_ALLOW_SRC_HOLES:
+        return -EINVAL
+    if length <= 0:
+        return -EINVAL
+    down_read(mm.mmap_sem)
+    src_vma, dst_vma = find_vma(mm, src_start), find_vma(mm, dst_start)
+    err = remap_check(src_vma, dst_vma, src_start, dst_start, length)
+    if err != 0 or src_vma is None or dst_vma is None:
+        up_read(mm.mmap_sem)
+        return err
+    anon_vma_prepare(dst_vma)
+    size = 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
+    moved = 0
+    while moved < length:
+        src_addr, dst_addr = src_start + moved, dst_start + moved
+        src_pmdp = pmd_offset(mm, src_addr)
+        dst_pmdp = pmd_offset(mm, dst_addr)
+        step = 1 << config.PAGE_SHIFT
+        src_pmd = src_pmdp.pmd
+        if src_pmd.kind == PmdKind.NONE:
+            err = 0 if flags & RAP_ALLOW_SRC_HOLES else -ENOENT
+        elif src_pmd.kind != PmdKind.TABLE:
+            if src_pmd.kind == PmdKind.SPLITTING:
+                wait_split_huge_page(src_vma)
+                continue
+            spin_lock(pmd_lockptr(src_pmdp))
+            if src_pmdp.pmd != src_pmd:
+                spin_unlock(pmd_lockptr(src_pmdp))
+                continue
+            dst_pmd = dst_pmdp.pmd
+            whole = ((src_addr | dst_addr) & (size - 1)) == 0 and length - moved >= size
+            if dst_pmd.kind == PmdKind.HUGE or dst_pmd.kind == PmdKind.SPLITTING:
+                spin_unlock(pmd_lockptr(src_pmdp))
+                err = -EEXIST
+            elif whole and dst_pmd.kind == PmdKind.NONE:
+                err = remap_anon_pages_huge_pmd(
+                    mm, src_vma, dst_vma, src_addr, dst_addr, src_pmdp, dst_pmdp, src_pmd, dst_pmd
+                )
+                step = size
+            else:
+                spin_unlock(pmd_lockptr(src_pmdp))
+                split_huge_page(src_pmd.page)
+                continue
+        else:
+            dst_pmd = dst_pmdp.pmd
+            if dst_pmd.kind == PmdKind.HUGE or dst_pmd.kind == PmdKind.SPLITTING:
+                err = -EEXIST
+            else:
+                dst_table = pte_alloc(mm, dst_addr)
+                err = remap_one_small(src_vma, dst_vma, src_addr, dst_addr, src_pmd.table, dst_table, flags)
+        if err == -EAGAIN:
+            continue
+        if err != 0:
+            break
+        moved += step
+    up_read(mm.mmap_sem)
+    return moved if moved > 0 else err
+
+
+@modelled(
+    "mm/fremap.c",
+    function="sys_remap_anon_pages (checks)",
+    versions=POSTED,
+    section="A.5",
+    omits="vm_page_prot beyond VM_WRITE",
+)
+def remap_check(
+    src_vma: vm_area_struct | None, dst_vma: vm_area_struct | None, src_start: int, dst_start: int, length: int
+) -> int:
+    """The checks under mmap_sem, in their order: 0 or -EINVAL."""
+    if src_vma is None or src_vma.vm_flags & vm.SHARED or src_start + length > src_vma.vm_end:
+        return -EINVAL
+    if dst_vma is None or dst_vma.vm_flags & vm.SHARED or dst_start + length > dst_vma.vm_end:
+        return -EINVAL
+    if (src_vma.vm_flags ^ dst_vma.vm_flags) & (vm.WRITE | vm.LOCKED):
+        return -EINVAL
+    if src_vma.vm_file is not None or dst_vma.vm_file is not None:
+        return -EINVAL
+    return 0

@@ -68,7 +68,27 @@ def walk_end(p: page) -> None:
     if required > here.walk_expected:
         required = here.walk_expected
     check(here.walk_visited >= required, "walk_is_complete", "the walk missed a mapping of the page")
+    walk_abandon()
+
+
+@ghost
+def walk_abandon() -> None:
+    """The walk ends before its time, and says so: nothing is demanded of it."""
+    here = this_cpu()
     here.walk_page = NULL
     here.walk_visited = 0
     here.walk_gained = 0
     here.walk_expected = 0
+
+
+@ghost
+@raw
+def count_migration_entries(p: page) -> int:
+    """Migration entries that name the page, in all address spaces."""
+    total = 0
+    for table in machine.page_tables:
+        for ptep in table.pte:
+            pte = ptep.pte
+            if pte.kind == PteKind.MIGRATION and pte.page is p:
+                total += 1
+    return total

@@ -64,9 +64,9 @@ class PerCpu:
 @dataclass_transform(eq_default=False, field_specifiers=(field,))
 def struct(cls: C) -> C:
     """A kernel struct: an object with identity whose fields are shared between CPUs."""
-    made: C = dataclass(eq=False, repr=False)(cls)
-    made.__struct__ = True  # type: ignore[attr-defined]
-    return made
+    dataclass(eq=False, repr=False)(cls)
+    cls.__struct__ = True  # type: ignore[attr-defined]
+    return cls
 
 
 def atomic(fn: F) -> F:

@@ -73,6 +73,7 @@ def boot(
     anon_vmas: int = 0,
     anon_vma_chains: int = 0,
     vmas: int = 0,
+    page_tables: int = 0,
     swap_slots: int = 0,
     stable_nodes: int = 0,
     page_shift: int = 0,
@@ -94,8 +95,10 @@ def boot(
         machine.anon_vma_chains.append(anon_vma_chain())
     for _ in range(vmas):
         machine.vmas.append(vm_area_struct())
+    for _ in range(page_tables):
+        new_page_table().allocated = False
     for _ in range(swap_slots):
-        machine.swap_slots.append(swap_slot())
+        new_swap_slot()
     for _ in range(stable_nodes):
         machine.stable_nodes.append(stable_node())
     return machine
@@ -121,20 +124,26 @@ def new_anon_vma() -> anon_vma:
     return made
 
 
+def new_swap_slot() -> swap_slot:
+    """One more page of swap, free."""
+    made = swap_slot()
+    machine.swap_slots.append(made)
+    return made
+
+
 def new_mm(pages: int) -> mm_struct:
     """An empty address space for this many user pages, its page tables allocated."""
     made = mm_struct(mmap_sem=new_semaphore(LockClass.MMAP_SEM))
     span = 1 << config.HPAGE_PMD_ORDER
     for _ in range((pages + span - 1) // span):
         made.pmd.append(pmd_slot(mm=made))
-        made.deposited.append(None)
     machine.mms.append(made)
     return made
 
 
-def new_page_table(mm: mm_struct) -> page_table:
+def new_page_table() -> page_table:
     """A table of empty PTEs."""
-    made = page_table(mm=mm, number=len(machine.page_tables))
+    made = page_table(number=len(machine.page_tables), allocated=True)
     made.pte = [pte_slot(table=made) for _ in range(1 << config.HPAGE_PMD_ORDER)]
     machine.page_tables.append(made)
     return made

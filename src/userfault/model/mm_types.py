@@ -100,6 +100,7 @@ class anon_vma_chain:
 
     vma: vm_area_struct = NULL  # mmap_sem
     anon_vma: anon_vma_p = NULL  # root->rwsem
+    last: bool = False  # root->rwsem: set when it is unlinked
     allocated: bool = False  # slab
 
 
@@ -235,6 +236,7 @@ class pmd_slot:
     __embedded__ = True
     pmd: pmd_t = pmd_t()  # page_table_lock (PMD lock since v3.13)
     mm: mm_struct = NULL  # const
+    deposited: page_table = NULL  # page_table_lock: the table that a split will need
 
 
 @struct
@@ -243,9 +245,8 @@ class page_table:
 
     ptl: spinlock_t = field(default_factory=spinlock_t)
     pte: list[pte_slot] = field(default_factory=list)  # const list of slots
-    mm: mm_struct = NULL  # const
     number: Annotated[int, Range(0, 31)] = 0  # const: its address, for lock order
-    allocated: bool = True
+    allocated: bool = False
 
 
 @struct
@@ -256,9 +257,7 @@ class mm_struct:
     page_table_lock: spinlock_t = field(default_factory=spinlock_t)
     pmd: list[pmd_slot] = field(default_factory=list)  # const list of slots
     mmap: list[vm_area_struct] = field(default_factory=list)  # mmap_sem, in address order
-    deposited: list[page_table | None] = field(
-        default_factory=list
-    )  # page_table_lock; by PMD: pgtable_trans_huge_deposit
+    allocated: bool = True  # in use; a free one waits for a fork
     mmap_changing: Annotated[int, Range(0, 3)] = 0  # the userfaultfd context's counter; since v4.11
 
 
@@ -267,9 +266,9 @@ class swap_slot:
     """One page of swap: its entry is its identity. `swap_map` counts swap PTEs, without the cache."""
 
     swap_map: Annotated[int, Range(0, 7)] = 0  # swap lock
+    has_cache: bool = False  # SWAP_HAS_CACHE: swap lock
     cache: page = NULL  # the swap cache: page lock + tree_lock
     data: Content = 0  # what is on the device
-    lock: spinlock_t = field(default_factory=spinlock_t)  # one for all: machine.swap_lock
 
 
 @struct

@@ -83,3 +83,25 @@ def ptep_clear_flush(mm: mm_struct, addr: int, ptep: pte_slot) -> pte_t:
     pte = ptep_get_and_clear(ptep)
     flush_tlb_page(mm, addr)
     return pte
+
+
+@atomic
+def flush_tlb_pmd(mm: mm_struct, addr: int) -> None:
+    """Forget the translations of a whole PMD on every CPU, by IPI."""
+    for each in machine.cpus:
+        wait_until(not (each.irqs_off and each.mm is mm))
+    for each in machine.cpus:
+        if each.mm is mm:
+            for at in range(1 << config.HPAGE_PMD_ORDER):
+                each.tlb[(addr >> config.PAGE_SHIFT) + at] = tlb_t()
+
+
+@atomic
+def flush_tlb_mm(mm: mm_struct) -> None:
+    """Forget every translation of an address space on every CPU, by IPI."""
+    for each in machine.cpus:
+        wait_until(not (each.irqs_off and each.mm is mm))
+    for each in machine.cpus:
+        if each.mm is mm:
+            for at in range(len(each.tlb)):
+                each.tlb[at] = tlb_t()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
-from .ghost import walk_begin, walk_end, walk_gained, walk_visit
-from .lang import READ_ONCE, atomic, check, reached
+from .ghost import walk_abandon, walk_begin, walk_end, walk_gained, walk_visit
+from .lang import NULL, READ_ONCE, atomic, check, raw, reached
 from .locks import (
     down_read,
     down_read_trylock,
@@ -19,19 +19,24 @@ from .locks import (
 from .mm_types import (
     PmdKind,
     PteKind,
+    address_space,
     anon_vma,
     anon_vma_chain,
     page,
     pte_slot,
+    pte_t,
     stable_node,
     vm_area_struct,
 )
 from .pgtable import (
     flush_tlb_page,
     linear_page_index,
+    pmd_lockptr,
     pmd_offset,
     pte_lockptr,
     pte_offset,
+    ptep_clear_flush,
+    set_pmd,
     set_pte,
     vma_address,
 )
@@ -44,9 +49,11 @@ from .slab import (
     atomic_read,
     kmem_cache_alloc_anon_vma,
     kmem_cache_free_anon_vma,
+    put_page,
     rcu_read_lock,
     rcu_read_unlock,
 )
+from .swapfile import swap_duplicate
 
 # -- locks and references ---------------------------------------------------------------------------------------------
 
@@ -70,7 +77,11 @@ def anon_vma_unlock_read(av: anon_vma) -> None:
 def PageAnon(p: page) -> bool:
     """include/linux/page-flags.h: anonymous, KSM pages included."""
     mapping = READ_ONCE(p.mapping)
-    return isinstance(mapping, anon_vma) or isinstance(mapping, stable_node)
+    return not isinstance(mapping, address_space) and mapping is not None
+
+
+def PageKsm(p: page) -> bool:
+    return isinstance(READ_ONCE(p.mapping), stable_node)
 
 
 def page_mapped(p: page) -> bool:
@@ -267,6 +278,51 @@ def anon_vma_alloc() -> anon_vma:
     return av
 
 
+@modelled(
+    "mm/rmap.c",
+    versions="v3.10 .. v6.8",
+    section="C.4",
+    steps=5,
+    omits="the batching of root locks: one lock per call, since all of a VMA's anon_vmas share a root",
+)
+def unlink_anon_vmas(vma: vm_area_struct) -> None:
+    """Take a VMA out of the trees of its anon_vmas; put those whose tree got empty, after the lock is let go."""
+    if len(vma.anon_vma_chain) == 0:
+        return
+    av = vma.anon_vma
+    root = av.root
+    down_write(root.rwsem)
+    for avc in vma.anon_vma_chain:
+        unlink_avc(avc)
+        if era.anon_vma_reuse and len(avc.anon_vma.rb_root) == 0:
+            avc.anon_vma.parent.num_children -= 1
+    if era.anon_vma_reuse:
+        av.num_active_vmas -= 1
+        vma.anon_vma = NULL
+    up_write(root.rwsem)
+    while len(vma.anon_vma_chain) != 0:
+        avc = vma.anon_vma_chain[0]
+        if avc.last:
+            put_anon_vma(avc.anon_vma)
+        drop_avc(vma, avc)
+
+
+@atomic
+def unlink_avc(avc: anon_vma_chain) -> None:
+    """Out of the tree; `last` remembers that the tree is empty now, and the anon_vma is to be put."""
+    avc.anon_vma.rb_root.remove(avc)
+    avc.last = len(avc.anon_vma.rb_root) == 0
+
+
+@atomic
+@raw
+def drop_avc(vma: vm_area_struct, avc: anon_vma_chain) -> None:
+    vma.anon_vma_chain.remove(avc)
+    avc.allocated = False
+    avc.vma = NULL
+    avc.anon_vma = NULL
+
+
 # -- mappings of a page -----------------------------------------------------------------------------------------------
 
 
@@ -301,6 +357,25 @@ def page_add_new_anon_rmap(p: page, vma: vm_area_struct, addr: int) -> None:
         p.mapping = av
         p.index = linear_page_index(vma, addr)
     p.lru = True
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=3, omits="the debug checks of VM kernels")
+def page_add_anon_rmap(p: page, vma: vm_area_struct, addr: int, exclusive: bool) -> None:
+    """A page that may be anonymous already gets one mapping more; page locked, PTL held."""
+    first = page_mapcount_inc(p)
+    if first and not PageAnon(p):
+        av = vma.anon_vma
+        p.mapping = av if exclusive else av.root
+        p.index = linear_page_index(vma, addr)
+        p.lru = True
+    if era.anon_exclusive and exclusive:
+        p.anon_exclusive = True
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.2", steps=1)
+def page_move_anon_rmap(p: page, vma: vm_area_struct) -> None:
+    """The only mapper takes the page over: its anon_vma becomes the VMA's own. Page locked, index unchanged."""
+    p.mapping = vma.anon_vma
 
 
 @modelled(
@@ -344,6 +419,18 @@ def page_check_address(p: page, vma: vm_area_struct, addr: int, sync: bool) -> p
 @modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=4, omits="VM_LOCKED (mlock) and hugetlb")
 def page_referenced_one(p: page, vma: vm_area_struct, addr: int) -> int:
     """Test and clear the accessed bit of one mapping."""
+    if p.compound:
+        pmdp = pmd_offset(vma.vm_mm, addr)
+        spin_lock(pmd_lockptr(pmdp))
+        pmd = pmdp.pmd
+        referenced = 0
+        if pmd.kind == PmdKind.HUGE and pmd.page is p:
+            walk_visit()
+            if pmd.young:
+                set_pmd(pmdp, pmd._replace(young=False))
+                referenced = 1
+        spin_unlock(pmd_lockptr(pmdp))
+        return referenced
     ptep = page_check_address(p, vma, addr, False)
     if ptep is None:
         return 0
@@ -378,3 +465,74 @@ def page_referenced_anon(p: page) -> int:
     walk_end(p)
     page_unlock_anon_vma_read(av)
     return referenced
+
+
+# -- unmapping --------------------------------------------------------------------------------------------------------
+
+
+@modelled(
+    "mm/rmap.c",
+    versions="v3.10 .. v6.8",
+    section="C.7",
+    steps=9,
+    omits="mlock, hwpoison, the batched flush of v4.3 on (here the flush is immediate)",
+    errs="missed bug",
+)
+def try_to_unmap_one(p: page, vma: vm_area_struct, addr: int, migration: bool) -> bool:
+    """Replace one mapping by a swap or migration entry. False: could not, the walk ends."""
+    ptep = page_check_address(p, vma, addr, migration and era.folios)
+    if ptep is None:
+        return True
+    walk_visit()
+    pte = ptep_clear_flush(vma.vm_mm, addr, ptep)
+    exclusive = False
+    if era.anon_exclusive and p.anon_exclusive:
+        # The PTE is gone and flushed: a pin that is not there now can't come any more.
+        if p.pincount > 0:
+            set_pte(ptep, pte)
+            spin_unlock(pte_lockptr(ptep.table))
+            return False
+        p.anon_exclusive = False
+        exclusive = True
+    if pte.dirty:
+        p.dirty = True
+    if migration:
+        set_pte(ptep, pte_t(kind=PteKind.MIGRATION, page=p, write=pte.write, exclusive=exclusive))
+    else:
+        slot = p.swapcache
+        if not swap_duplicate(slot):
+            set_pte(ptep, pte)
+            spin_unlock(pte_lockptr(ptep.table))
+            return False
+        set_pte(ptep, pte_t(kind=PteKind.SWAP, slot=slot, exclusive=exclusive))
+    page_remove_rmap(p)
+    put_page(p)
+    spin_unlock(pte_lockptr(ptep.table))
+    return True
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=4, omits="KSM pages (see ksm.py), file pages")
+def try_to_unmap(p: page, migration: bool) -> bool:
+    """Unmap the page everywhere; it is locked. True if nobody maps it any more."""
+    av = page_lock_anon_vma_read(p)
+    if av is None:
+        return not page_mapped(p)
+    walk_begin(p)
+    pgoff = p.index
+    stopped = False
+    for avc in av.rb_root:
+        vma = avc.vma
+        addr = vma_address(vma, pgoff)
+        if addr < 0:
+            continue
+        if not try_to_unmap_one(p, vma, addr, migration):
+            stopped = True
+            break
+        if not page_mapped(p):
+            break
+    if not stopped:
+        walk_end(p)
+    else:
+        walk_abandon()
+    page_unlock_anon_vma_read(av)
+    return not page_mapped(p)

@@ -198,6 +198,16 @@ def get_page(each: page) -> None:
 
 
 @atomic
+@raw
+def get_page_unless_zero(each: page) -> bool:
+    """A reference from somebody who has none: by PFN, or from a PTE whose lock is not held."""
+    if each.refcount.counter == 0:
+        return False
+    each.refcount.counter += 1
+    return True
+
+
+@atomic
 def put_page_testzero(each: page) -> bool:
     check(each.refcount.counter > 0, "refcount", "a page's reference count fell below zero")
     each.refcount.counter -= 1

@@ -1,0 +1,198 @@
+"""kernel/fork.c dup_mmap, mm/rmap.c anon_vma_fork, mm/memory.c copy_page_range."""
+
+from __future__ import annotations
+
+from .catalogue import modelled
+from .era import era
+from .huge_memory import pgtable_alloc
+from .lang import NULL, atomic, reached
+from .locks import down_write, down_write_nested, spin_lock, spin_lock_nested, spin_unlock, up_write
+from .machine import config
+from .memory import pte_alloc
+from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pte_t, vm, vm_area_struct
+from .mmap import vm_area_alloc
+from .pgtable import flush_tlb_mm, pmd_lockptr, pmd_offset, pte_lockptr, pte_offset, set_pmd, set_pte
+from .rmap import (
+    anon_vma_alloc,
+    anon_vma_chain_link,
+    anon_vma_lock_write,
+    anon_vma_unlock_write,
+    get_anon_vma,
+    page_add_new_anon_rmap,
+    page_mapcount_inc,
+)
+from .slab import alloc_page, anon_vma_chain_alloc, get_page
+from .swapfile import swap_duplicate
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.3", steps=2, omits="allocation failure on the way")
+def anon_vma_clone(dst: vm_area_struct, src: vm_area_struct) -> None:
+    """Link the child's VMA into every tree that the parent's is in, the oldest first."""
+    count = len(src.anon_vma_chain)
+    while count > 0:
+        count -= 1
+        parent_avc = src.anon_vma_chain[count]
+        av = parent_avc.anon_vma
+        avc = anon_vma_chain_alloc()
+        anon_vma_lock_write(av)
+        anon_vma_chain_link(dst, avc, av)
+        if era.anon_vma_reuse and dst.anon_vma is None and av.num_children < 2 and av.num_active_vmas == 0:
+            dst.anon_vma = av
+        anon_vma_unlock_write(av)
+    if era.anon_vma_reuse and dst.anon_vma is not None:
+        dst.anon_vma.num_active_vmas += 1
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.3", steps=4, omits="allocation failure on the way")
+def anon_vma_fork(vma: vm_area_struct, pvma: vm_area_struct) -> None:
+    """From here on the child's VMA is visible to walkers, before any of its PTEs is there."""
+    if pvma.anon_vma is None:
+        return
+    vma.anon_vma = NULL
+    anon_vma_clone(vma, pvma)
+    if vma.anon_vma is not None:
+        return
+    av = anon_vma_alloc()
+    avc = anon_vma_chain_alloc()
+    parent = pvma.anon_vma
+    av.root = parent.root
+    av.parent = parent
+    if era.anon_vma_reuse:
+        av.num_active_vmas += 1
+    get_anon_vma(av.root)
+    vma.anon_vma = av
+    anon_vma_lock_write(av)
+    anon_vma_chain_link(vma, avc, av)
+    if era.anon_vma_reuse:
+        parent.num_children += 1
+    anon_vma_unlock_write(av)
+
+
+@modelled(
+    "mm/memory.c",
+    versions="v3.10 .. v6.8",
+    section="C.3",
+    steps=3,
+    omits="pre-allocation outside the locks of the copy of a pinned page; soft-dirty and uffd-wp",
+)
+def copy_one_pte(dst: page_table, src: page_table, vma: vm_area_struct, new_vma: vm_area_struct, addr: int) -> None:
+    """One PTE, both PTLs held: shared read-only from now on."""
+    src_ptep, dst_ptep = pte_offset(src, addr), pte_offset(dst, addr)
+    pte = src_ptep.pte
+    if pte.kind == PteKind.NONE:
+        return
+    if pte.kind == PteKind.SWAP:
+        swap_duplicate(pte.slot)
+        shared = pte._replace(exclusive=False)
+        if pte.exclusive:
+            set_pte(src_ptep, shared)
+        set_pte(dst_ptep, shared)
+        return
+    if pte.kind == PteKind.MIGRATION:
+        shared = pte._replace(write=False, exclusive=False)
+        set_pte(src_ptep, shared)
+        set_pte(dst_ptep, shared)
+        return
+    if pte.special:
+        set_pte(dst_ptep, pte._replace(write=False))
+        return
+    p = pte.page
+    if era.anon_exclusive and p.anon_exclusive and p.pincount > 0:
+        new = alloc_page()
+        new.data = p.data
+        page_add_copied_rmap(new_vma, dst, new, addr)
+        return
+    get_page(p)
+    if era.anon_exclusive:
+        p.anon_exclusive = False
+    page_mapcount_inc(p)
+    shared = pte._replace(write=False)
+    set_pte(src_ptep, shared)
+    set_pte(dst_ptep, shared._replace(young=False, dirty=False))
+
+
+def page_add_copied_rmap(vma: vm_area_struct, table: page_table, p: page, addr: int) -> None:
+    page_add_new_anon_rmap(p, vma, addr)
+    set_pte(pte_offset(table, addr), pte_t(kind=PteKind.PRESENT, page=p, write=True, dirty=True))
+
+
+@modelled("mm/huge_memory.c", versions="v3.10 .. v6.8", section="C.3", steps=3, omits="pinned huge pages")
+def copy_huge_pmd(mm: mm_struct, child: mm_struct, addr: int) -> bool:
+    """A huge entry, shared read-only; False: it changed under us, look again."""
+    src, dst = pmd_offset(mm, addr), pmd_offset(child, addr)
+    table = pgtable_alloc(child)
+    spin_lock(pmd_lockptr(dst))
+    spin_lock_nested(pmd_lockptr(src))
+    pmd = src.pmd
+    copied = pmd.kind == PmdKind.HUGE
+    if copied:
+        get_page(pmd.page)
+        if era.anon_exclusive:
+            pmd.page.anon_exclusive = False
+        page_mapcount_inc(pmd.page)
+        set_pmd(src, pmd._replace(write=False))
+        dst.deposited = table
+        set_pmd(dst, pmd._replace(write=False, young=False))
+    spin_unlock(pmd_lockptr(src))
+    spin_unlock(pmd_lockptr(dst))
+    if not copied:
+        table.allocated = False
+    return copied
+
+
+@modelled("mm/memory.c", versions="v3.10 .. v6.8", section="C.3", steps=1, omits="write_protect_seq")
+def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vma: vm_area_struct) -> None:
+    """Every entry of one VMA, under the child's PTL and then the parent's."""
+    addr = vma.vm_start
+    while addr < vma.vm_end:
+        pmd = pmd_offset(mm, addr).pmd
+        if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING:
+            if copy_huge_pmd(mm, child, addr):
+                addr += 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
+            continue
+        if pmd.kind == PmdKind.TABLE:
+            dst = pte_alloc(child, addr)
+            spin_lock(pte_lockptr(dst))
+            spin_lock_nested(pte_lockptr(pmd.table))
+            copy_one_pte(dst, pmd.table, vma, new_vma, addr)
+            spin_unlock(pte_lockptr(pmd.table))
+            spin_unlock(pte_lockptr(dst))
+        addr += 1 << config.PAGE_SHIFT
+
+
+@modelled(
+    "kernel/fork.c",
+    function="dup_mmap",
+    versions="v3.10 .. v6.8",
+    section="C.3",
+    steps=8,
+    omits="file VMAs, mempolicy, per-VMA locks (v6.4), wiping on fork",
+)
+def sys_fork(mm: mm_struct, child: mm_struct) -> int:
+    """Copy an address space into a free one. Returns 0."""
+    down_write(mm.mmap_sem)
+    down_write_nested(child.mmap_sem)
+    for vma in mm.mmap:
+        if vma.vm_flags & vm.DONTCOPY:
+            continue
+        tmp = vm_area_alloc()
+        dup_vma(tmp, vma, child)
+        anon_vma_fork(tmp, vma)
+        child.mmap.append(tmp)
+        copy_page_range(child, mm, vma, tmp)
+    flush_tlb_mm(mm)
+    up_write(child.mmap_sem)
+    up_write(mm.mmap_sem)
+    reached("a fork was done")
+    return 0
+
+
+@atomic
+def dup_vma(tmp: vm_area_struct, vma: vm_area_struct, child: mm_struct) -> None:
+    """vm_area_dup: the fields; not yet linked anywhere."""
+    tmp.vm_mm = child
+    tmp.vm_start = vma.vm_start
+    tmp.vm_end = vma.vm_end
+    tmp.vm_pgoff = vma.vm_pgoff
+    tmp.vm_flags = vma.vm_flags
+    tmp.anon_vma = vma.anon_vma

@@ -1,0 +1,160 @@
+"""mm/ksm.c: two equal pages become one, write-protected."""
+
+from __future__ import annotations
+
+from .catalogue import modelled
+from .era import era
+from .errno import EAGAIN
+from .lang import atomic, exhausted, raw, reached
+from .locks import down_read, spin_lock, spin_unlock, trylock_page, unlock_page, up_read
+from .machine import machine
+from .mm_types import PmdKind, PteKind, mm_struct, page, pte_t, stable_node, vm_area_struct
+from .mmap import find_vma
+from .pgtable import pmd_offset, pte_lockptr, pte_offset, ptep_clear_flush, set_pte
+from .rmap import PageAnon, PageKsm, page_check_address, page_mapcount_inc, page_remove_rmap
+from .slab import atomic_read, get_page, put_page
+
+
+@atomic
+@raw
+def alloc_stable_node(p: page) -> stable_node:
+    """A free node, made the page's."""
+    for each in machine.stable_nodes:
+        if each.page is None:
+            each.page = p
+            return each
+    exhausted("stable_node")
+    made = new_stable_node()
+    made.page = p
+    return made
+
+
+def new_stable_node() -> stable_node:
+    made = stable_node()
+    machine.stable_nodes.append(made)
+    return made
+
+
+@modelled("mm/ksm.c", versions="v3.10 .. v6.8", section="C.17", steps=6, omits="the mmu notifier")
+def write_protect_page(vma: vm_area_struct, p: page, addr: int) -> bool:
+    """Make the one mapping read-only, if nobody else has a reference; the page is locked."""
+    ptep = page_check_address(p, vma, addr, False)
+    if ptep is None:
+        return False
+    done = True
+    pte = ptep.pte
+    if pte.write or pte.dirty:
+        entry = ptep_clear_flush(vma.vm_mm, addr, ptep)
+        extra = 0 if p.swapcache is None else 1
+        if atomic_read(p.mapcount) + 1 + extra != atomic_read(p.refcount) or (
+            era.anon_exclusive and p.anon_exclusive and p.pincount > 0
+        ):
+            set_pte(ptep, entry)
+            done = False
+        else:
+            if era.anon_exclusive:
+                p.anon_exclusive = False
+            if entry.dirty:
+                p.dirty = True
+            set_pte(ptep, entry._replace(write=False, dirty=False))
+    spin_unlock(pte_lockptr(ptep.table))
+    return done
+
+
+@modelled("mm/ksm.c", versions="v3.10 .. v6.8", section="C.17", steps=5, omits="the zero page (v6.6)")
+def replace_page(vma: vm_area_struct, p: page, kpage: page, addr: int, orig: pte_t) -> bool:
+    """Map the KSM page where the other one was."""
+    pmd = pmd_offset(vma.vm_mm, addr).pmd
+    if pmd.kind != PmdKind.TABLE:
+        return False
+    ptep = pte_offset(pmd.table, addr)
+    spin_lock(pte_lockptr(pmd.table))
+    if ptep.pte != orig:
+        spin_unlock(pte_lockptr(pmd.table))
+        return False
+    get_page(kpage)
+    page_mapcount_inc(kpage)
+    ptep_clear_flush(vma.vm_mm, addr, ptep)
+    set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=kpage))
+    page_remove_rmap(p)
+    spin_unlock(pte_lockptr(pmd.table))
+    put_page(p)
+    return True
+
+
+def follow_page(mm: mm_struct, addr: int) -> page | None:
+    """A reference to the anonymous page at an address."""
+    pmd = pmd_offset(mm, addr).pmd
+    if pmd.kind != PmdKind.TABLE:
+        return None
+    ptep = pte_offset(pmd.table, addr)
+    spin_lock(pte_lockptr(pmd.table))
+    pte = ptep.pte
+    if pte.kind != PteKind.PRESENT or pte.special or not PageAnon(pte.page):
+        spin_unlock(pte_lockptr(pmd.table))
+        return None
+    get_page(pte.page)
+    spin_unlock(pte_lockptr(pmd.table))
+    return pte.page
+
+
+@modelled(
+    "mm/ksm.c",
+    function="try_to_merge_one_page",
+    versions="v3.10 .. v6.8",
+    section="C.17",
+    steps=5,
+    omits="the trees, checksums and rmap items: one page becomes stable, no reverse walk of KSM pages",
+    errs="missed bug",
+)
+def ksm_make_stable(mm: mm_struct, addr: int) -> int:
+    """Turn the page at an address into a KSM page: write-protected, its mapping a stable node. 0 or -EAGAIN."""
+    down_read(mm.mmap_sem)
+    vma = find_vma(mm, addr)
+    if vma is None:
+        up_read(mm.mmap_sem)
+        return -EAGAIN
+    p = follow_page(mm, addr)
+    if p is None:
+        up_read(mm.mmap_sem)
+        return -EAGAIN
+    if PageKsm(p) or not trylock_page(p):
+        put_page(p)
+        up_read(mm.mmap_sem)
+        return -EAGAIN
+    ret = -EAGAIN
+    if write_protect_page(vma, p, addr):
+        p.mapping = alloc_stable_node(p)
+        ret = 0
+        reached("a page became a KSM page")
+    unlock_page(p)
+    put_page(p)
+    up_read(mm.mmap_sem)
+    return ret
+
+
+@modelled("mm/ksm.c", function="try_to_merge_with_ksm_page", versions="v3.10 .. v6.8", section="C.17", steps=4)
+def ksm_merge(mm: mm_struct, addr: int, kpage: page) -> int:
+    """Merge the page at an address with an equal KSM page. 0, or -EAGAIN."""
+    down_read(mm.mmap_sem)
+    vma = find_vma(mm, addr)
+    if vma is None:
+        up_read(mm.mmap_sem)
+        return -EAGAIN
+    p = follow_page(mm, addr)
+    if p is None:
+        up_read(mm.mmap_sem)
+        return -EAGAIN
+    ret = -EAGAIN
+    if p is not kpage and trylock_page(p):
+        if write_protect_page(vma, p, addr) and p.data == kpage.data and PageKsm(kpage):
+            pmd = pmd_offset(mm, addr).pmd
+            if pmd.kind == PmdKind.TABLE:
+                orig = pte_offset(pmd.table, addr).pte
+                if orig.kind == PteKind.PRESENT and orig.page is p and not orig.write:
+                    if replace_page(vma, p, kpage, addr, orig):
+                        ret = 0
+        unlock_page(p)
+    put_page(p)
+    up_read(mm.mmap_sem)
+    return ret

@@ -1,0 +1,388 @@
+"""mm/userfaultfd.c of v6.8: UFFDIO_MOVE, what remap_anon_pages became; and UFFDIO_COPY, UFFDIO_ZEROPAGE."""
+
+from __future__ import annotations
+
+from .catalogue import modelled
+from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
+from .fremap import double_pt_lock, double_pt_unlock
+from .huge_memory import put_huge_page, split_folio, split_huge_page
+from .lang import NULL, reached
+from .locks import (
+    down_read,
+    down_write_trylock,
+    lock_page,
+    spin_lock,
+    spin_unlock,
+    trylock_page,
+    unlock_page,
+    up_read,
+)
+from .machine import config
+from .memory import pte_alloc
+from .migrate import migration_entry_wait
+from .mm_types import (
+    PmdKind,
+    PteKind,
+    anon_vma,
+    mm_struct,
+    page,
+    page_table,
+    pmd_slot,
+    pmd_t,
+    pte_slot,
+    pte_t,
+    vm,
+    vm_area_struct,
+)
+from .mmap import find_vma
+from .pgtable import (
+    flush_tlb_pmd,
+    linear_page_index,
+    pmd_lockptr,
+    pmd_offset,
+    pte_lockptr,
+    pte_offset,
+    ptep_clear_flush,
+    ptep_get_and_clear,
+    set_pmd,
+    set_pte,
+)
+from .rmap import (
+    anon_vma_lock_write,
+    anon_vma_prepare,
+    anon_vma_unlock_write,
+    page_add_new_anon_rmap,
+    page_get_anon_vma,
+    put_anon_vma,
+)
+from .slab import alloc_page, get_page, put_page
+
+UFFDIO_MOVE_MODE_DONTWAKE = 1
+UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES = 2
+
+
+@modelled(
+    "mm/userfaultfd.c",
+    versions="v6.8 .. v6.9",
+    section="C.13",
+    steps=19,
+    omits="the mmu notifier, pte_unmap, PTE tables that vanish",
+    errs="missed bug",
+)
+def move_pages_pte(
+    mm: mm_struct,
+    dst_vma: vm_area_struct,
+    src_vma: vm_area_struct,
+    dst: page_table,
+    src: page_table,
+    dst_addr: int,
+    src_addr: int,
+    mode: int,
+) -> int:
+    """Move one small page, or one swap entry."""
+    src_ptep, dst_ptep = pte_offset(src, src_addr), pte_offset(dst, dst_addr)
+    p: page | None = None
+    src_anon_vma: anon_vma | None = None
+    remembered = pte_t()
+    err = 0
+    while True:
+        spin_lock(pte_lockptr(dst))
+        dst_pte = dst_ptep.pte
+        spin_unlock(pte_lockptr(dst))
+        if dst_pte.kind != PteKind.NONE:
+            err = -EEXIST
+            break
+        spin_lock(pte_lockptr(src))
+        src_pte = src_ptep.pte
+        spin_unlock(pte_lockptr(src))
+        if src_pte.kind == PteKind.NONE:
+            err = 0 if mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES else -ENOENT
+            break
+        if p is not None and src_pte != remembered:
+            err = -EAGAIN
+            break
+        if src_pte.kind != PteKind.PRESENT:
+            err = move_swap_pte(src_ptep, dst_ptep, src_pte, dst_pte)
+            break
+        if p is None:
+            spin_lock(pte_lockptr(src))
+            if src_ptep.pte != src_pte:
+                spin_unlock(pte_lockptr(src))
+                err = -EAGAIN
+                break
+            if src_pte.special or not src_pte.page.anon_exclusive:
+                spin_unlock(pte_lockptr(src))
+                err = -EBUSY
+                break
+            p = src_pte.page
+            get_page(p)
+            remembered = src_pte
+            spin_unlock(pte_lockptr(src))
+            if not trylock_page(p):
+                lock_page(p)
+                continue
+        if p.compound:
+            err = split_folio(p)
+            unlock_page(p)
+            put_huge_page(p)
+            p = None
+            if err != 0:
+                break
+            continue
+        if src_anon_vma is None:
+            src_anon_vma = page_get_anon_vma(p)
+            if src_anon_vma is None:
+                err = -EAGAIN
+                break
+            if not down_write_trylock(src_anon_vma.root.rwsem):
+                anon_vma_lock_write(src_anon_vma)
+                continue
+        err = move_present_pte(mm, dst_vma, p, dst_ptep, src_ptep, dst_pte, src_pte, dst_addr, src_addr)
+        break
+    if src_anon_vma is not None:
+        anon_vma_unlock_write(src_anon_vma)
+        put_anon_vma(src_anon_vma)
+    if p is not None:
+        unlock_page(p)
+        put_huge_page(p)
+    return err
+
+
+@modelled("mm/userfaultfd.c", versions="v6.8", section="C.13a", steps=8)
+def move_present_pte(
+    mm: mm_struct,
+    dst_vma: vm_area_struct,
+    p: page,
+    dst_ptep: pte_slot,
+    src_ptep: pte_slot,
+    dst_pte: pte_t,
+    src_pte: pte_t,
+    dst_addr: int,
+    src_addr: int,
+) -> int:
+    """Both PTLs, the last tests, and the move. The folio and its anon_vma are locked."""
+    double_pt_lock(dst_ptep.table, src_ptep.table)
+    if src_ptep.pte != src_pte or dst_ptep.pte != dst_pte:
+        double_pt_unlock(dst_ptep.table, src_ptep.table)
+        return -EAGAIN
+    if p.compound or p.pincount > 0 or not p.anon_exclusive:
+        double_pt_unlock(dst_ptep.table, src_ptep.table)
+        return -EBUSY
+    orig = ptep_clear_flush(mm, src_addr, src_ptep)
+    # The folio may have been pinned until the PTE was gone.
+    if p.pincount > 0:
+        set_pte(src_ptep, orig)
+        double_pt_unlock(dst_ptep.table, src_ptep.table)
+        return -EBUSY
+    p.mapping = dst_vma.anon_vma
+    p.index = linear_page_index(dst_vma, dst_addr)
+    set_pte(dst_ptep, pte_t(kind=PteKind.PRESENT, page=p, write=(dst_vma.vm_flags & vm.WRITE) != 0, dirty=True))
+    double_pt_unlock(dst_ptep.table, src_ptep.table)
+    reached("a page was moved")
+    return 0
+
+
+@modelled("mm/userfaultfd.c", versions="v6.8 .. v6.13", section="C.13b", steps=5)
+def move_swap_pte(src_ptep: pte_slot, dst_ptep: pte_slot, src_pte: pte_t, dst_pte: pte_t) -> int:
+    """Move one swap entry. Like the seed's, without a look at the swap cache: the bug fixed by c50f8e6053b0 (E-6)."""
+    if src_pte.kind == PteKind.MIGRATION:
+        migration_entry_wait(src_ptep.table, src_ptep)
+        return -EAGAIN
+    if src_pte.kind != PteKind.SWAP:
+        return -EFAULT
+    if not src_pte.exclusive:
+        return -EBUSY
+    double_pt_lock(dst_ptep.table, src_ptep.table)
+    if src_ptep.pte != src_pte or dst_ptep.pte != dst_pte:
+        double_pt_unlock(dst_ptep.table, src_ptep.table)
+        return -EAGAIN
+    ptep_get_and_clear(src_ptep)
+    set_pte(dst_ptep, src_pte)
+    double_pt_unlock(dst_ptep.table, src_ptep.table)
+    reached("a swap entry was moved")
+    return 0
+
+
+@modelled(
+    "mm/huge_memory.c",
+    versions="v6.8.0 .. v6.8.7",
+    section="C.14",
+    steps=12,
+    omits="the mmu notifier; one PMD lock a process",
+)
+def move_pages_huge_pmd(
+    mm: mm_struct,
+    dst_vma: vm_area_struct,
+    src_pmdp: pmd_slot,
+    dst_pmdp: pmd_slot,
+    src_pmd: pmd_t,
+    dst_pmd: pmd_t,
+    dst_addr: int,
+    src_addr: int,
+) -> int:
+    """Move one huge PMD. The PMD lock is held, and let go. The order of CVE-2024-27007: mapping before the last pin test."""
+    p = src_pmd.page
+    if not p.anon_exclusive:
+        spin_unlock(pmd_lockptr(src_pmdp))
+        return -EBUSY
+    get_page(p)
+    spin_unlock(pmd_lockptr(src_pmdp))
+    lock_page(p)
+    av = page_get_anon_vma(p)
+    if av is None:
+        unlock_page(p)
+        put_huge_page(p)
+        return -EAGAIN
+    anon_vma_lock_write(av)
+    err = 0
+    spin_lock(pmd_lockptr(src_pmdp))
+    if src_pmdp.pmd != src_pmd or dst_pmdp.pmd != dst_pmd:
+        err = -EAGAIN
+    elif p.pincount > 0 or not p.anon_exclusive:
+        err = -EBUSY
+    else:
+        p.mapping = dst_vma.anon_vma
+        p.index = linear_page_index(dst_vma, dst_addr)
+        set_pmd(src_pmdp, pmd_t())
+        flush_tlb_pmd(mm, src_addr)
+        if p.pincount > 0:
+            set_pmd(src_pmdp, src_pmd)
+            err = -EBUSY
+        else:
+            writable = (dst_vma.vm_flags & vm.WRITE) != 0
+            set_pmd(dst_pmdp, pmd_t(kind=PmdKind.HUGE, page=p, write=writable, dirty=True))
+            dst_pmdp.deposited = src_pmdp.deposited
+            src_pmdp.deposited = NULL
+            reached("a huge page was moved whole")
+    spin_unlock(pmd_lockptr(src_pmdp))
+    anon_vma_unlock_write(av)
+    put_anon_vma(av)
+    unlock_page(p)
+    put_huge_page(p)
+    return err
+
+
+@modelled(
+    "mm/userfaultfd.c", versions="v6.8", section="C.13", steps=4, omits="access flags beyond VM_WRITE, special VMAs"
+)
+def validate_move_areas(
+    src_vma: vm_area_struct | None, dst_vma: vm_area_struct | None, src_start: int, dst_start: int, length: int
+) -> int:
+    """The checks under mmap_lock: 0 or -EINVAL."""
+    if src_vma is None or src_vma.vm_flags & vm.SHARED or src_start + length > src_vma.vm_end:
+        return -EINVAL
+    if dst_vma is None or dst_vma.vm_flags & vm.SHARED or dst_start + length > dst_vma.vm_end:
+        return -EINVAL
+    if (src_vma.vm_flags ^ dst_vma.vm_flags) & (vm.WRITE | vm.LOCKED) or not src_vma.vm_flags & vm.WRITE:
+        return -EINVAL
+    if not dst_vma.vm_flags & vm.USERFAULT:
+        return -EINVAL
+    if src_vma.vm_file is not None or dst_vma.vm_file is not None:
+        return -EINVAL
+    return 0
+
+
+@modelled(
+    "mm/userfaultfd.c",
+    function="move_pages",
+    versions="v6.8",
+    section="C.13",
+    steps=9,
+    omits="fatal signals, huge zero pages; progress and errno are one value here, as in remap_anon_pages",
+)
+def uffdio_move(mm: mm_struct, dst_start: int, src_start: int, length: int, mode: int) -> int:
+    """Move [src, src + length) to [dst, dst + length) (bytes): the bytes moved, or the negative errno if none were."""
+    mask = (1 << config.PAGE_SHIFT) - 1
+    if (src_start | dst_start | length) & mask or mode & ~3 or length <= 0:
+        return -EINVAL
+    down_read(mm.mmap_sem)
+    if mm.mmap_changing != 0:
+        up_read(mm.mmap_sem)
+        return -EINVAL
+    src_vma, dst_vma = find_vma(mm, src_start), find_vma(mm, dst_start)
+    err = validate_move_areas(src_vma, dst_vma, src_start, dst_start, length)
+    if err != 0 or src_vma is None or dst_vma is None:
+        up_read(mm.mmap_sem)
+        return err
+    anon_vma_prepare(dst_vma)
+    size = 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
+    moved = 0
+    while moved < length:
+        src_addr, dst_addr = src_start + moved, dst_start + moved
+        src_pmdp, dst_pmdp = pmd_offset(mm, src_addr), pmd_offset(mm, dst_addr)
+        step = 1 << config.PAGE_SHIFT
+        src_pmd = src_pmdp.pmd
+        if src_pmd.kind == PmdKind.NONE:
+            if not mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES:
+                err = -ENOENT
+                break
+            pte_alloc(mm, src_addr)
+            continue
+        dst_pmd = dst_pmdp.pmd
+        if dst_pmd.kind == PmdKind.HUGE:
+            err = -EEXIST
+            break
+        if src_pmd.kind == PmdKind.HUGE:
+            spin_lock(pmd_lockptr(src_pmdp))
+            if src_pmdp.pmd != src_pmd:
+                spin_unlock(pmd_lockptr(src_pmdp))
+                continue
+            whole = ((src_addr | dst_addr) & (size - 1)) == 0 and length - moved >= size
+            if whole and dst_pmd.kind == PmdKind.NONE:
+                err = move_pages_huge_pmd(mm, dst_vma, src_pmdp, dst_pmdp, src_pmd, dst_pmd, dst_addr, src_addr)
+                step = size
+            elif not src_pmd.page.anon_exclusive:
+                spin_unlock(pmd_lockptr(src_pmdp))
+                err = -EBUSY
+            else:
+                spin_unlock(pmd_lockptr(src_pmdp))
+                split_huge_page(src_pmd.page)
+                continue
+        else:
+            dst_table = pte_alloc(mm, dst_addr)
+            err = move_pages_pte(mm, dst_vma, src_vma, dst_table, src_pmd.table, dst_addr, src_addr, mode)
+        if err == -EAGAIN:
+            continue
+        if err != 0:
+            break
+        moved += step
+    up_read(mm.mmap_sem)
+    return moved if moved > 0 else err
+
+
+@modelled(
+    "mm/userfaultfd.c",
+    function="mfill_atomic_pte_copy",
+    versions="v4.3 .. v6.8",
+    section="C.15",
+    steps=5,
+    omits="the copy from user memory with its fault and revalidation; write-protect mode",
+    errs="missed bug",
+)
+def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
+    """Fill the missing page at `dst_addr` with `value`: 0, -ENOENT without a VMA, -EEXIST if it is not missing."""
+    down_read(mm.mmap_sem)
+    vma = find_vma(mm, dst_addr)
+    if vma is None or not vma.vm_flags & vm.USERFAULT:
+        up_read(mm.mmap_sem)
+        return -ENOENT
+    anon_vma_prepare(vma)
+    p = alloc_page()
+    p.data = value
+    if pmd_offset(mm, dst_addr).pmd.kind == PmdKind.HUGE:
+        put_page(p)
+        up_read(mm.mmap_sem)
+        return -EEXIST
+    table = pte_alloc(mm, dst_addr)
+    ptep = pte_offset(table, dst_addr)
+    spin_lock(pte_lockptr(table))
+    if ptep.pte.kind != PteKind.NONE:
+        spin_unlock(pte_lockptr(table))
+        put_page(p)
+        up_read(mm.mmap_sem)
+        return -EEXIST
+    page_add_new_anon_rmap(p, vma, dst_addr)
+    set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=p, write=(vma.vm_flags & vm.WRITE) != 0, dirty=True))
+    spin_unlock(pte_lockptr(table))
+    up_read(mm.mmap_sem)
+    return 0

@@ -1,0 +1,81 @@
+"""mm/vmscan.c: reclaim of one anonymous page."""
+
+from __future__ import annotations
+
+from .catalogue import modelled
+from .lang import atomic, raw, reached
+from .locks import trylock_page, unlock_page
+from .mm_types import page
+from .rmap import PageAnon, PageKsm, page_mapped, page_referenced_anon, try_to_unmap
+from .slab import free_page, get_page_unless_zero, put_page
+from .swap import add_to_swap_cache, clear_swap_cache
+from .swapfile import get_swap_page
+
+
+@modelled(
+    "mm/vmscan.c", function="page_check_references", versions="v3.10 .. v6.8", section="C.7", omits="the LRU lists"
+)
+def referenced(p: page) -> int:
+    """shrink_active_list's look at a page that it isolated: not locked (R4)."""
+    if not get_page_unless_zero(p):
+        return 0
+    count = page_referenced_anon(p)
+    put_page(p)
+    return count
+
+
+@atomic
+def page_freeze(p: page, expected: int) -> bool:
+    """page_freeze_refs / folio_ref_freeze: nobody but the expected users has a reference, and now nobody can get one."""
+    if p.refcount.counter != expected:
+        return False
+    p.refcount.counter = 0
+    return True
+
+
+@atomic
+@raw
+def write_to_swap(p: page) -> None:
+    """Writeback, in one step: the device holds what the page holds."""
+    p.swapcache.data = p.data
+    p.dirty = False
+
+
+@modelled(
+    "mm/vmscan.c",
+    function="shrink_page_list",
+    versions="v3.10 .. v6.8",
+    section="C.7",
+    steps=9,
+    omits="the lists, references that keep a page, writeback as a state (it is one step), splitting of huge pages",
+)
+def shrink_page(p: page) -> int:
+    """Swap one page out. Returns 1 if it was freed, 0 if it was kept."""
+    if not get_page_unless_zero(p):
+        return 0
+    if not trylock_page(p):
+        put_page(p)
+        return 0
+    if not PageAnon(p) or PageKsm(p) or p.compound:
+        unlock_page(p)
+        put_page(p)
+        return 0
+    if p.swapcache is None:
+        slot = get_swap_page()
+        add_to_swap_cache(p, slot)
+        p.dirty = True
+    if page_mapped(p) and not try_to_unmap(p, False):
+        unlock_page(p)
+        put_page(p)
+        return 0
+    if p.dirty:
+        write_to_swap(p)
+    if p.swapcache is None or not page_freeze(p, 2) or p.dirty:
+        unlock_page(p)
+        put_page(p)
+        return 0
+    clear_swap_cache(p)
+    unlock_page(p)
+    free_page(p)
+    reached("a page was swapped out and freed")
+    return 1
