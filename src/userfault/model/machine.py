@@ -135,8 +135,8 @@ def new_mm(pages: int) -> mm_struct:
     """An empty address space for this many user pages, its page tables allocated."""
     made = mm_struct(mmap_sem=new_semaphore(LockClass.MMAP_SEM))
     span = 1 << config.HPAGE_PMD_ORDER
-    for _ in range((pages + span - 1) // span):
-        made.pmd.append(pmd_slot(mm=made))
+    for first in range(0, pages, span):
+        made.pmd.append(pmd_slot(mm=made, first_page=first))
     machine.mms.append(made)
     return made
 

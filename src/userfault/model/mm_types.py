@@ -236,6 +236,7 @@ class pmd_slot:
     __embedded__ = True
     pmd: pmd_t = pmd_t()  # page_table_lock (PMD lock since v3.13)
     mm: mm_struct = NULL  # const
+    first_page: Annotated[int, Range(0, 31)] = 0  # const: the number of the first user page that it covers
     deposited: page_table = NULL  # page_table_lock: the table that a split will need
 
 
