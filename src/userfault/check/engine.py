@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import explore, ir
+from . import explore, ir, native
 from .errors import CheckError
 from .ir import Failure
 from .result import Move, Options, Result
@@ -16,10 +16,6 @@ def _engine(name: str) -> ModuleType:
     if name not in ENGINES:
         raise CheckError(f"there is no engine {name!r}: one of {', '.join(ENGINES)}")
     if name == "python":
-        return explore
-    try:
-        from . import native
-    except ImportError:
         return explore
     if native.available():
         return native

@@ -1,0 +1,42 @@
+"""The command line: one file a verb. Only this room prints."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+VERBS = {
+    "check": "Explore every interleaving of litmus tests and say what holds.",
+    "replay": "Show exactly the trace that a replay string stands for.",
+    "model": "List the modelled kernel functions: source, versions, steps, omissions.",
+    "litmus": "List the library of litmus tests, or show one.",
+}
+
+
+class Verbs(click.Group):
+    """Imports a verb only when it is used: the first verdict must not wait for the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="userfault")
+def cli() -> None:
+    """The moment when a page of memory moves while somebody else is walking to it."""
+
+
+def main() -> None:
+    """The entry point. Exit codes: 0 as expected, 1 a surprise, 2 usage or environment, 3 a bound was hit."""
+    cli(prog_name="userfault")

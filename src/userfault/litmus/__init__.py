@@ -1,0 +1,99 @@
+"""Litmus tests: the format, the library, mutants, and what the author of each expects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from ..check.ir import Program
+from ..model.era import ERAS
+from .ast import Test
+from .errors import LitmusError
+from .matrix import generate, matrix_jobs
+from .mutants import Mutant, find_mutant, mutant_library
+from .read import read, read_file
+
+__all__ = [
+    "LitmusError",
+    "Mutant",
+    "Test",
+    "compile_test",
+    "expected",
+    "jobs_for",
+    "library",
+    "load",
+    "matrix_jobs",
+    "mutant_library",
+]
+
+
+@cache
+def library() -> tuple[Test, ...]:
+    """Every test that comes with the package, by name."""
+    folder = files(__package__).joinpath("library")
+    names = sorted(each.name for each in folder.iterdir() if each.name.endswith(".litmus"))
+    return tuple(_from_library(name.removesuffix(".litmus")) for name in names)
+
+
+@cache
+def _from_library(name: str) -> Test:
+    place = files(__package__).joinpath("library", f"{name}.litmus")
+    test = read(place.read_text(), f"{name}.litmus")
+    if test.name != name:
+        raise LitmusError(f"{name}.litmus: the test calls itself {test.name}: the file must be named after it")
+    return test
+
+
+def load(name: str) -> Test:
+    """A test by its library name, or from a file. Raises LitmusError."""
+    if files(__package__).joinpath("library", f"{name}.litmus").is_file():
+        return _from_library(name)
+    if name.startswith("matrix/"):
+        return generate(name)
+    path = Path(name)
+    if path.suffix == ".litmus" or path.exists():
+        return read_file(path)
+    raise LitmusError(f"there is no test {name!r} in the library and no such file: see `userfault litmus list`")
+
+
+def compile_test(test: Test, era: str, mutant: str | None = None) -> Program:
+    """The program of a test on an era, with a mutant or as the kernel was. Raises LitmusError, CheckError."""
+    from .build import Builder
+
+    return Builder(test, era).program(mutant)
+
+
+def expected(test: Test, era: str, mutant: str | None = None) -> tuple[str, str]:
+    """(verdict, property) that the author of the test, or of the mutant, expects."""
+    if mutant:
+        which = find_mutant(mutant)
+        if (which.test, which.era) == (test.name, era):
+            return ("holds", "") if which.property == "nothing" else ("violated", which.property)
+    for each in test.expect:
+        if each.era == era:
+            return each.verdict, each.property
+    return "holds", ""
+
+
+def jobs_for(tests: Sequence[str], eras: Sequence[str], mutant: str) -> list[tuple[str, str, str]]:
+    """(test, era, mutant) for a command line; no tests: the library, or what kills the mutant."""
+    for era in eras:
+        if era not in ERAS:
+            raise LitmusError(f"there is no era {era!r}: one of {', '.join(ERAS)}")
+    if mutant == "all":
+        return [(m.test, m.era, m.name) for m in mutant_library() if not eras or m.era in eras]
+    if mutant and not tests:
+        which = find_mutant(mutant)
+        return [(which.test, era, mutant) for era in (eras or (which.era,))]
+    if mutant:
+        find_mutant(mutant)
+    jobs = []
+    for name in tests or [test.name for test in library()]:
+        test = load(name)
+        wanted = [era for era in test.eras if not eras or era in eras]
+        if tests and not wanted:
+            raise LitmusError(f"{name} says nothing of {', '.join(eras)} (it has {', '.join(test.eras)})")
+        jobs += [(name, era, mutant) for era in wanted]
+    return jobs

@@ -1,0 +1,151 @@
+"""What a thread of a litmus test can do: user operations and the kernel's own actors, as calls of model functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..model import fork, fremap, gup, huge_memory, ksm, madvise, migrate, mmap, rmap, user, userfaultfd, vmscan
+from ..model.errno import EAGAIN
+from ..model.mm_types import mm_struct, page
+
+FIRST_PAGE_TOKEN = 1
+
+
+@dataclass(frozen=True)
+class Need:
+    """Objects that an operation may allocate: how many free ones the pools must hold for it."""
+
+    pages: int = 0
+    huge: int = 0
+    anon_vmas: int = 0
+    anon_vma_chains: int = 0
+    vmas: int = 0
+    page_tables: int = 0
+    swap_slots: int = 0
+    stable_nodes: int = 0
+
+
+FAULT = Need(pages=1, page_tables=1, anon_vmas=1, anon_vma_chains=1)
+
+
+@dataclass(frozen=True)
+class OperationKind:
+    """An operation of the format.
+
+    shape: its arguments: `addr`, `int`, `page`, `mm`, `<-`; a trailing `?` makes the rest optional. needs_mm: runs in the
+    thread's address space. call: (mm, arguments) -> function and its arguments. eras: where it exists (empty: everywhere).
+    """
+
+    shape: tuple[str, ...]
+    doc: str
+    call: Callable[[mm_struct, list[Any]], tuple[Callable[..., Any], tuple[Any, ...]]]
+    need: Need = field(default_factory=Need)
+    needs_mm: bool = True
+    eras: tuple[str, ...] = ()
+
+
+def _move(mm: mm_struct, args: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    from ..model.era import era
+
+    dst, src = args[0], args[2]
+    length = args[3] if len(args) > 3 else 1
+    holes = int(len(args) > 4)
+    if era.uffdio_move:
+        return userfaultfd.uffdio_move, (mm, dst, src, length, holes * userfaultfd.UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES)
+    return fremap.remap_anon_pages, (mm, dst, src, length, holes * fremap.RAP_ALLOW_SRC_HOLES)
+
+
+MOVES = ("v3.10+seed", "v6.8")
+
+OPERATIONS: dict[str, OperationKind] = {
+    "load": OperationKind(("addr",), "read a page", lambda mm, a: (user.load, (mm, a[0])), FAULT),
+    "store": OperationKind(("addr", "int"), "write a page", lambda mm, a: (user.store, (mm, a[0], a[1])), FAULT),
+    "touch": OperationKind(("addr",), "make a page present", lambda mm, a: (user.touch, (mm, a[0])), FAULT),
+    "move": OperationKind(
+        ("addr", "<-", "addr", "?", "int", "holes"),
+        "remap_anon_pages, or UFFDIO_MOVE: DST <- SRC [LENGTH [holes]]",
+        _move,
+        Need(page_tables=1, anon_vmas=1, anon_vma_chains=1),
+        eras=MOVES,
+    ),
+    "copy": OperationKind(
+        ("addr", "int"),
+        "UFFDIO_COPY of one page",
+        lambda mm, a: (userfaultfd.uffdio_copy, (mm, a[0], a[1])),
+        FAULT,
+        eras=("v6.8",),
+    ),
+    "munmap": OperationKind(
+        ("addr", "int"), "unmap whole VMAs: START LENGTH", lambda mm, a: (mmap.sys_munmap, (mm, a[0], a[1]))
+    ),
+    "dontneed": OperationKind(
+        ("addr", "int"), "MADV_DONTNEED: START LENGTH", lambda mm, a: (madvise.madvise_dontneed, (mm, a[0], a[1]))
+    ),
+    "dontfork": OperationKind(("addr",), "MADV_DONTFORK", lambda mm, a: (madvise.madvise_dontfork, (mm, a[0]))),
+    "dofork": OperationKind(("addr",), "MADV_DOFORK", lambda mm, a: (madvise.madvise_dofork, (mm, a[0]))),
+    "userfault": OperationKind(
+        ("addr",), "MADV_USERFAULT", lambda mm, a: (madvise.madvise_userfault, (mm, a[0])), eras=MOVES
+    ),
+    "fork": OperationKind(
+        ("mm",),
+        "fork into a new address space",
+        lambda mm, a: (fork.sys_fork, (mm, a[0])),
+        Need(pages=1, anon_vmas=2, anon_vma_chains=4, vmas=2, page_tables=2),
+    ),
+    "pinwrite": OperationKind(
+        ("addr", "int"),
+        "a device's write: gup_fast, write to the page, unpin",
+        lambda mm, a: (gup.pin_and_write, (mm, a[0], a[1])),
+    ),
+    "pin": OperationKind(("addr",), "gup_fast, and keep the pin", lambda mm, a: (pin, (mm, a[0]))),
+    "collapse": OperationKind(
+        ("addr",),
+        "khugepaged: make a huge page",
+        lambda mm, a: (huge_memory.collapse_huge_page, (mm, a[0])),
+        Need(huge=1),
+    ),
+    "ksm": OperationKind(
+        ("addr",),
+        "ksmd: make the page a KSM page",
+        lambda mm, a: (ksm.ksm_make_stable, (mm, a[0])),
+        Need(stable_nodes=1),
+    ),
+    "referenced": OperationKind(
+        ("page",), "reclaim's unlocked look at a page", lambda mm, a: (vmscan.referenced, (a[0],)), needs_mm=False
+    ),
+    "reclaim": OperationKind(
+        ("page",), "swap a page out", lambda mm, a: (vmscan.shrink_page, (a[0],)), Need(swap_slots=1), needs_mm=False
+    ),
+    "split": OperationKind(
+        ("page",), "split a huge page", lambda mm, a: (huge_memory.split_huge_page, (a[0],)), needs_mm=False
+    ),
+    "migrate": OperationKind(
+        ("page",),
+        "compaction: migrate a page",
+        lambda mm, a: (migrate.migrate_page, (a[0],)),
+        Need(pages=1),
+        needs_mm=False,
+    ),
+    "get_anon_vma": OperationKind(
+        ("page",), "page_get_anon_vma and put", lambda mm, a: (get_and_put_anon_vma, (a[0],)), needs_mm=False
+    ),
+}
+
+
+def get_and_put_anon_vma(p: page) -> int:
+    """A walker that only takes a reference: 1 if it got one."""
+    av = rmap.page_get_anon_vma(p)
+    if av is None:
+        return 0
+    rmap.put_anon_vma(av)
+    return 1
+
+
+def pin(mm: mm_struct, addr: int) -> int:
+    """gup_fast; the pin stays. 0, or -EAGAIN if the fast way failed."""
+    p = gup.gup_fast(mm, addr)
+    if p is None:
+        return -EAGAIN
+    return 0

@@ -1,0 +1,37 @@
+"""Every test of the library does what its author expects; every mutant is killed by the property that it names."""
+
+from __future__ import annotations
+
+import pytest
+from userfault.check.engine import fewest_switches, run
+from userfault.check.trace import replay
+from userfault.litmus import Test, compile_test, expected, library, load, mutant_library
+
+CASES = [(test, era) for test in library() for era in test.eras]
+
+
+@pytest.mark.parametrize(("test", "era"), CASES, ids=[f"{test.name}@{era}" for test, era in CASES])
+def test_the_verdict_is_as_expected(test: Test, era: str) -> None:
+    program = compile_test(test, era)
+    result = run(program)
+    found = result.failure.property if result.failure else ""
+    assert (result.verdict, found) == expected(test, era)
+    if result.verdict == "holds":
+        assert set(test.sometimes) <= result.reached
+    elif result.failure is not None and result.lasso < 0:
+        moves = fewest_switches(program, result.failure)
+        assert moves is not None
+        assert replay(program, moves).failure == result.failure
+
+
+@pytest.mark.parametrize("mutant", mutant_library(), ids=[m.name for m in mutant_library()])
+def test_a_mutant_is_killed_by_its_property(mutant: object) -> None:
+    from userfault.litmus import Mutant
+
+    assert isinstance(mutant, Mutant)
+    test = load(mutant.test)
+    result = run(compile_test(test, mutant.era, mutant.name))
+    found = result.failure.property if result.failure else "nothing"
+    assert found == mutant.property
+    # The unmutated kernel does not break it: the step that the mutant drops is what prevents it.
+    assert expected(test, mutant.era)[1] != mutant.property
