@@ -1,0 +1,1071 @@
+// The native engine: breadth-first search, shortest-switch search and fair-cycle search over bit-packed states.
+//
+// check/native.py lays out the state, translates each step to a run of instructions on packed words, and calls the
+// functions at the end. The Python engine (check/explore.py) defines what they must return.
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define MAX_WORDS 32
+#define MAX_CHOICES 16
+#define MAX_THREADS 16
+#define MAX_WORKERS 64
+#define BAD 0x80000000u  // parent flag: a state that broke an invariant; it is counted, not expanded
+#define HOLE 0x7fffffffu // parent value of an arena place that lost an insertion race
+#define LOCAL_LIMIT 100000
+
+typedef struct {
+    int32_t op, d, a, b, x, y, z, w;
+} ins;
+
+enum {
+    MOV, ADD, SUB, MUL, AND, OR, XOR, SHL, SHR, EQ, NE, LT, LE, NOT,
+    LD,   // d := field (word x, shift y, mask z) + w
+    ST,   // field (word x, shift y, mask z) := b - w, range checked
+    LDX,  // d := cell[a + x], a in [y, z]
+    STX,  // cell[a + x] := b, a in [y, z]
+    LDK,  // d := table[a + x], a in [y, z]
+    BR, JMP, WAIT, FAIL, CHOOSE, REACH,
+    KEEP, // word x &= the 64-bit mask (y low, z high)
+    SETPC,// word x |= (uint64)z << y
+    RET,  // the step is over
+    OPS
+};
+
+typedef struct {
+    int32_t word, shift, mask, lo, hi;
+} cell;
+
+typedef struct {
+    int32_t words, threads, max_pc;
+    const ins *code;
+    const int32_t *entry;      // [thread * max_pc + pc] -> first instruction
+    const uint64_t *affects;   // [thread * max_pc + pc] -> which invariants a step may change
+    const int32_t *pc_word, *pc_shift, *pc_mask, *pc_end; // per thread
+    const int32_t *regs;       // initial registers of each thread, thread * reg_count
+    int32_t reg_count;
+    const cell *cells;
+    const int32_t *tables;
+    const uint64_t *initial;
+    int32_t invariants, finals;
+    const int32_t *spec_entry; // invariants, then finals
+    const int32_t *spec_regs;  // initial registers of each spec
+    int32_t failures;          // number of the first built-in failure: dereference, range, deadlock
+} program;
+
+typedef struct {
+    int64_t max_states, max_bytes;
+    int32_t workers, keep_going, liveness;
+} options;
+
+typedef struct {
+    int32_t verdict; // 0 holds, 1 violated, 2 bound, 3 local loop, 4 stopped, 5 out of memory
+    int32_t failure; // number, or failures + 3 for a livelock
+    int64_t states, transitions, bytes;
+    int64_t depth, lasso;
+    uint64_t reached[4];
+    int32_t *moves;  // (thread, number of choices, choices...) repeated; free with uf_free
+    int64_t moves_length;
+} result;
+
+enum { R_OK = -1, R_BLOCKED = -2, R_LOCAL = -3 };
+
+typedef struct {
+    int32_t taken[MAX_CHOICES], width[MAX_CHOICES];
+    int count, given;
+} choices;
+
+static _Atomic int stop_requested;
+static _Atomic int64_t progress_states;
+
+static int32_t execute(const program *p, int32_t at, uint64_t *s, int32_t *r, choices *c, uint64_t *reached)
+{
+    static const void *const labels[OPS] = {
+        &&l_MOV, &&l_ADD, &&l_SUB, &&l_MUL, &&l_AND, &&l_OR, &&l_XOR, &&l_SHL, &&l_SHR, &&l_EQ, &&l_NE, &&l_LT, &&l_LE,
+        &&l_NOT, &&l_LD, &&l_ST, &&l_LDX, &&l_STX, &&l_LDK, &&l_BR, &&l_JMP, &&l_WAIT, &&l_FAIL, &&l_CHOOSE, &&l_REACH,
+        &&l_KEEP, &&l_SETPC, &&l_RET};
+    const ins *code = p->code, *i = code + at;
+    int backward = 0;
+#define NEXT do { i++; goto *labels[i->op]; } while (0)
+    goto *labels[i->op];
+l_MOV: r[i->d] = r[i->a]; NEXT;
+l_ADD: r[i->d] = r[i->a] + r[i->b]; NEXT;
+l_SUB: r[i->d] = r[i->a] - r[i->b]; NEXT;
+l_MUL: r[i->d] = r[i->a] * r[i->b]; NEXT;
+l_AND: r[i->d] = r[i->a] & r[i->b]; NEXT;
+l_OR: r[i->d] = r[i->a] | r[i->b]; NEXT;
+l_XOR: r[i->d] = r[i->a] ^ r[i->b]; NEXT;
+l_SHL: r[i->d] = (int32_t)((uint32_t)r[i->a] << r[i->b]); NEXT;
+l_SHR: r[i->d] = r[i->a] >> r[i->b]; NEXT;
+l_EQ: r[i->d] = r[i->a] == r[i->b]; NEXT;
+l_NE: r[i->d] = r[i->a] != r[i->b]; NEXT;
+l_LT: r[i->d] = r[i->a] < r[i->b]; NEXT;
+l_LE: r[i->d] = r[i->a] <= r[i->b]; NEXT;
+l_NOT: r[i->d] = !r[i->a]; NEXT;
+l_LD: r[i->d] = (int32_t)((s[i->x] >> i->y) & (uint32_t)i->z) + i->w; NEXT;
+l_ST: {
+    uint32_t v = (uint32_t)(r[i->b] - i->w);
+    if (v > (uint32_t)i->a) return p->failures + 1;
+    s[i->x] = (s[i->x] & ~((uint64_t)(uint32_t)i->z << i->y)) | ((uint64_t)v << i->y);
+    NEXT;
+}
+l_LDX: {
+    int32_t v = r[i->a];
+    if (v < i->y || v > i->z) return p->failures;
+    const cell *e = p->cells + v + i->x;
+    r[i->d] = (int32_t)((s[e->word] >> e->shift) & (uint32_t)e->mask) + e->lo;
+    NEXT;
+}
+l_STX: {
+    int32_t v = r[i->a];
+    if (v < i->y || v > i->z) return p->failures;
+    const cell *e = p->cells + v + i->x;
+    int32_t n = r[i->b];
+    if (n < e->lo || n > e->hi) return p->failures + 1;
+    s[e->word] = (s[e->word] & ~((uint64_t)(uint32_t)e->mask << e->shift)) | ((uint64_t)(uint32_t)(n - e->lo) << e->shift);
+    NEXT;
+}
+l_LDK: {
+    int32_t v = r[i->a];
+    if (v < i->y || v > i->z) return p->failures;
+    r[i->d] = p->tables[v + i->x];
+    NEXT;
+}
+l_BR: {
+    const ins *to = code + (r[i->a] ? i->x : i->y);
+    if (to <= i && ++backward > LOCAL_LIMIT) return R_LOCAL;
+    i = to;
+    goto *labels[i->op];
+}
+l_JMP: {
+    const ins *to = code + i->x;
+    if (to <= i && ++backward > LOCAL_LIMIT) return R_LOCAL;
+    i = to;
+    goto *labels[i->op];
+}
+l_WAIT:
+    if (!r[i->a]) return R_BLOCKED;
+    NEXT;
+l_FAIL: return i->x;
+l_CHOOSE:
+    if (c->count < MAX_CHOICES) {
+        int32_t v = c->count < c->given ? c->taken[c->count] : 0;
+        c->taken[c->count] = v;
+        c->width[c->count++] = i->x;
+        r[i->d] = v;
+    }
+    NEXT;
+l_REACH: reached[i->x >> 6] |= 1ull << (i->x & 63); NEXT;
+l_KEEP: s[i->x] &= (uint64_t)(uint32_t)i->y | ((uint64_t)(uint32_t)i->z << 32); NEXT;
+l_SETPC: s[i->x] |= (uint64_t)(uint32_t)i->z << i->y; NEXT;
+l_RET: return R_OK;
+}
+
+static int32_t pc_of(const program *p, const uint64_t *s, int t)
+{
+    return (int32_t)((s[p->pc_word[t]] >> p->pc_shift[t]) & (uint32_t)p->pc_mask[t]);
+}
+
+// The next combination of choices after a step; 0 when all were taken.
+static int next_choice(choices *c)
+{
+    for (int at = c->count - 1; at >= 0; at--)
+        if (c->taken[at] + 1 < c->width[at]) {
+            c->taken[at]++;
+            c->given = at + 1;
+            c->count = 0;
+            return 1;
+        }
+    return 0;
+}
+
+static uint64_t hash_state(const uint64_t *s, int words)
+{
+    uint64_t h = 0x9e3779b97f4a7c15ull;
+    for (int i = 0; i < words; i++) {
+        h ^= s[i];
+        h *= 0xff51afd7ed558ccdull;
+        h ^= h >> 32;
+    }
+    return h ^ (h >> 29);
+}
+
+static void copy(uint64_t *to, const uint64_t *from, int words)
+{
+    for (int i = 0; i < words; i++) to[i] = from[i];
+}
+
+static int equal(const uint64_t *a, const uint64_t *b, int words)
+{
+    for (int i = 0; i < words; i++)
+        if (a[i] != b[i]) return 0;
+    return 1;
+}
+
+static void *reserve(size_t bytes)
+{
+    void *at = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED) return 0;
+    // Small searches stay small: whole huge pages only where the table is going to be large anyway.
+    if (bytes >= (64u << 20)) madvise((char *)at + (4 << 20), bytes - (4 << 20), MADV_HUGEPAGE);
+    return at;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The search's memory: an arena of packed states, their parents, and a hash table of arena numbers (+1).
+
+typedef struct {
+    const program *p;
+    const options *o;
+    int words;
+    int64_t capacity;
+    uint64_t *states;
+    uint32_t *parents;
+    _Atomic uint32_t *slots;
+    uint64_t slot_mask;
+    _Atomic int64_t count;
+    int64_t holes;
+    int32_t *spec_regs;
+} store;
+
+static int store_open(store *t, const program *p, const options *o)
+{
+    memset(t, 0, sizeof *t);
+    t->p = p;
+    t->o = o;
+    t->words = p->words;
+    int64_t per_state = 8 * p->words + 4 + 8;
+    t->capacity = o->max_states + 65536;
+    if (t->capacity > o->max_bytes / per_state) t->capacity = o->max_bytes / per_state;
+    if (t->capacity > 0x7ffffff0) t->capacity = 0x7ffffff0;
+    t->states = reserve((size_t)t->capacity * 8 * (size_t)p->words);
+    t->parents = reserve((size_t)t->capacity * 4);
+    t->slot_mask = (1 << 12) - 1;
+    t->slots = calloc(t->slot_mask + 1, 4);
+    return t->states && t->parents && t->slots;
+}
+
+static void slots_free(store *t)
+{
+    if (t->slot_mask >= (1u << 20)) munmap((void *)t->slots, (t->slot_mask + 1) * 4);
+    else free((void *)t->slots);
+}
+
+static void store_close(store *t)
+{
+    if (t->states) munmap(t->states, (size_t)t->capacity * 8 * (size_t)t->words);
+    if (t->parents) munmap(t->parents, (size_t)t->capacity * 4);
+    if (t->slots) slots_free(t);
+}
+
+static uint64_t *state_at(const store *t, int64_t number)
+{
+    return t->states + number * t->words;
+}
+
+// Room for `more` insertions at a load of at most two thirds.
+static int store_grow(store *t, int64_t more)
+{
+    int64_t need = atomic_load(&t->count) + more;
+    uint64_t size = t->slot_mask + 1;
+    while ((int64_t)(size / 3 * 2) < need) size *= 2;
+    if (size == t->slot_mask + 1) return 1;
+    _Atomic uint32_t *fresh = size >= (1u << 20) ? reserve(size * 4) : calloc(size, 4);
+    if (!fresh) return 0;
+    slots_free(t);
+    t->slots = fresh;
+    t->slot_mask = size - 1;
+    int64_t count = atomic_load(&t->count);
+    for (int64_t n = 0; n < count; n++) {
+        if ((t->parents[n] & ~BAD) == HOLE) continue;
+        uint64_t at = hash_state(state_at(t, n), t->words) & t->slot_mask;
+        while (atomic_load_explicit(&fresh[at], memory_order_relaxed)) at = (at + 1) & t->slot_mask;
+        atomic_store_explicit(&fresh[at], (uint32_t)n + 1, memory_order_relaxed);
+    }
+    return 1;
+}
+
+static int64_t store_find(const store *t, const uint64_t *s)
+{
+    uint64_t at = hash_state(s, t->words) & t->slot_mask;
+    for (;;) {
+        uint32_t slot = atomic_load_explicit(&t->slots[at], memory_order_acquire);
+        if (!slot) return -1;
+        if (equal(state_at(t, slot - 1), s, t->words)) return slot - 1;
+        at = (at + 1) & t->slot_mask;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Breadth-first search, a level at a time, by one or more workers.
+
+#define BATCH 32
+
+typedef struct {
+    uint64_t state[MAX_WORDS];
+    uint64_t hash, affects;
+    uint32_t parent;
+    int32_t thread;
+} pending;
+
+typedef struct search search;
+
+typedef struct {
+    search *g;
+    int32_t *regs, *spec_regs;
+    uint64_t reached[4];
+    int64_t transitions;
+    int64_t spare; // an arena place that lost a race, or -1
+    pending queue[BATCH];
+    int queued;
+    pthread_t thread;
+} worker;
+
+struct search {
+    store t;
+    const program *p;
+    const options *o;
+    int64_t level_begin, level_end;
+    _Atomic int64_t cursor;
+    _Atomic int full, local_loop, cyclic;
+    pthread_mutex_t lock;
+    int32_t worst;         // rank of the worst violation of the first level that has one, or -1
+    int64_t worst_state;   // where it was found
+    int32_t worst_thread;  // the step that broke it (-1: the state itself)
+    choices worst_choices;
+    int64_t left[MAX_WORKERS]; // batches that were not begun because the table ran full
+    int left_count;
+    int worst_new;         // the first violation is of this level: a smaller number may replace it
+    worker *workers;
+    pthread_barrier_t barrier;
+    int quit;
+};
+
+static void report(search *g, int32_t rank, int64_t state, int32_t thread, const choices *c)
+{
+    pthread_mutex_lock(&g->lock);
+    // Within the level, the smallest failure wins, then the smallest place: the same whatever the workers' timing.
+    if (g->worst < 0 || (g->worst_new && rank < g->worst)) {
+        g->worst = rank;
+        g->worst_state = state;
+        g->worst_thread = thread;
+        g->worst_new = 1;
+        if (c) g->worst_choices = *c;
+        else g->worst_choices.count = 0;
+    }
+    pthread_mutex_unlock(&g->lock);
+}
+
+// The number of the first invariant (or, at the end, final condition) that a state breaks, or R_OK.
+static int32_t broken(const program *p, uint64_t *s, int32_t *spec_regs, uint64_t affects, uint64_t *reached)
+{
+    choices none = {.count = 0, .given = 0};
+    for (int i = 0; i < p->invariants; i++)
+        if (affects >> (i & 63) & 1) {
+            int32_t r = execute(p, p->spec_entry[i], s, spec_regs + i * p->reg_count, &none, reached);
+            if (r != R_OK) return r;
+        }
+    if (p->finals) {
+        for (int t = 0; t < p->threads; t++)
+            if (pc_of(p, s, t) != p->pc_end[t]) return R_OK;
+        for (int i = p->invariants; i < p->invariants + p->finals; i++) {
+            int32_t r = execute(p, p->spec_entry[i], s, spec_regs + i * p->reg_count, &none, reached);
+            if (r != R_OK) return r;
+        }
+    }
+    return R_OK;
+}
+
+static void insert(worker *w, pending *e)
+{
+    search *g = w->g;
+    store *t = &g->t;
+    uint64_t at = e->hash & t->slot_mask;
+    for (;;) {
+        uint32_t slot = atomic_load_explicit(&t->slots[at], memory_order_acquire);
+        if (!slot) {
+            int64_t mine = w->spare >= 0 ? w->spare : atomic_fetch_add_explicit(&t->count, 1, memory_order_relaxed);
+            w->spare = -1;
+            if (mine >= t->capacity) {
+                atomic_fetch_sub(&t->count, 1);
+                atomic_store(&g->full, 1);
+                return;
+            }
+            copy(state_at(t, mine), e->state, t->words);
+            t->parents[mine] = e->parent;
+            uint32_t empty = 0;
+            if (atomic_compare_exchange_strong_explicit(&t->slots[at], &empty, (uint32_t)mine + 1, memory_order_release,
+                                                        memory_order_acquire)) {
+                int32_t r = broken(g->p, e->state, w->spec_regs, e->affects, w->reached);
+                if (r != R_OK) {
+                    t->parents[mine] |= BAD;
+                    // The place in the arena may depend on timing; its parent does not matter to the verdict.
+                    report(g, r, mine, -1, 0);
+                }
+                return;
+            }
+            w->spare = mine;
+            t->parents[mine] = HOLE;
+            slot = empty;
+        }
+        if (equal(state_at(t, slot - 1), e->state, t->words)) {
+            if ((int64_t)slot - 1 < g->level_end) atomic_store_explicit(&g->cyclic, 1, memory_order_relaxed);
+            return;
+        }
+        at = (at + 1) & t->slot_mask;
+    }
+}
+
+static void flush(worker *w)
+{
+    for (int i = 0; i < w->queued; i++) insert(w, &w->queue[i]);
+    w->queued = 0;
+}
+
+static void expand(worker *w, int64_t number)
+{
+    search *g = w->g;
+    const program *p = g->p;
+    const uint64_t *from = state_at(&g->t, number);
+    int moved = 0, ended = 1;
+    for (int t = 0; t < p->threads; t++) {
+        int32_t pc = pc_of(p, from, t);
+        if (pc == p->pc_end[t]) continue;
+        ended = 0;
+        int32_t entry = p->entry[t * p->max_pc + pc];
+        choices c = {.count = 0, .given = 0};
+        do {
+            pending *e = &w->queue[w->queued];
+            copy(e->state, from, p->words);
+            int32_t r = execute(p, entry, e->state, w->regs + t * p->reg_count, &c, w->reached);
+            if (r == R_BLOCKED) break;
+            if (r == R_LOCAL) {
+                atomic_store(&g->local_loop, 1);
+                return;
+            }
+            moved = 1;
+            w->transitions++;
+            if (r != R_OK) {
+                report(g, r, number, t, &c);
+                continue;
+            }
+            e->hash = hash_state(e->state, p->words);
+            e->affects = p->affects[t * p->max_pc + pc];
+            e->parent = (uint32_t)number;
+            e->thread = t;
+            __builtin_prefetch((const void *)&g->t.slots[e->hash & g->t.slot_mask]);
+            if (++w->queued == BATCH) flush(w);
+        } while (next_choice(&c));
+    }
+    if (!moved && !ended) report(g, p->failures + 2, number, -2, 0);
+}
+
+static void expand_range(worker *w, int64_t from, int64_t to)
+{
+    search *g = w->g;
+    if (to > g->level_end) to = g->level_end;
+    for (int64_t n = from; n < to; n++)
+        if (!(g->t.parents[n] & BAD) && (g->t.parents[n] != HOLE || n == 0)) expand(w, n);
+}
+
+static void work_level(worker *w)
+{
+    search *g = w->g;
+    for (;;) {
+        int64_t from = atomic_fetch_add(&g->cursor, 64), to = from + 64;
+        if (from >= g->level_end || atomic_load_explicit(&g->full, memory_order_relaxed)) break;
+        if (atomic_load_explicit(&stop_requested, memory_order_relaxed)) break;
+        // A table that runs full in the middle of a level is grown by the leader; this worker stops before.
+        if (atomic_load_explicit(&g->t.count, memory_order_relaxed) + 64 * MAX_THREADS * 8 >
+            (int64_t)((g->t.slot_mask + 1) / 16 * 15)) {
+            pthread_mutex_lock(&g->lock);
+            g->left[g->left_count++] = from;
+            pthread_mutex_unlock(&g->lock);
+            atomic_store(&g->full, 2);
+            break;
+        }
+        expand_range(w, from, to);
+    }
+    flush(w);
+}
+
+static void *worker_main(void *arg)
+{
+    worker *w = arg;
+    for (;;) {
+        pthread_barrier_wait(&w->g->barrier);
+        if (w->g->quit) return 0;
+        work_level(w);
+        pthread_barrier_wait(&w->g->barrier);
+    }
+}
+
+static int push_move(result *out, int64_t *room, int32_t thread, const choices *c)
+{
+    int64_t need = out->moves_length + 2 + c->count;
+    if (need > *room) {
+        *room = need * 2 + 64;
+        int32_t *more = realloc(out->moves, (size_t)*room * 4);
+        if (!more) return 0;
+        out->moves = more;
+    }
+    out->moves[out->moves_length++] = thread;
+    out->moves[out->moves_length++] = c->count;
+    for (int i = 0; i < c->count; i++) out->moves[out->moves_length++] = c->taken[i];
+    return 1;
+}
+
+// The step from one state to another: thread and choices. 0 if there is none.
+static int find_move(const program *p, const uint64_t *from, const uint64_t *to, int32_t *regs, int32_t *thread, choices *c)
+{
+    uint64_t reached[4] = {0}, s[MAX_WORDS];
+    for (int t = 0; t < p->threads; t++) {
+        int32_t pc = pc_of(p, from, t);
+        if (pc == p->pc_end[t]) continue;
+        c->count = c->given = 0;
+        do {
+            copy(s, from, p->words);
+            int32_t r = execute(p, p->entry[t * p->max_pc + pc], s, regs + t * p->reg_count, c, reached);
+            if (r == R_BLOCKED) break;
+            if (r == R_OK && equal(s, to, p->words)) {
+                *thread = t;
+                return 1;
+            }
+        } while (next_choice(c));
+    }
+    return 0;
+}
+
+static int push_path(search *g, result *out, int64_t *room, int64_t number, int32_t *regs)
+{
+    int64_t length = 0;
+    for (int64_t n = number; n > 0; n = g->t.parents[n] & ~BAD) length++;
+    int64_t *path = malloc((size_t)(length + 1) * sizeof *path);
+    if (!path) return 0;
+    int64_t at = length;
+    for (int64_t n = number; n > 0; n = g->t.parents[n] & ~BAD) path[at--] = n;
+    path[0] = 0;
+    int ok = 1;
+    for (int64_t i = 0; ok && i < length; i++) {
+        int32_t thread;
+        choices c;
+        ok = find_move(g->p, state_at(&g->t, path[i]), state_at(&g->t, path[i + 1]), regs, &thread, &c) &&
+             push_move(out, room, thread, &c);
+    }
+    free(path);
+    return ok;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Fair cycles: Tarjan's components of the stored graph, edges recomputed.
+
+typedef struct {
+    uint32_t *index, *low, *component;
+} marks;
+
+typedef struct {
+    int64_t state;
+    int32_t thread;
+    choices c;
+    int fresh;
+} frame;
+
+// The next edge of a frame: the number of the state it leads to, or -1 when there are no more.
+static int64_t next_edge(search *g, frame *f, int32_t *regs)
+{
+    const program *p = g->p;
+    uint64_t reached[4], s[MAX_WORDS];
+    while (f->thread < p->threads) {
+        int32_t pc = pc_of(p, state_at(&g->t, f->state), f->thread);
+        if (pc != p->pc_end[f->thread] && (f->fresh || next_choice(&f->c))) {
+            if (f->fresh) f->c.count = f->c.given = 0;
+            f->fresh = 0;
+            copy(s, state_at(&g->t, f->state), p->words);
+            int32_t r = execute(p, p->entry[f->thread * p->max_pc + pc], s, regs + f->thread * p->reg_count, &f->c, reached);
+            if (r == R_OK) return store_find(&g->t, s);
+            if (r != R_BLOCKED) continue;
+        }
+        f->thread++;
+        f->fresh = 1;
+    }
+    return -1;
+}
+
+static int enabled(search *g, int64_t number, int t, int32_t *regs)
+{
+    const program *p = g->p;
+    uint64_t reached[4], s[MAX_WORDS];
+    int32_t pc = pc_of(p, state_at(&g->t, number), t);
+    if (pc == p->pc_end[t]) return 0;
+    choices c = {.count = 0, .given = 0};
+    copy(s, state_at(&g->t, number), p->words);
+    return execute(p, p->entry[t * p->max_pc + pc], s, regs + t * p->reg_count, &c, reached) != R_BLOCKED;
+}
+
+// Append a walk inside a component: from `at` to an edge of thread `mover` (or, mover -1, to `goal`). Returns its end.
+static int64_t walk(search *g, result *out, int64_t *room, const marks *m, int64_t at, int mover, int64_t goal,
+                    int32_t *regs)
+{
+    int64_t count = atomic_load(&g->t.count), head = 0, tail = 0, found_from = -1, found = -1;
+    int64_t *queue = malloc((size_t)count * sizeof *queue);
+    int64_t *from = malloc((size_t)count * sizeof *from);
+    if (!queue || !from) return -1;
+    memset(from, 0xff, (size_t)count * sizeof *from);
+    queue[tail++] = at;
+    from[at] = at;
+    while (head < tail && found < 0) {
+        int64_t n = queue[head++];
+        frame f = {.state = n, .fresh = 1};
+        int64_t to;
+        while (found < 0 && (to = next_edge(g, &f, regs)) >= 0) {
+            if (m->component[to] != m->component[at]) continue;
+            if (mover >= 0 ? f.thread == mover : to == goal) {
+                found = to;
+                found_from = n;
+            } else if (from[to] < 0) {
+                from[to] = n;
+                queue[tail++] = to;
+            }
+        }
+    }
+    if (found >= 0) {
+        int64_t length = 0;
+        for (int64_t n = found_from; n != at; n = from[n]) queue[length++] = n;
+        int64_t here = at;
+        for (int64_t i = length - 1; i >= -1; i--) {
+            int64_t to = i >= 0 ? queue[i] : found;
+            int32_t thread = mover;
+            choices c;
+            uint64_t s[MAX_WORDS], reached[4];
+            int done = 0;
+            if (i < 0 && mover >= 0) {
+                c.count = c.given = 0;
+                int32_t pc = pc_of(g->p, state_at(&g->t, here), mover);
+                do {
+                    copy(s, state_at(&g->t, here), g->p->words);
+                    int32_t r = execute(g->p, g->p->entry[mover * g->p->max_pc + pc], s, regs + mover * g->p->reg_count, &c,
+                                        reached);
+                    done = r == R_OK && equal(s, state_at(&g->t, to), g->p->words);
+                } while (!done && next_choice(&c));
+            }
+            if (!done) find_move(g->p, state_at(&g->t, here), state_at(&g->t, to), regs, &thread, &c);
+            push_move(out, room, thread, &c);
+            here = to;
+        }
+    }
+    free(queue);
+    free(from);
+    return found;
+}
+
+static int fair(search *g, const int64_t *members, int64_t size, const marks *m, int32_t *regs, uint32_t *movers)
+{
+    *movers = 0;
+    uint32_t idle_somewhere = 0;
+    for (int64_t i = 0; i < size; i++) {
+        frame f = {.state = members[i], .fresh = 1};
+        int64_t to;
+        while ((to = next_edge(g, &f, regs)) >= 0)
+            if (m->component[to] == m->component[members[i]]) *movers |= 1u << f.thread;
+    }
+    if (!*movers) return 0;
+    for (int t = 0; t < g->p->threads; t++) {
+        if (*movers >> t & 1) continue;
+        for (int64_t i = 0; i < size && !(idle_somewhere >> t & 1); i++)
+            if (!enabled(g, members[i], t, regs)) idle_somewhere |= 1u << t;
+        if (!(idle_somewhere >> t & 1)) return 0;
+    }
+    return 1;
+}
+
+// 1: a fair cycle was found and written to `out`; 0: none; -1: no memory.
+static int fair_cycle(search *g, result *out, int64_t *room, int32_t *regs)
+{
+    int64_t count = atomic_load(&g->t.count);
+    marks m = {calloc((size_t)count, 4), calloc((size_t)count, 4), calloc((size_t)count, 4)};
+    int64_t *stack = malloc((size_t)count * sizeof *stack);
+    size_t frames_room = 1024;
+    frame *frames = malloc(frames_room * sizeof *frames);
+    int found = -1;
+    if (!m.index || !m.low || !m.component || !stack || !frames) goto out;
+    found = 0;
+    uint32_t clock = 0, components = 0;
+    int64_t height = 0;
+    for (int64_t root = 0; root < count && !found; root++) {
+        if (m.index[root] || (g->t.parents[root] == HOLE && root) || g->t.parents[root] & BAD) continue;
+        size_t depth = 0;
+        frames[depth++] = (frame){.state = root, .fresh = 1};
+        m.index[root] = m.low[root] = ++clock;
+        stack[height++] = root;
+        while (depth && !found) {
+            frame *f = &frames[depth - 1];
+            int64_t to = next_edge(g, f, regs);
+            if (to >= 0) {
+                if (g->t.parents[to] & BAD && to) continue;
+                if (!m.index[to]) {
+                    m.index[to] = m.low[to] = ++clock;
+                    stack[height++] = to;
+                    if (depth == frames_room) {
+                        frame *more = realloc(frames, (frames_room *= 2) * sizeof *frames);
+                        if (!more) { found = -1; goto out; }
+                        frames = more;
+                    }
+                    frames[depth++] = (frame){.state = to, .fresh = 1};
+                } else if (!m.component[to] && m.index[to] < m.low[f->state])
+                    m.low[f->state] = m.index[to];
+                continue;
+            }
+            int64_t state = f->state;
+            depth--;
+            if (depth && m.low[state] < m.low[frames[depth - 1].state]) m.low[frames[depth - 1].state] = m.low[state];
+            if (m.low[state] != m.index[state]) continue;
+            components++;
+            int64_t bottom = height;
+            do m.component[stack[--bottom]] = components;
+            while (stack[bottom] != state);
+            uint32_t movers;
+            if (fair(g, stack + bottom, height - bottom, &m, regs, &movers)) {
+                int64_t start = stack[bottom];
+                for (int64_t i = bottom; i < height; i++)
+                    if (stack[i] < start) start = stack[i];
+                push_path(g, out, room, start, regs);
+                int64_t steps = 0;
+                for (int64_t i = 0; i < out->moves_length; i += 2 + out->moves[i + 1]) steps++;
+                out->lasso = steps;
+                int64_t here = start;
+                for (int t = 0; t < g->p->threads && here >= 0; t++)
+                    if (movers >> t & 1) here = walk(g, out, room, &m, here, t, -1, regs);
+                if (here >= 0 && here != start) here = walk(g, out, room, &m, here, -1, start, regs);
+                found = here < 0 ? -1 : 1;
+            }
+            height = bottom;
+        }
+    }
+out:
+    free(m.index);
+    free(m.low);
+    free(m.component);
+    free(stack);
+    free(frames);
+    return found;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+static int32_t *copy_regs(const int32_t *from, int rows, int columns)
+{
+    size_t bytes = (size_t)rows * (size_t)columns * 4;
+    int32_t *to = malloc(bytes ? bytes : 4);
+    if (to) memcpy(to, from, bytes);
+    return to;
+}
+
+EXPORT void uf_stop(int stop) { atomic_store(&stop_requested, stop); }
+EXPORT int64_t uf_progress(void) { return atomic_load(&progress_states); }
+EXPORT void uf_free(int32_t *moves) { free(moves); }
+
+EXPORT int uf_explore(const program *p, const options *o, result *out)
+{
+    memset(out, 0, sizeof *out);
+    out->lasso = -1;
+    search g = {.p = p, .o = o, .worst = -1};
+    int64_t room = 0;
+    int count = o->workers < 1 ? 1 : o->workers > MAX_WORKERS ? MAX_WORKERS : o->workers;
+    out->verdict = 5;
+    if (!store_open(&g.t, p, o)) return 0;
+    g.workers = calloc((size_t)count, sizeof *g.workers);
+    if (!g.workers) goto done;
+    pthread_mutex_init(&g.lock, 0);
+    for (int i = 0; i < count; i++) {
+        worker *w = &g.workers[i];
+        w->g = &g;
+        w->spare = -1;
+        w->regs = copy_regs(p->regs, p->threads, p->reg_count);
+        w->spec_regs = copy_regs(p->spec_regs, p->invariants + p->finals, p->reg_count);
+        if (!w->regs || !w->spec_regs) goto done;
+    }
+    copy(state_at(&g.t, 0), p->initial, p->words);
+    g.t.parents[0] = 0;
+    atomic_store(&g.t.count, 1);
+    store_grow(&g.t, 1);
+    atomic_store(&g.t.slots[hash_state(p->initial, p->words) & g.t.slot_mask], 1);
+    uint64_t initial[MAX_WORDS];
+    copy(initial, p->initial, p->words);
+    int32_t r = broken(p, initial, g.workers[0].spec_regs, ~0ull, g.workers[0].reached);
+    if (r != R_OK) {
+        report(&g, r, 0, -1, 0);
+        g.worst_new = 0;
+    }
+    int helpers = 0;
+    if (count > 1) {
+        pthread_barrier_init(&g.barrier, 0, (unsigned)count);
+        for (int i = 1; i < count; i++)
+            if (!pthread_create(&g.workers[i].thread, 0, worker_main, &g.workers[i])) helpers++;
+        if (helpers != count - 1) abort(); // a barrier that can't fill
+    }
+    int bound = 0, stopped = 0, memory = 0;
+    g.level_end = 1;
+    while (g.level_begin < g.level_end && (g.worst < 0 || o->keep_going) && !bound && !stopped && !memory) {
+        atomic_store(&g.cursor, g.level_begin);
+        for (;;) {
+            int64_t level = g.level_end - atomic_load(&g.cursor);
+            if (!store_grow(&g.t, level * 2 + 64 * MAX_THREADS * 16)) { memory = 1; break; }
+            atomic_store(&g.full, 0);
+            while (g.left_count) {
+                int64_t from = g.left[--g.left_count];
+                expand_range(&g.workers[0], from, from + 64);
+            }
+            // Few states are not worth waking anybody for.
+            if (helpers && level > 2048) {
+                pthread_barrier_wait(&g.barrier);
+                work_level(&g.workers[0]);
+                pthread_barrier_wait(&g.barrier);
+            } else
+                work_level(&g.workers[0]);
+            if (atomic_load(&g.full) != 2) break;
+        }
+        for (int i = 0; i < count; i++)
+            if (g.workers[i].spare >= 0) {
+                g.t.holes++;
+                g.workers[i].spare = -1;
+            }
+        g.worst_new = 0;
+        stopped = atomic_load(&stop_requested);
+        int64_t total = atomic_load(&g.t.count);
+        bound = atomic_load(&g.full) == 1 || total - g.t.holes > o->max_states;
+        if (atomic_load(&g.local_loop)) break;
+        g.level_begin = g.level_end;
+        g.level_end = total;
+        atomic_store(&progress_states, total);
+    }
+    if (helpers) {
+        g.quit = 1;
+        pthread_barrier_wait(&g.barrier);
+        for (int i = 1; i < count; i++) pthread_join(g.workers[i].thread, 0);
+        pthread_barrier_destroy(&g.barrier);
+    }
+    for (int i = 0; i < count; i++) {
+        out->transitions += g.workers[i].transitions;
+        for (int j = 0; j < 4; j++) out->reached[j] |= g.workers[i].reached[j];
+    }
+    int64_t total = atomic_load(&g.t.count);
+    out->states = total - g.t.holes;
+    out->bytes = total * (8 * p->words + 4) + (int64_t)(g.t.slot_mask + 1) * 4;
+    int32_t *regs = g.workers[0].regs;
+    if (atomic_load(&g.local_loop)) out->verdict = 3;
+    else if (memory) out->verdict = 5;
+    else if (g.worst >= 0) {
+        out->verdict = 1;
+        out->failure = g.worst;
+        push_path(&g, out, &room, g.worst_state, regs);
+        if (g.worst_thread >= 0) push_move(out, &room, g.worst_thread, &g.worst_choices);
+    } else if (stopped) out->verdict = 4;
+    else if (bound) out->verdict = 2;
+    else {
+        out->verdict = 0;
+        if (o->liveness && atomic_load(&g.cyclic)) {
+            int cycle = fair_cycle(&g, out, &room, regs);
+            if (cycle == 1) {
+                out->verdict = 1;
+                out->failure = p->failures + 3;
+            } else if (cycle < 0)
+                out->verdict = 5;
+        }
+    }
+done:
+    if (g.workers)
+        for (int i = 0; i < count; i++) {
+            free(g.workers[i].regs);
+            free(g.workers[i].spec_regs);
+        }
+    free(g.workers);
+    pthread_mutex_destroy(&g.lock);
+    store_close(&g.t);
+    return out->verdict != 5;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The schedule with the fewest context switches, then the fewest steps: Dijkstra over (state, thread that moved last).
+
+typedef struct {
+    uint32_t parent, next;
+    int32_t last;
+} record;
+
+typedef struct {
+    uint32_t *head; // by steps: the first record, +1
+    size_t room;
+} buckets;
+
+static int bucket_push(buckets *b, size_t steps, record *records, uint32_t number)
+{
+    if (steps >= b->room) {
+        size_t room = steps * 2 + 64;
+        uint32_t *more = realloc(b->head, room * 4);
+        if (!more) return 0;
+        memset(more + b->room, 0, (room - b->room) * 4);
+        b->head = more;
+        b->room = room;
+    }
+    records[number].next = b->head[steps];
+    b->head[steps] = number + 1;
+    return 1;
+}
+
+EXPORT int uf_fewest(const program *p, const options *o, int32_t target, result *out)
+{
+    memset(out, 0, sizeof *out);
+    out->lasso = -1;
+    int words = p->words, key = words + 1; // the last word is the thread that moved last
+    int64_t room = 0, capacity = o->max_states + 1024;
+    if (capacity > o->max_bytes / (8 * key + 24)) capacity = o->max_bytes / (8 * key + 24);
+    if (capacity > 0x7ffffff0) capacity = 0x7ffffff0;
+    uint64_t size = 1 << 12;
+    uint64_t *states = reserve((size_t)capacity * 8 * (size_t)key);
+    record *records = reserve((size_t)capacity * sizeof *records);
+    uint32_t *slots = calloc(size, 4);
+    int32_t *regs = copy_regs(p->regs, p->threads, p->reg_count);
+    int32_t *spec_regs = copy_regs(p->spec_regs, p->invariants + p->finals, p->reg_count);
+    buckets now = {0}, later = {0};
+    uint64_t reached[4];
+    int64_t count = 0, done = 0, goal = -1;
+    int32_t goal_thread = -1;
+    choices goal_choices = {.count = 0};
+    out->verdict = 5;
+    if (!states || !records || !slots || !regs || !spec_regs) goto out;
+    copy(states, p->initial, words);
+    states[words] = (uint64_t)p->threads;
+    records[0] = (record){.parent = 0, .last = p->threads};
+    count = 1;
+    if (!bucket_push(&now, 0, records, 0)) goto out;
+    out->verdict = 0;
+    size_t top = 1;
+    while (goal < 0) {
+        int any = 0;
+        size_t later_top = 0;
+        for (size_t steps = 0; steps < top && steps < now.room && goal < 0; steps++) {
+            // The records were pushed in front; taking them in the order of pushing keeps the search breadth-first.
+            uint32_t list = 0;
+            while (now.head[steps]) {
+                uint32_t n = now.head[steps] - 1;
+                now.head[steps] = records[n].next;
+                records[n].next = list;
+                list = n + 1;
+            }
+            while (list && goal < 0) {
+                uint32_t n = list - 1;
+                list = records[n].next;
+                uint64_t *from = states + (size_t)n * (size_t)key;
+                if ((uint64_t)(done + 1) * 3 > size * 2) {
+                    uint64_t bigger = size * 2;
+                    uint32_t *fresh = calloc(bigger, 4);
+                    if (!fresh) { out->verdict = 5; goto out; }
+                    for (uint64_t i = 0; i < size; i++)
+                        if (slots[i]) {
+                            uint64_t at = hash_state(states + (size_t)(slots[i] - 1) * (size_t)key, key) & (bigger - 1);
+                            while (fresh[at]) at = (at + 1) & (bigger - 1);
+                            fresh[at] = slots[i];
+                        }
+                    free(slots);
+                    slots = fresh;
+                    size = bigger;
+                }
+                uint64_t at = hash_state(from, key) & (size - 1);
+                int seen = 0;
+                while (slots[at] && !seen) {
+                    seen = equal(states + (size_t)(slots[at] - 1) * (size_t)key, from, key);
+                    if (!seen) at = (at + 1) & (size - 1);
+                }
+                if (seen) continue;
+                slots[at] = n + 1;
+                done++;
+                any = 1;
+                if (atomic_load_explicit(&stop_requested, memory_order_relaxed)) { out->verdict = 4; goto out; }
+                int last = records[n].last, moved = 0, ended = 1;
+                int free_switch = last == p->threads || pc_of(p, from, last) == p->pc_end[last];
+                for (int t = 0; t < p->threads && goal < 0; t++) {
+                    int32_t pc = pc_of(p, from, t);
+                    if (pc == p->pc_end[t]) continue;
+                    ended = 0;
+                    choices c = {.count = 0, .given = 0};
+                    do {
+                        if (count >= capacity) { out->verdict = 2; goto out; }
+                        uint64_t *to = states + (size_t)count * (size_t)key;
+                        copy(to, from, words);
+                        int32_t r = execute(p, p->entry[t * p->max_pc + pc], to, regs + t * p->reg_count, &c, reached);
+                        if (r == R_BLOCKED) break;
+                        if (r == R_LOCAL) { out->verdict = 3; goto out; }
+                        moved = 1;
+                        if (r == R_OK) r = broken(p, to, spec_regs, p->affects[t * p->max_pc + pc], reached);
+                        if (r == target) {
+                            goal = n;
+                            goal_thread = t;
+                            goal_choices = c;
+                            break;
+                        }
+                        if (r != R_OK) continue;
+                        to[words] = (uint64_t)t;
+                        records[count] = (record){.parent = n, .last = t};
+                        int same = free_switch || t == last;
+                        if (!bucket_push(same ? &now : &later, steps + 1, records, (uint32_t)count)) {
+                            out->verdict = 5;
+                            goto out;
+                        }
+                        if (same && steps + 2 > top) top = steps + 2;
+                        if (!same && steps + 2 > later_top) later_top = steps + 2;
+                        count++;
+                    } while (next_choice(&c));
+                }
+                if (goal < 0 && !moved && !ended && target == p->failures + 2) goal = n;
+            }
+        }
+        if (goal >= 0) break;
+        if (!any && !later_top) break;
+        buckets swap = now;
+        now = later;
+        later = swap;
+        memset(later.head, 0, later.room * 4);
+        top = later_top;
+        if (!top) break;
+    }
+    if (goal >= 0) {
+        out->verdict = 1;
+        int64_t length = 0;
+        for (int64_t n = goal; n > 0; n = records[n].parent) length++;
+        int64_t *path = malloc((size_t)(length + 1) * sizeof *path);
+        if (!path) { out->verdict = 5; goto out; }
+        int64_t at = length;
+        for (int64_t n = goal; n > 0; n = records[n].parent) path[at--] = n;
+        path[0] = 0;
+        for (int64_t i = 0; i < length; i++) {
+            const uint64_t *from = states + (size_t)path[i] * (size_t)key, *to = states + (size_t)path[i + 1] * (size_t)key;
+            int t = records[path[i + 1]].last;
+            choices c = {.count = 0, .given = 0};
+            uint64_t s[MAX_WORDS];
+            int32_t pc = pc_of(p, from, t);
+            do {
+                copy(s, from, words);
+                int32_t r = execute(p, p->entry[t * p->max_pc + pc], s, regs + t * p->reg_count, &c, reached);
+                if (r == R_OK && equal(s, to, words)) break;
+            } while (next_choice(&c));
+            push_move(out, &room, t, &c);
+        }
+        free(path);
+        if (goal_thread >= 0) push_move(out, &room, goal_thread, &goal_choices);
+    }
+    out->states = done;
+out:
+    if (states) munmap(states, (size_t)capacity * 8 * (size_t)key);
+    if (records) munmap(records, (size_t)capacity * sizeof *records);
+    free(slots);
+    free(regs);
+    free(spec_regs);
+    free(now.head);
+    free(later.head);
+    return out->verdict != 5;
+}
