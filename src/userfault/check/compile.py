@@ -160,12 +160,14 @@ def compile_program(
     finals: Sequence[Call] = (),
     names: dict[int, str] | None = None,
     substitute: dict[Callable[..., Any], Callable[..., Any]] | None = None,
+    ignore: frozenset[str] = frozenset(),
 ) -> ir.Program:
     """Compile threads of model functions over the objects they reach.
 
     roots: objects whose pools are snapshotted first (their order names the objects).
     invariants: checked after every step. finals: checked in states where every thread has ended.
     names: id(object) -> its name in traces. substitute: function -> the mutant compiled in its place.
+    ignore: properties that are not checked.
     Raises CompileError for code outside the subset.
     """
     args: list[Any] = list(roots)
@@ -174,7 +176,7 @@ def compile_program(
             args += [*call.args, *(call.into[:1] if call.into else ())]
     for call in [*invariants, *finals]:
         args += call.args
-    unit = Unit(name, Heap(args, len(threads), dict(names or {})), substitute or {})
+    unit = Unit(name, Heap(args, len(threads), dict(names or {})), substitute or {}, ignore)
     return unit.build(threads, invariants, finals)
 
 
@@ -185,7 +187,14 @@ class Unit:
     another body turns out to write such a field, it is compiled again, until no body trusts what is written.
     """
 
-    def __init__(self, name: str, heap: Heap, substitute: dict[Callable[..., Any], Callable[..., Any]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        heap: Heap,
+        substitute: dict[Callable[..., Any], Callable[..., Any]],
+        ignore: frozenset[str],
+    ) -> None:
+        self.ignore = ignore
         self.program = ir.Program(name, [], [], [], [], [], [])
         self.heap = heap
         self.written: Written = {}
@@ -863,6 +872,8 @@ class Body:
             prop, message = args[1], args[2]
             if not (isinstance(prop, Py) and isinstance(message, Py)):
                 self.refuse(node, "check() needs literal property and message", "string literals")
+            if prop.obj in self.unit.ignore:
+                return Py(None)
             ok, bad = Label(), Label()
             self.branch(cond, ok, bad)
             self.label(bad)

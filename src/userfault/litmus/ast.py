@@ -88,7 +88,10 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Test:
-    """A litmus test. `text` is the file, `file` its name for messages."""
+    """A litmus test. `text` is the file, `file` its name for messages.
+
+    ignore: properties that are not checked in it, because another test is about them and they would break first.
+    """
 
     name: str
     question: str
@@ -97,6 +100,7 @@ class Test:
     quantifier: str
     condition: Formula | Atom | None
     sometimes: tuple[str, ...]
+    ignore: frozenset[str]
     expect: tuple[Expectation, ...]
     file: str = ""
     text: str = field(default="", repr=False)

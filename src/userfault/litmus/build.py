@@ -75,6 +75,7 @@ class Builder:
             finals=finals,
             names=self.names,
             substitute=substitutes(mutant) if mutant else None,
+            ignore=self.test.ignore,
         )
 
     # -- the initial state --------------------------------------------------------------------------------------------

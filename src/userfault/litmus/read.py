@@ -76,6 +76,7 @@ class _Reader:
         condition: Formula | Atom | None = None
         quantifier = "forall"
         sometimes: list[str] = []
+        ignore: set[str] = set()
         expect: list[Expectation] = []
         for part in rest:
             if part is None:
@@ -84,6 +85,8 @@ class _Reader:
             if part.data == "condition":
                 quantifier = str(part.children[0])
                 condition = self.formula(part.children[1])
+            elif part.data == "ignore":
+                ignore.add(str(part.children[0]))
             elif part.data == "sometimes":
                 sometimes.append(str(part.children[0])[1:-1])
             else:
@@ -101,6 +104,7 @@ class _Reader:
             quantifier=quantifier,
             condition=condition,
             sometimes=tuple(sometimes),
+            ignore=frozenset(ignore),
             expect=tuple(expect),
             file=self.file,
             text=self.text,
