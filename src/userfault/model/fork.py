@@ -143,13 +143,19 @@ def copy_huge_pmd(mm: mm_struct, child: mm_struct, addr: int) -> bool:
 @modelled("mm/memory.c", versions="v3.10 .. v6.8", section="C.3", steps=1, omits="write_protect_seq")
 def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vma: vm_area_struct) -> None:
     """Every entry of one VMA, under the child's PTL and then the parent's."""
-    addr = vma.vm_start
-    while addr < vma.vm_end:
-        pmd = pmd_offset(mm, addr).pmd
-        if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING:
-            if copy_huge_pmd(mm, child, addr):
-                addr += 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
+    done = 0
+    for number in range(vma.vm_start >> config.PAGE_SHIFT, vma.vm_end >> config.PAGE_SHIFT):
+        # A huge page may have taken us further already.
+        if number < done:
             continue
+        addr = number << config.PAGE_SHIFT
+        while True:
+            pmd = pmd_offset(mm, addr).pmd
+            if pmd.kind != PmdKind.HUGE and pmd.kind != PmdKind.SPLITTING:
+                break
+            if copy_huge_pmd(mm, child, addr):
+                done = number + (1 << config.HPAGE_PMD_ORDER)
+                break
         if pmd.kind == PmdKind.TABLE:
             dst = pte_alloc(child, addr)
             spin_lock(pte_lockptr(dst))
@@ -157,7 +163,6 @@ def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vm
             copy_one_pte(dst, pmd.table, vma, new_vma, addr)
             spin_unlock(pte_lockptr(pmd.table))
             spin_unlock(pte_lockptr(dst))
-        addr += 1 << config.PAGE_SHIFT
 
 
 @modelled(

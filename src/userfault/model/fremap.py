@@ -83,7 +83,7 @@ def lock_address(table: page_table) -> int:
     omits="the mmu notifier; soft-dirty",
 )
 def remap_anon_pages_pte(
-    src_vma: vm_area_struct,
+    mm: mm_struct,
     dst_vma: vm_area_struct,
     src_addr: int,
     dst_addr: int,
@@ -124,7 +124,7 @@ def remap_anon_pages_pte(
     put_page_testzero(p)
     p.mapping = dst_vma.anon_vma
     p.index = linear_page_index(dst_vma, dst_addr)
-    old = ptep_clear_flush(src_vma.vm_mm, src_addr, src_ptep)
+    old = ptep_clear_flush(mm, src_addr, src_ptep)
     BUG_ON(not pte_same(old, src_pte))
     set_pte(dst_ptep, mk_pte(p, dst_vma))
     double_pt_unlock(dst, src)
@@ -168,7 +168,7 @@ def remap_anon_pages_swap(src_ptep: pte_slot, dst_ptep: pte_slot, src_pte: pte_t
 
 @modelled("mm/fremap.c", function="remap_anon_pages_pte (entry)", versions=POSTED, section="C.11", steps=2)
 def remap_one_small(
-    src_vma: vm_area_struct,
+    mm: mm_struct,
     dst_vma: vm_area_struct,
     src_addr: int,
     dst_addr: int,
@@ -191,7 +191,7 @@ def remap_one_small(
         return 0 if flags & RAP_ALLOW_SRC_HOLES else -ENOENT
     if src_pte.kind != PteKind.PRESENT:
         return remap_anon_pages_swap(src_ptep, dst_ptep, src_pte, dst_pte)
-    return remap_anon_pages_pte(src_vma, dst_vma, src_addr, dst_addr, src_ptep, dst_ptep, src_pte, dst_pte)
+    return remap_anon_pages_pte(mm, dst_vma, src_addr, dst_addr, src_ptep, dst_ptep, src_pte, dst_pte)
 
 
 @modelled(
@@ -275,52 +275,65 @@ def remap_anon_pages(mm: mm_struct, dst_start: int, src_start: int, length: int,
         up_read(mm.mmap_sem)
         return err
     anon_vma_prepare(dst_vma)
-    size = 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
-    moved = 0
-    while moved < length:
-        src_addr, dst_addr = src_start + moved, dst_start + moved
-        src_pmdp = pmd_offset(mm, src_addr)
-        dst_pmdp = pmd_offset(mm, dst_addr)
-        step = 1 << config.PAGE_SHIFT
-        src_pmd = src_pmdp.pmd
-        if src_pmd.kind == PmdKind.NONE:
-            err = 0 if flags & RAP_ALLOW_SRC_HOLES else -ENOENT
-        elif src_pmd.kind != PmdKind.TABLE:
-            if src_pmd.kind == PmdKind.SPLITTING:
-                wait_split_huge_page(src_vma)
-                continue
-            spin_lock(pmd_lockptr(src_pmdp))
-            if src_pmdp.pmd != src_pmd:
-                spin_unlock(pmd_lockptr(src_pmdp))
-                continue
-            dst_pmd = dst_pmdp.pmd
-            whole = ((src_addr | dst_addr) & (size - 1)) == 0 and length - moved >= size
-            if dst_pmd.kind == PmdKind.HUGE or dst_pmd.kind == PmdKind.SPLITTING:
-                spin_unlock(pmd_lockptr(src_pmdp))
-                err = -EEXIST
-            elif whole and dst_pmd.kind == PmdKind.NONE:
-                err = remap_anon_pages_huge_pmd(
-                    mm, src_vma, dst_vma, src_addr, dst_addr, src_pmdp, dst_pmdp, src_pmd, dst_pmd
-                )
-                step = size
-            else:
-                spin_unlock(pmd_lockptr(src_pmdp))
-                split_huge_page(src_pmd.page)
-                continue
-        else:
-            dst_pmd = dst_pmdp.pmd
-            if dst_pmd.kind == PmdKind.HUGE or dst_pmd.kind == PmdKind.SPLITTING:
-                err = -EEXIST
-            else:
-                dst_table = pte_alloc(mm, dst_addr)
-                err = remap_one_small(src_vma, dst_vma, src_addr, dst_addr, src_pmd.table, dst_table, flags)
-        if err == -EAGAIN:
+    done = 0
+    for at in range(length >> config.PAGE_SHIFT):
+        # A huge page may have taken us further already.
+        if at < done:
             continue
+        offset = at << config.PAGE_SHIFT
+        while True:
+            err, pages = remap_one(mm, src_vma, dst_vma, src_start + offset, dst_start + offset, length - offset, flags)
+            if err != -EAGAIN:
+                break
         if err != 0:
             break
-        moved += step
+        done = at + pages
     up_read(mm.mmap_sem)
-    return moved if moved > 0 else err
+    return done << config.PAGE_SHIFT if done > 0 else err
+
+
+@modelled("mm/fremap.c", function="sys_remap_anon_pages (loop body)", versions=POSTED, section="A.5")
+def remap_one(
+    mm: mm_struct,
+    src_vma: vm_area_struct,
+    dst_vma: vm_area_struct,
+    src_addr: int,
+    dst_addr: int,
+    left: int,
+    flags: int,
+) -> tuple[int, int]:
+    """Move what lies at one address: (0 or the negative errno, pages moved). -EAGAIN: the caller tries again."""
+    size = 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
+    src_pmdp = pmd_offset(mm, src_addr)
+    dst_pmdp = pmd_offset(mm, dst_addr)
+    src_pmd = src_pmdp.pmd
+    if src_pmd.kind == PmdKind.NONE:
+        return (0 if flags & RAP_ALLOW_SRC_HOLES else -ENOENT), 1
+    if src_pmd.kind == PmdKind.SPLITTING:
+        wait_split_huge_page(src_vma)
+        return -EAGAIN, 0
+    if src_pmd.kind == PmdKind.HUGE:
+        spin_lock(pmd_lockptr(src_pmdp))
+        if src_pmdp.pmd != src_pmd:
+            spin_unlock(pmd_lockptr(src_pmdp))
+            return -EAGAIN, 0
+        dst_pmd = dst_pmdp.pmd
+        if dst_pmd.kind == PmdKind.HUGE or dst_pmd.kind == PmdKind.SPLITTING:
+            spin_unlock(pmd_lockptr(src_pmdp))
+            return -EEXIST, 0
+        if ((src_addr | dst_addr) & (size - 1)) == 0 and left >= size and dst_pmd.kind == PmdKind.NONE:
+            err = remap_anon_pages_huge_pmd(
+                mm, src_vma, dst_vma, src_addr, dst_addr, src_pmdp, dst_pmdp, src_pmd, dst_pmd
+            )
+            return err, size >> config.PAGE_SHIFT
+        spin_unlock(pmd_lockptr(src_pmdp))
+        split_huge_page(src_pmd.page)
+        return -EAGAIN, 0
+    dst_kind = dst_pmdp.pmd.kind
+    if dst_kind == PmdKind.HUGE or dst_kind == PmdKind.SPLITTING:
+        return -EEXIST, 0
+    dst_table = pte_alloc(mm, dst_addr)
+    return remap_one_small(mm, dst_vma, src_addr, dst_addr, src_pmd.table, dst_table, flags), 1
 
 
 @modelled(

@@ -21,7 +21,7 @@ def madvise_dontneed(mm: mm_struct, addr: int, length: int) -> int:
     if vma.vm_flags & vm.LOCKED:
         up_read(mm.mmap_sem)
         return -EINVAL
-    zap_page_range(vma, addr, addr + length)
+    zap_page_range(mm, vma, addr, addr + length)
     up_read(mm.mmap_sem)
     return 0
 

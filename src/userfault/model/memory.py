@@ -245,7 +245,7 @@ def handle_pte_fault(vma: vm_area_struct, addr: int, write: bool) -> int:
     omits="the mmu_gather batch: each page is flushed and freed before the next",
     errs="missed bug",
 )
-def zap_pte(vma: vm_area_struct, addr: int, table: page_table) -> None:
+def zap_pte(mm: mm_struct, addr: int, table: page_table) -> None:
     """Clear one PTE and drop what it held."""
     ptep = pte_offset(table, addr)
     spin_lock(pte_lockptr(table))
@@ -259,19 +259,20 @@ def zap_pte(vma: vm_area_struct, addr: int, table: page_table) -> None:
     elif pte.kind == PteKind.SWAP:
         free_swap_and_cache(pte.slot)
     spin_unlock(pte_lockptr(table))
-    flush_tlb_page(vma.vm_mm, addr)
+    flush_tlb_page(mm, addr)
     if pte.kind == PteKind.PRESENT and not pte.special:
         put_page(pte.page)
 
 
-def zap_page_range(vma: vm_area_struct, start: int, end: int) -> None:
-    """mm/memory.c zap_page_range / unmap_vmas: every entry of a range of the VMA; a huge page is split first."""
-    addr = start
-    while addr < end:
-        pmdp = pmd_offset(vma.vm_mm, addr)
+def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> None:
+    """mm/memory.c zap_page_range / unmap_vmas: every entry of [start, end) that the VMA covers."""
+    for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
+        addr = number << config.PAGE_SHIFT
+        if addr < vma.vm_start or addr >= vma.vm_end:
+            continue
+        pmdp = pmd_offset(mm, addr)
         pmd = pmdp.pmd
         if pmd.kind == PmdKind.TABLE:
-            zap_pte(vma, addr, pmd.table)
+            zap_pte(mm, addr, pmd.table)
         elif pmd.kind != PmdKind.NONE:
             zap_huge_pmd(vma, pmdp, addr)
-        addr += 1 << config.PAGE_SHIFT

@@ -78,7 +78,7 @@ def sys_munmap(mm: mm_struct, addr: int, length: int) -> int:
         if gone is None:
             break
         mm.mmap.remove(gone)
-        zap_page_range(gone, gone.vm_start, gone.vm_end)
+        zap_page_range(mm, gone, addr, addr + length)
         unlink_anon_vmas(gone)
         vm_area_free(gone)
     up_write(mm.mmap_sem)

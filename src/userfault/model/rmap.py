@@ -417,30 +417,29 @@ def page_check_address(p: page, vma: vm_area_struct, addr: int, sync: bool) -> p
 
 
 @modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=4, omits="VM_LOCKED (mlock) and hugetlb")
-def page_referenced_one(p: page, vma: vm_area_struct, addr: int) -> int:
-    """Test and clear the accessed bit of one mapping."""
+def page_referenced_one(p: page, vma: vm_area_struct, addr: int) -> tuple[bool, int]:
+    """Test and clear the accessed bit of one mapping: (does the page lie here?, was it used?)."""
     if p.compound:
         pmdp = pmd_offset(vma.vm_mm, addr)
         spin_lock(pmd_lockptr(pmdp))
         pmd = pmdp.pmd
-        referenced = 0
-        if pmd.kind == PmdKind.HUGE and pmd.page is p:
+        found = pmd.kind == PmdKind.HUGE and pmd.page is p
+        if found:
             walk_visit()
             if pmd.young:
                 set_pmd(pmdp, pmd._replace(young=False))
-                referenced = 1
         spin_unlock(pmd_lockptr(pmdp))
-        return referenced
+        return found, 1 if found and pmd.young else 0
     ptep = page_check_address(p, vma, addr, False)
     if ptep is None:
-        return 0
+        return False, 0
     walk_visit()
     young = ptep.pte.young
     if young:
         set_pte(ptep, ptep.pte._replace(young=False))
         flush_tlb_page(vma.vm_mm, addr)
     spin_unlock(pte_lockptr(ptep.table))
-    return 1 if young else 0
+    return True, 1 if young else 0
 
 
 @modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=5, omits="memcg, which VMAs count")
@@ -458,8 +457,10 @@ def page_referenced_anon(p: page) -> int:
         addr = vma_address(vma, pgoff)
         if addr < 0:
             continue
-        referenced += page_referenced_one(p, vma, addr)
-        mapcount -= 1
+        found, young = page_referenced_one(p, vma, addr)
+        referenced += young
+        if found:
+            mapcount -= 1
         if mapcount == 0:
             break
     walk_end(p)

@@ -305,49 +305,61 @@ def uffdio_move(mm: mm_struct, dst_start: int, src_start: int, length: int, mode
         up_read(mm.mmap_sem)
         return err
     anon_vma_prepare(dst_vma)
-    size = 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
-    moved = 0
-    while moved < length:
-        src_addr, dst_addr = src_start + moved, dst_start + moved
-        src_pmdp, dst_pmdp = pmd_offset(mm, src_addr), pmd_offset(mm, dst_addr)
-        step = 1 << config.PAGE_SHIFT
-        src_pmd = src_pmdp.pmd
-        if src_pmd.kind == PmdKind.NONE:
-            if not mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES:
-                err = -ENOENT
+    done = 0
+    for at in range(length >> config.PAGE_SHIFT):
+        # A huge page may have taken us further already.
+        if at < done:
+            continue
+        offset = at << config.PAGE_SHIFT
+        while True:
+            err, pages = move_one(mm, dst_vma, src_vma, dst_start + offset, src_start + offset, length - offset, mode)
+            if err != -EAGAIN:
                 break
-            pte_alloc(mm, src_addr)
-            continue
-        dst_pmd = dst_pmdp.pmd
-        if dst_pmd.kind == PmdKind.HUGE:
-            err = -EEXIST
-            break
-        if src_pmd.kind == PmdKind.HUGE:
-            spin_lock(pmd_lockptr(src_pmdp))
-            if src_pmdp.pmd != src_pmd:
-                spin_unlock(pmd_lockptr(src_pmdp))
-                continue
-            whole = ((src_addr | dst_addr) & (size - 1)) == 0 and length - moved >= size
-            if whole and dst_pmd.kind == PmdKind.NONE:
-                err = move_pages_huge_pmd(mm, dst_vma, src_pmdp, dst_pmdp, src_pmd, dst_pmd, dst_addr, src_addr)
-                step = size
-            elif not src_pmd.page.anon_exclusive:
-                spin_unlock(pmd_lockptr(src_pmdp))
-                err = -EBUSY
-            else:
-                spin_unlock(pmd_lockptr(src_pmdp))
-                split_huge_page(src_pmd.page)
-                continue
-        else:
-            dst_table = pte_alloc(mm, dst_addr)
-            err = move_pages_pte(mm, dst_vma, src_vma, dst_table, src_pmd.table, dst_addr, src_addr, mode)
-        if err == -EAGAIN:
-            continue
         if err != 0:
             break
-        moved += step
+        done = at + pages
     up_read(mm.mmap_sem)
-    return moved if moved > 0 else err
+    return done << config.PAGE_SHIFT if done > 0 else err
+
+
+@modelled("mm/userfaultfd.c", function="move_pages (loop body)", versions="v6.8", section="C.13", steps=5)
+def move_one(
+    mm: mm_struct,
+    dst_vma: vm_area_struct,
+    src_vma: vm_area_struct,
+    dst_addr: int,
+    src_addr: int,
+    left: int,
+    mode: int,
+) -> tuple[int, int]:
+    """Move what lies at one address: (0 or the negative errno, pages moved). -EAGAIN: the caller tries again."""
+    size = 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
+    src_pmdp, dst_pmdp = pmd_offset(mm, src_addr), pmd_offset(mm, dst_addr)
+    src_pmd = src_pmdp.pmd
+    if src_pmd.kind == PmdKind.NONE:
+        if not mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES:
+            return -ENOENT, 0
+        pte_alloc(mm, src_addr)
+        return -EAGAIN, 0
+    dst_pmd = dst_pmdp.pmd
+    if dst_pmd.kind == PmdKind.HUGE:
+        return -EEXIST, 0
+    if src_pmd.kind == PmdKind.HUGE:
+        spin_lock(pmd_lockptr(src_pmdp))
+        if src_pmdp.pmd != src_pmd:
+            spin_unlock(pmd_lockptr(src_pmdp))
+            return -EAGAIN, 0
+        if ((src_addr | dst_addr) & (size - 1)) == 0 and left >= size and dst_pmd.kind == PmdKind.NONE:
+            err = move_pages_huge_pmd(mm, dst_vma, src_pmdp, dst_pmdp, src_pmd, dst_pmd, dst_addr, src_addr)
+            return err, size >> config.PAGE_SHIFT
+        exclusive = src_pmd.page.anon_exclusive
+        spin_unlock(pmd_lockptr(src_pmdp))
+        if not exclusive:
+            return -EBUSY, 0
+        split_huge_page(src_pmd.page)
+        return -EAGAIN, 0
+    dst_table = pte_alloc(mm, dst_addr)
+    return move_pages_pte(mm, dst_vma, src_vma, dst_table, src_pmd.table, dst_addr, src_addr, mode), 1
 
 
 @modelled(
