@@ -54,29 +54,68 @@ def defines(instr: ir.Instr) -> int:
 
 def live_locals(code: list[ir.Instr]) -> dict[int, int]:
     """At each instruction that begins a step: the locals whose values may still be read, as a bit set."""
-    live = [0] * len(code)
-    preds: list[list[int]] = [[] for _ in code]
-    for pc in range(len(code)):
-        for after in successors(code, pc):
-            preds[after].append(pc)
-    gen = [sum(1 << x for x in set(uses(instr))) for instr in code]
-    kill = [1 << d if (d := defines(instr)) >= 0 else 0 for instr in code]
-    work = list(range(len(code)))
-    queued = [True] * len(code)
+    leads = [False] * (len(code) + 1)
+    leads[0] = True
+    for pc, instr in enumerate(code):
+        if instr.step:
+            leads[pc] = True
+        if instr.op in (Op.BR, Op.JMP, Op.END, Op.FAIL):
+            leads[pc + 1] = True
+            for after in successors(code, pc):
+                leads[after] = True
+    starts = [pc for pc in range(len(code)) if leads[pc]]
+    block_of = {pc: number for number, pc in enumerate(starts)}
+    gen: list[int] = []
+    kill: list[int] = []
+    after_of: list[list[int]] = []
+    preds: list[list[int]] = [[] for _ in starts]
+    for number, first in enumerate(starts):
+        end = starts[number + 1] if number + 1 < len(starts) else len(code)
+        used = killed = 0
+        for pc in range(end - 1, first - 1, -1):
+            instr = code[pc]
+            op = instr.op
+            if op in _DEFINES:
+                bit = 1 << instr.d
+                killed |= bit
+                used &= ~bit
+            if op in _READS_AB:
+                if instr.a >= 0:
+                    used |= 1 << instr.a
+                if instr.b >= 0:
+                    used |= 1 << instr.b
+            elif op in _READS_A and instr.a >= 0:
+                used |= 1 << instr.a
+        gen.append(used)
+        kill.append(~killed)
+        following = [block_of[after] for after in successors(code, end - 1)]
+        after_of.append(following)
+        for after in following:
+            preds[after].append(number)
+    live = [0] * len(starts)
+    work = list(range(len(starts)))
+    queued = [True] * len(starts)
     while work:
-        pc = work.pop()
-        queued[pc] = False
+        number = work.pop()
+        queued[number] = False
         out = 0
-        for after in successors(code, pc):
+        for after in after_of[number]:
             out |= live[after]
-        now = gen[pc] | (out & ~kill[pc])
-        if now != live[pc]:
-            live[pc] = now
-            for before in preds[pc]:
+        now = gen[number] | (out & kill[number])
+        if now != live[number]:
+            live[number] = now
+            for before in preds[number]:
                 if not queued[before]:
                     queued[before] = True
                     work.append(before)
-    return {pc: live[pc] for pc, instr in enumerate(code) if instr.step}
+    return {pc: live[number] for number, pc in enumerate(starts) if code[pc].step}
+
+
+def thread_liveness(thread: ir.Thread) -> dict[int, int]:
+    """live_locals of a thread, computed once."""
+    if thread.live is None:
+        thread.live = live_locals(thread.code)
+    return thread.live
 
 
 def simplify(code: list[ir.Instr]) -> list[ir.Instr]:

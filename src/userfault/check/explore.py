@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from . import ir
-from .analysis import bits, live_locals
+from .analysis import bits, thread_liveness
 from .errors import CheckError
 from .ir import Failure, Op
 from .result import DEADLOCK, LIVELOCK, Move, Options, Result
@@ -55,7 +55,7 @@ class Machine:
         self.cell_count = len(program.cells)
         self.live: list[dict[int, list[int]]] = []
         for thread in program.threads:
-            live = {pc: bits(word) for pc, word in live_locals(thread.code).items()}
+            live = {pc: bits(word) for pc, word in thread_liveness(thread).items()}
             if not dead_locals:
                 ever = sorted({local for members in live.values() for local in members})
                 live = dict.fromkeys(live, ever)

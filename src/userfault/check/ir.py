@@ -129,6 +129,8 @@ class Thread:
     code: list[Instr]
     locals: list[Local]
     group: int = -1
+    live: dict[int, int] | None = None
+    """At each step, the locals that are read later (analysis.live_locals), once somebody asked."""
 
 
 @dataclass(slots=True)

@@ -12,11 +12,12 @@ import threading
 import time
 from array import array
 from dataclasses import dataclass
+from typing import Any
 
 from ..native import library
 from ..native import why_missing as why_not_built
 from . import ir
-from .analysis import bits, defines, live_locals, successors, uses
+from .analysis import bits, defines, successors, thread_liveness, uses
 from .errors import CheckError
 from .explore import Machine
 from .ir import Failure, Op
@@ -113,7 +114,7 @@ class Layout:
         self.numbers: list[dict[int, int]] = []
         self.locals: list[dict[int, Place]] = []
         for thread in program.threads:
-            live = live_locals(thread.code)
+            live = thread_liveness(thread)
             ever = 0
             for members in live.values():
                 ever |= members
@@ -413,11 +414,18 @@ def _c_options(options: Options) -> _Options:
     return _Options(options.max_states, options.max_bytes, options.threads, options.keep_going, options.liveness)
 
 
+_last: dict[str, Any] = {}
+"""The program encoded last: a verdict and its counterexample are two searches of one program."""
+
+
 def _call(program: ir.Program, options: Options, target: int | None) -> tuple[_Result, list[Move], Encoder]:
     lib = library()
     if lib is None:
         raise CheckError(f"the native engine can't run: {why_not_built()}")
-    encoder = Encoder(program, options)
+    key = (id(program), options.dead_locals)
+    if _last.get("key") != key:
+        _last.update(key=key, program=program, encoder=Encoder(program, options))
+    encoder = _last["encoder"]
     struct, keep = encoder.program_struct()
     c_options, out = _c_options(options), _Result()
     lib.uf_stop(0)
