@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..model import fork, fremap, gup, huge_memory, ksm, madvise, migrate, mmap, rmap, user, userfaultfd, vmscan
+from ..model import fork, fremap, gup, huge_memory, ksm, madvise, migrate, mmap, rmap, slab, user, userfaultfd, vmscan
 from ..model.errno import EAGAIN
 from ..model.mm_types import mm_struct, page
 
@@ -115,6 +115,13 @@ OPERATIONS: dict[str, OperationKind] = {
     "referenced": OperationKind(
         ("page",), "reclaim's unlocked look at a page", lambda mm, a: (vmscan.referenced, (a[0],)), needs_mm=False
     ),
+    "idle": OperationKind(
+        ("page",),
+        "page_idle's unlocked look, which sleeps for the lock",
+        lambda mm, a: (vmscan.page_idle_clear_pte_refs, (a[0],)),
+        needs_mm=False,
+        eras=("v6.8",),
+    ),
     "reclaim": OperationKind(
         ("page",), "swap a page out", lambda mm, a: (vmscan.shrink_page, (a[0],)), Need(swap_slots=1), needs_mm=False
     ),
@@ -136,11 +143,13 @@ OPERATIONS: dict[str, OperationKind] = {
 
 def get_and_put_anon_vma(p: page) -> int:
     """A walker that only takes a reference: 1 if it got one."""
-    av = rmap.page_get_anon_vma(p)
-    if av is None:
+    if not slab.get_page_unless_zero(p):
         return 0
-    rmap.put_anon_vma(av)
-    return 1
+    av = rmap.page_get_anon_vma(p)
+    if av is not None:
+        rmap.put_anon_vma(av)
+    slab.put_page(p)
+    return 0 if av is None else 1
 
 
 def pin(mm: mm_struct, addr: int) -> int:

@@ -8,7 +8,7 @@ at least as many as cannot be explained by additions. Mappings that go away mean
 from __future__ import annotations
 
 from .lang import NULL, check, ghost, raw, smp_processor_id
-from .machine import machine, this_cpu
+from .machine import config, machine, this_cpu
 from .mm_types import PmdKind, PteKind, page
 
 
@@ -17,7 +17,8 @@ from .mm_types import PmdKind, PteKind, page
 def count_mappings(p: page) -> int:
     """Present PTEs and PMDs that map the page and whose lock no other CPU holds, in all address spaces.
 
-    An entry under a lock is in transit: an unlocked peek may miss it, which the kernel allows (I1's exception).
+    An entry under a lock is in transit: an unlocked peek may miss it, which the kernel allows (I1's exception). So may a
+    walk miss a table that khugepaged has taken out of its PMD: it has locked the pages.
     """
     me = smp_processor_id() + 1
     total = 0
@@ -27,12 +28,11 @@ def count_mappings(p: page) -> int:
                 pmd = pmdp.pmd
                 if (pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING) and pmd.page is p:
                     total += 1
-    for table in machine.page_tables:
-        if table.ptl.owner in (0, me):
-            for ptep in table.pte:
-                pte = ptep.pte
-                if pte.kind == PteKind.PRESENT and pte.page is p:
-                    total += 1
+                if pmd.kind == PmdKind.TABLE and pmd.table.ptl.owner in (0, me):
+                    for at in range(1 << config.HPAGE_PMD_ORDER):
+                        pte = pmd.table.pte[at].pte
+                        if pte.kind == PteKind.PRESENT and pte.page is p:
+                            total += 1
     return total
 
 

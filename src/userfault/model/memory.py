@@ -5,7 +5,7 @@ from __future__ import annotations
 from .catalogue import modelled
 from .era import era
 from .huge_memory import do_huge_pmd_fault, zap_huge_pmd
-from .lang import atomic, exhausted, raw
+from .lang import atomic, check, exhausted, ghost, raw
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
 from .machine import config, machine, new_page_table
 from .migrate import migration_entry_wait
@@ -67,6 +67,12 @@ def pte_alloc(mm: mm_struct, addr: int) -> page_table:
     return pmd.table
 
 
+@ghost
+def fault_is_delivered(ptep: pte_slot) -> None:
+    """I12: a fault goes to user space only if its PTE is missing at that moment."""
+    check(ptep.pte.kind == PteKind.NONE, "missing_fault_is_missing", "a fault was delivered for a page that is there")
+
+
 @modelled(
     "mm/memory.c",
     versions="v3.10 .. v6.8",
@@ -85,6 +91,7 @@ def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool) -> int:
             spin_unlock(pte_lockptr(table))
             return 0
         if vma.vm_flags & vm.USERFAULT:
+            fault_is_delivered(ptep)
             spin_unlock(pte_lockptr(table))
             return missing
         set_pte(ptep, pte_t(kind=PteKind.PRESENT, special=True, young=True))
@@ -99,6 +106,7 @@ def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool) -> int:
         put_page(p)
         return 0
     if vma.vm_flags & vm.USERFAULT:
+        fault_is_delivered(ptep)
         spin_unlock(pte_lockptr(table))
         put_page(p)
         return missing

@@ -443,9 +443,9 @@ def page_referenced_one(p: page, vma: vm_area_struct, addr: int) -> tuple[bool, 
 
 
 @modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=5, omits="memcg, which VMAs count")
-def page_referenced_anon(p: page) -> int:
+def page_referenced_anon(p: page, try_lock: bool) -> int:
     """How many mappings were used since the last look; the page need not be locked (R4)."""
-    av = page_lock_anon_vma_read(p, era.folios)
+    av = page_lock_anon_vma_read(p, try_lock)
     if av is None:
         return 0
     walk_begin(p)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .catalogue import modelled
+from .era import era
 from .lang import atomic, raw, reached
 from .locks import trylock_page, unlock_page
 from .mm_types import page
@@ -19,7 +20,19 @@ def referenced(p: page) -> int:
     """shrink_active_list's look at a page that it isolated: not locked (R4)."""
     if not get_page_unless_zero(p):
         return 0
-    count = page_referenced_anon(p)
+    count = page_referenced_anon(p, era.folios)
+    put_page(p)
+    return count
+
+
+@modelled(
+    "mm/page_idle.c", versions="v4.3 .. v6.8", section="B.3", omits="the idle flags; DAMON's two walkers are alike"
+)
+def page_idle_clear_pte_refs(p: page) -> int:
+    """An unlocked walker that sleeps for the lock."""
+    if not get_page_unless_zero(p):
+        return 0
+    count = page_referenced_anon(p, False)
     put_page(p)
     return count
 
