@@ -347,19 +347,21 @@ def _path(parents: dict[State, tuple[State, Move] | None], state: State) -> list
 def fair_cycle(
     machine: Machine, parents: dict[State, tuple[State, Move] | None]
 ) -> tuple[list[Move], list[Move]] | None:
-    """A reachable cycle that weak fairness allows: in it every thread moves, or is somewhere not enabled.
+    """A reachable cycle that fairness allows: in it every thread moves, or waits all the way round.
 
-    Threads are finite but for their retry loops, so such a cycle is a run in which somebody retries forever.
-    Returns the way there and once around.
+    Fair is weakly fair, and strongly for waits: a lock's queue serves everybody in the end, so a thread that could take
+    its lock somewhere on the cycle is not kept from it forever. Threads are finite but for their retry loops, so such a
+    cycle is a run in which somebody retries forever. Returns the way there and once around.
     """
     threads = range(len(machine.program.threads))
     edges: dict[State, list[tuple[Move, State]]] = {}
+    every: dict[State, list[tuple[Move, State | Violation]]] = {}
     for state in parents:
+        every[state] = [
+            (Move(thread, choices), after) for thread in threads for choices, after in machine.successors(state, thread)
+        ]
         edges[state] = [
-            (Move(thread, choices), after)
-            for thread in threads
-            for choices, after in machine.successors(state, thread)
-            if not isinstance(after, Violation) and after in parents
+            (move, after) for move, after in every[state] if not isinstance(after, Violation) and after in parents
         ]
     for component in _components(edges):
         members = set(component)
@@ -368,7 +370,7 @@ def fair_cycle(
         if not movers:
             continue
         idle = [t for t in threads if t not in movers]
-        if all(any(not any(m.thread == t for m, _ in edges[s]) for s in component) for t in idle):
+        if not any(m.thread in idle for s in component for m, _ in every[s]):
             start = min(component, key=lambda s: len(_path(parents, s)))
             return _path(parents, start), _around(inside, start, movers)
     return None

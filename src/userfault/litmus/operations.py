@@ -125,9 +125,7 @@ OPERATIONS: dict[str, OperationKind] = {
     "reclaim": OperationKind(
         ("page",), "swap a page out", lambda mm, a: (vmscan.shrink_page, (a[0],)), Need(swap_slots=1), needs_mm=False
     ),
-    "split": OperationKind(
-        ("page",), "split a huge page", lambda mm, a: (huge_memory.split_huge_page, (a[0],)), needs_mm=False
-    ),
+    "split": OperationKind(("page",), "split a huge page", lambda mm, a: (split, (a[0],)), needs_mm=False),
     "migrate": OperationKind(
         ("page",),
         "compaction: migrate a page",
@@ -139,6 +137,15 @@ OPERATIONS: dict[str, OperationKind] = {
         ("page",), "page_get_anon_vma and put", lambda mm, a: (get_and_put_anon_vma, (a[0],)), needs_mm=False
     ),
 }
+
+
+def split(p: page) -> int:
+    """Somebody with a reference splits a page: 0 if it was split or is not huge."""
+    if not slab.get_page_unless_zero(p):
+        return -EAGAIN
+    ret = huge_memory.split_huge_page(p)
+    huge_memory.put_huge_page(p)
+    return ret
 
 
 def get_and_put_anon_vma(p: page) -> int:

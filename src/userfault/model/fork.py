@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
-from .huge_memory import pgtable_alloc
+from .huge_memory import pgtable_alloc, wait_split_huge_page
 from .lang import NULL, atomic, reached
 from .locks import down_write, down_write_nested, spin_lock, spin_lock_nested, spin_unlock, up_write
 from .machine import config
@@ -153,6 +153,9 @@ def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vm
             pmd = pmd_offset(mm, addr).pmd
             if pmd.kind != PmdKind.HUGE and pmd.kind != PmdKind.SPLITTING:
                 break
+            if pmd.kind == PmdKind.SPLITTING:
+                wait_split_huge_page(vma)
+                continue
             if copy_huge_pmd(mm, child, addr):
                 done = number + (1 << config.HPAGE_PMD_ORDER)
                 break

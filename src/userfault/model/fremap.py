@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
-from .huge_memory import put_huge_page, split_huge_page, wait_split_huge_page
+from .huge_memory import put_huge_page, split_mapped, wait_split_huge_page
 from .lang import BUG_ON, NULL, reached
 from .locks import down_read, lock_page, spin_lock, spin_lock_nested, spin_unlock, unlock_page, up_read
 from .machine import config
@@ -327,7 +327,7 @@ def remap_one(
             )
             return err, size >> config.PAGE_SHIFT
         spin_unlock(pmd_lockptr(src_pmdp))
-        split_huge_page(src_pmd.page)
+        split_mapped(src_pmdp, src_pmd)
         return -EAGAIN, 0
     dst_kind = dst_pmdp.pmd.kind
     if dst_kind == PmdKind.HUGE or dst_kind == PmdKind.SPLITTING:

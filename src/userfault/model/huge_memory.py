@@ -177,13 +177,25 @@ def do_huge_pmd_fault(vma: vm_area_struct, addr: int, write: bool, pmd: pmd_t) -
         wait_split_huge_page(vma)
         return 0
     if write and not pmd.write:
-        split_huge_page(pmd.page)
+        split_mapped(pmdp, pmd)
         return 0
     spin_lock(pmd_lockptr(pmdp))
     if pmdp.pmd == pmd:
         set_pmd(pmdp, pmd._replace(young=True, dirty=pmd.dirty or write))
     spin_unlock(pmd_lockptr(pmdp))
     return 0
+
+
+def split_mapped(pmdp: pmd_slot, pmd: pmd_t) -> None:
+    """__split_huge_page_pmd: take a reference under the lock, if the entry is still there, and split."""
+    spin_lock(pmd_lockptr(pmdp))
+    if pmdp.pmd != pmd:
+        spin_unlock(pmd_lockptr(pmdp))
+        return
+    get_page(pmd.page)
+    spin_unlock(pmd_lockptr(pmdp))
+    split_huge_page(pmd.page)
+    put_huge_page(pmd.page)
 
 
 @modelled("include/linux/huge_mm.h", versions="v3.10 .. v4.4", section="C.9", steps=2)
@@ -200,15 +212,15 @@ def wait_split_huge_page(vma: vm_area_struct) -> None:
     steps=4,
     omits="partial unmapping: the caller splits first",
 )
-def zap_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int) -> None:
-    """Clear a huge entry that the range covers; one that is being split is waited for."""
+def zap_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int) -> bool:
+    """Clear a huge entry that the range covers; one that is being split is waited for. False: it is not huge."""
     while pmdp.pmd.kind == PmdKind.SPLITTING:
         wait_split_huge_page(vma)
     spin_lock(pmd_lockptr(pmdp))
     pmd = pmdp.pmd
     if pmd.kind != PmdKind.HUGE:
         spin_unlock(pmd_lockptr(pmdp))
-        return
+        return False
     set_pmd(pmdp, pmd_t())
     table = pmdp.deposited
     pmdp.deposited = NULL
@@ -218,6 +230,7 @@ def zap_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int) -> None:
     if table is not None:
         table.allocated = False
     put_huge_page(pmd.page)
+    return True
 
 
 def put_huge_page(head: page) -> None:
@@ -247,14 +260,11 @@ def huge_put_testzero(head: page) -> bool:
     omits="the LRU, the swap cache of huge pages",
 )
 def split_huge_page(p: page) -> int:
-    """Split a huge page everywhere. 0: done (or it was not huge); 1, -EBUSY, -EAGAIN: not."""
+    """Split a huge page everywhere; the caller has one reference. 0: done (or not huge); 1, -EBUSY, -EAGAIN: not."""
     if era.folios:
-        if not get_page_unless_zero(p):
-            return -EBUSY
         lock_page(p)
         ret = split_folio(p)
         unlock_page(p)
-        put_huge_page(p)
         return ret
     av: anon_vma | None = None
     if era.recheck_in_split:
@@ -575,3 +585,11 @@ def collapse_copy(table: page_table, at: int, new: page) -> None:
     spin_unlock(pte_lockptr(table))
     unlock_page(old)
     put_page(old)
+
+
+@modelled(
+    "mm/huge_memory.c", versions="v4.5 .. v6.8", section="C.13", steps=2, omits="the huge zero page, migration PMDs"
+)
+def split_huge_pmd(mm: mm_struct, pmdp: pmd_slot, pmd: pmd_t, addr: int) -> None:
+    """v6.8 splits the mapping first and the folio later; the model, which has no PTE-mapped huge pages, splits both."""
+    split_mapped(pmdp, pmd)

@@ -7,7 +7,7 @@ writer, so a reader that would deadlock behind one is missed) and spurious failu
 
 from __future__ import annotations
 
-from .lang import atomic, check, ghost, smp_processor_id, wait_until
+from .lang import atomic, check, ghost, raw, smp_processor_id, wait_until
 from .machine import machine, this_cpu
 from .mm_types import LockClass, page, rw_semaphore, spinlock_t
 from .slab import any_reader
@@ -184,6 +184,7 @@ def unlock_page(p: page) -> None:
 
 
 @atomic
+@raw
 def wait_on_page_locked(p: page) -> None:
     """Sleeps until the page is unlocked; does not lock it."""
     might_sleep()

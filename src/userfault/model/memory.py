@@ -279,8 +279,11 @@ def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> 
         if addr < vma.vm_start or addr >= vma.vm_end:
             continue
         pmdp = pmd_offset(mm, addr)
-        pmd = pmdp.pmd
-        if pmd.kind == PmdKind.TABLE:
-            zap_pte(mm, addr, pmd.table)
-        elif pmd.kind != PmdKind.NONE:
-            zap_huge_pmd(vma, pmdp, addr)
+        while True:
+            pmd = pmdp.pmd
+            if pmd.kind == PmdKind.TABLE:
+                zap_pte(mm, addr, pmd.table)
+                break
+            # A huge entry that was split meanwhile is a table now.
+            if pmd.kind == PmdKind.NONE or zap_huge_pmd(vma, pmdp, addr):
+                break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .catalogue import modelled
+from .era import era
 from .errno import EAGAIN
 from .ghost import count_migration_entries
 from .lang import NULL, atomic, check, ghost, reached
@@ -19,6 +20,11 @@ def migration_entry_wait(table: page_table, ptep: pte_slot) -> None:
     """A fault met a migration entry: sleep until the page under migration is unlocked."""
     spin_lock(pte_lockptr(table))
     pte = ptep.pte
+    if era.folios and pte.kind == PteKind.MIGRATION:
+        # Since v5.17 (ffa65753c431) the sleeper takes no reference, which would make the split fail that it waits for.
+        spin_unlock(pte_lockptr(table))
+        wait_on_page_locked(pte.page)
+        return
     if pte.kind != PteKind.MIGRATION or not get_page_unless_zero(pte.page):
         spin_unlock(pte_lockptr(table))
         return

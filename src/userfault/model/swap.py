@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
-from .lang import NULL, atomic
+from .lang import NULL, atomic, wait_until
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
 from .machine import config
 from .mm_types import PteKind, page, page_table, pte_slot, pte_t, swap_slot, vm, vm_area_struct
@@ -50,8 +50,12 @@ def add_to_swap_cache(p: page, slot: swap_slot) -> bool:
 
 @atomic
 def lookup_swap_cache(slot: swap_slot) -> page | None:
-    """The cached page with a reference, not locked: it may leave the cache before it is (E-7)."""
+    """The cached page with a reference, not locked: it may leave the cache before it is (E-7).
+
+    A page whose references are frozen can't be had: the look-up is repeated until it is gone or thawed.
+    """
     p = slot.cache
+    wait_until(p is None or p.refcount.counter > 0)
     if p is not None:
         p.refcount.counter += 1
     return p

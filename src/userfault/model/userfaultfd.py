@@ -5,7 +5,7 @@ from __future__ import annotations
 from .catalogue import modelled
 from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
 from .fremap import double_pt_lock, double_pt_unlock
-from .huge_memory import put_huge_page, split_folio, split_huge_page
+from .huge_memory import put_huge_page, split_folio, split_huge_pmd
 from .lang import NULL, reached
 from .locks import (
     down_read,
@@ -356,7 +356,7 @@ def move_one(
         spin_unlock(pmd_lockptr(src_pmdp))
         if not exclusive:
             return -EBUSY, 0
-        split_huge_page(src_pmd.page)
+        split_huge_pmd(mm, src_pmdp, src_pmd, src_addr)
         return -EAGAIN, 0
     dst_table = pte_alloc(mm, dst_addr)
     return move_pages_pte(mm, dst_vma, src_vma, dst_table, src_pmd.table, dst_addr, src_addr, mode), 1

@@ -666,7 +666,6 @@ static int64_t walk(search *g, result *out, int64_t *room, const marks *m, int64
 static int fair(search *g, const int64_t *members, int64_t size, const marks *m, int32_t *regs, uint32_t *movers)
 {
     *movers = 0;
-    uint32_t idle_somewhere = 0;
     for (int64_t i = 0; i < size; i++) {
         frame f = {.state = members[i], .fresh = 1};
         int64_t to;
@@ -676,9 +675,9 @@ static int fair(search *g, const int64_t *members, int64_t size, const marks *m,
     if (!*movers) return 0;
     for (int t = 0; t < g->p->threads; t++) {
         if (*movers >> t & 1) continue;
-        for (int64_t i = 0; i < size && !(idle_somewhere >> t & 1); i++)
-            if (!enabled(g, members[i], t, regs)) idle_somewhere |= 1u << t;
-        if (!(idle_somewhere >> t & 1)) return 0;
+        // A thread that could go on somewhere in the component is not kept from it forever: lock queues are fair.
+        for (int64_t i = 0; i < size; i++)
+            if (enabled(g, members[i], t, regs)) return 0;
     }
     return 1;
 }
