@@ -19,8 +19,7 @@ def read_arrows(markdown: str) -> Arrows:
     header, _rule, *body = [[cell.strip().replace("`", "") for cell in row] for row in rows]
     assert header == ["room", "may import"]
     return {
-        room: set() if allowed == "nothing" else {name.strip() for name in allowed.split(",")}
-        for room, allowed in body
+        room: set() if allowed == "nothing" else {name.strip() for name in allowed.split(",")} for room, allowed in body
     }
 
 

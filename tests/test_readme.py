@@ -104,9 +104,7 @@ def test_examples_are_read_with_exit_code_and_output() -> None:
 
 
 def test_a_true_example_raises_no_complaint() -> None:
-    example = Example(
-        1, "echo '12 states in 3 s'; echo more >&2; exit 3", 3, ["12 states in ...", "...", "more"]
-    )
+    example = Example(1, "echo '12 states in 3 s'; echo more >&2; exit 3", 3, ["12 states in ...", "...", "more"])
     assert complaints(example, *run(example.command)) == []
 
 

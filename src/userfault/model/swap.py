@@ -182,8 +182,9 @@ def do_swap_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
         else:
             page_add_anon_rmap(q, vma, addr, exclusive)
         swap_free(slot)
-    spin_unlock(pte_lockptr(table))
+    # Before the PTL is let go: a zap that follows may drop the last reference.
     unlock_page(p)
+    spin_unlock(pte_lockptr(table))
     if copied:
         put_page(p)
     return 0
