@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from userfault.check.engine import fewest_switches, run
 from userfault.check.trace import replay
 from userfault.litmus import Test, compile_test, expected, library, load, mutant_library

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from userfault.model import era as eras
 from userfault.model.errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT
 from userfault.model.fork import sys_fork
@@ -15,7 +16,7 @@ from userfault.model.ksm import ksm_make_stable, ksm_merge
 from userfault.model.lang import ModelError, WouldBlock
 from userfault.model.locks import check_no_locks_held, down_read, lock_page, spin_lock, spin_unlock, up_read
 from userfault.model.machine import attach, boot, machine, new_mm
-from userfault.model.madvise import madvise_dontneed, madvise_dontfork, madvise_nouserfault, madvise_userfault
+from userfault.model.madvise import madvise_dontfork, madvise_dontneed, madvise_nouserfault, madvise_userfault
 from userfault.model.migrate import migrate_page
 from userfault.model.mm_types import PmdKind, mm_struct, page, tlb_t, vm
 from userfault.model.mmap import do_mmap, sys_munmap
@@ -64,6 +65,10 @@ def two_areas(mm: mm_struct) -> None:
 
 def page_at(mm: mm_struct, addr: int) -> page:
     return mm.pmd[addr >> 1].pmd.table.pte[addr & 1].pte.page
+
+
+def kind_at(mm: mm_struct, addr: int) -> PmdKind:
+    return mm.pmd[addr >> 1].pmd.kind
 
 
 def run_in(mm: mm_struct) -> None:
@@ -141,7 +146,9 @@ def test_after_fork_neither_side_sees_the_others_writes(era: str) -> None:
     assert sys_munmap(child, 0, PAGES) == 0
     assert sys_munmap(mm, 0, PAGES) == 0
     settled()
-    assert not any(each.allocated for each in [*machine.pages, *machine.anon_vmas, *machine.anon_vma_chains])
+    assert not any(each.allocated for each in machine.pages)
+    assert not any(each.allocated for each in machine.anon_vmas)
+    assert not any(each.allocated for each in machine.anon_vma_chains)
 
 
 @movers
@@ -206,11 +213,11 @@ def test_a_huge_page_is_split_and_put_together_again(era: str) -> None:
     get_page(head)
     assert split_huge_page(head) == 0
     put_page(head)
-    assert mm.pmd[0].pmd.kind == PmdKind.TABLE
+    assert kind_at(mm, 0) == PmdKind.TABLE
     assert read(mm, 0) == CONTENT
     settled()
     assert collapse_huge_page(mm, 0) == 0
-    assert mm.pmd[0].pmd.kind == PmdKind.HUGE
+    assert kind_at(mm, 0) == PmdKind.HUGE
     assert read(mm, 0) == CONTENT
     assert collapse_huge_page(mm, 0) == -EAGAIN
     settled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class Test:
 
     ignore: properties that are not checked in it, because another test is about them and they would break first.
     """
+
+    __test__: ClassVar[bool] = False  # not a class of tests, whatever its name
 
     name: str
     question: str

@@ -57,7 +57,7 @@ from .rmap import (
     page_remove_rmap,
     put_anon_vma,
 )
-from .slab import atomic_read, get_page, get_page_unless_zero, put_page
+from .slab import atomic_read, get_page, put_page
 from .vmscan import page_freeze
 
 

@@ -1,0 +1,132 @@
+"""The native engine is the reference engine, only faster: same counts, verdicts, depths and shortest schedules."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from userfault.check import explore, native
+from userfault.check.compile import Call, ThreadSpec, compile_program
+from userfault.check.errors import CheckError
+from userfault.check.ir import Program
+from userfault.check.result import Options, Result
+from userfault.check.trace import replay, switches
+from userfault.litmus import Test, compile_test, library
+from userfault.native import why_missing
+
+from . import programs as p
+
+CASES = [(test, era) for test in library() for era in test.eras]
+
+
+def test_the_core_is_there_where_a_compiler_is() -> None:
+    if shutil.which("cc") or shutil.which("gcc"):
+        assert native.available(), why_missing()
+
+
+def outcome(result: Result) -> tuple[object, ...]:
+    failure = result.failure
+    livelock = failure is not None and failure.property == "termination"
+    depth = 0 if livelock else result.depth
+    return result.verdict, failure, result.states, result.transitions, depth, result.reached
+
+
+def agree(program: Program, options: Options) -> Result:
+    reference = explore.explore(program, options)
+    fast = native.explore(program, options)
+    assert outcome(fast) == outcome(reference)
+    if fast.verdict == "violated":
+        assert replay(program, fast.schedule, fast.lasso).failure == fast.failure
+    return reference
+
+
+@pytest.mark.parametrize(("test", "era"), CASES, ids=[f"{test.name}@{era}" for test, era in CASES])
+def test_both_agree_on_the_library(test: Test, era: str) -> None:
+    agree(compile_test(test, era), Options())
+
+
+STATEMENTS = st.sampled_from(
+    [
+        "s.x = (s.x + 1) & 7",
+        "s.y = s.x",
+        "v = s.x",
+        "s.x = v",
+        "s.y = (s.y + v) & 7",
+        "lock(s.a)",
+        "unlock(s.a)",
+        "lock(s.b)",
+        "unlock(s.b)",
+        "s.flags[smp_processor_id()] = True",
+        "v = choose(2)",
+        "while not trylock(s.b):\n    s.x = 0",
+        "while s.flags[0] and v < 2:\n    v += 1",
+        "if s.x == 3:\n    s.other = NULL\nelse:\n    s.y = 1",
+        "v = s.other.value",
+        "s.items.append(s.other)",
+        "for each in s.items:\n    v = each.value",
+        "check(s.x != 4, 'four', 'x is four')",
+    ]
+)
+
+
+def made(bodies: list[list[str]]) -> Program:
+    s = p.fresh(len(bodies))
+    s.other = p.other_t(2)
+    specs = []
+    for number, body in enumerate(bodies):
+        text = f"def fn{number}(s: shared) -> None:\n    v = 0\n" + textwrap.indent("\n".join(body), "    ")
+        scope: dict[str, Any] = dict(vars(p))
+        exec(compile(text, "random.py", "exec"), scope)
+        fn = scope[f"fn{number}"]
+        fn.__source__ = ("random.py", 1, text.splitlines())
+        specs.append(ThreadSpec(f"P{number}", [Call(fn, (s,))]))
+    return compile_program("random", specs, invariants=[Call(p.never_five, (s,))])
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(st.lists(STATEMENTS, min_size=1, max_size=5), min_size=1, max_size=3), st.booleans(), st.booleans())
+def test_both_agree_on_random_programs(bodies: list[list[str]], dead_locals: bool, keep_going: bool) -> None:
+    program = made(bodies)
+    result = agree(program, Options(dead_locals=dead_locals, keep_going=keep_going, liveness=not keep_going))
+    if result.failure is not None and result.lasso < 0 and not keep_going:
+        slow = explore.fewest_switches(program, result.failure)
+        fast = native.fewest_switches(program, result.failure)
+        assert slow is not None and fast is not None
+        assert (switches(fast), len(fast)) == (switches(slow), len(slow))
+        assert replay(program, fast).failure == result.failure
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(STATEMENTS, min_size=1, max_size=5), min_size=2, max_size=3))
+def test_two_workers_count_what_one_counts(bodies: list[list[str]]) -> None:
+    program = made(bodies)
+    one = native.explore(program, Options(keep_going=True, liveness=False))
+    two = native.explore(program, Options(keep_going=True, liveness=False, threads=2))
+    assert (one.verdict, one.states, one.transitions) == (two.verdict, two.states, two.transitions)
+
+
+def test_a_bound_is_a_bound_on_both() -> None:
+    s = p.fresh()
+    program = compile_program("t", [ThreadSpec(f"P{n}", [Call(p.increment, (s, True))]) for n in range(2)])
+    for engine in (explore, native):
+        assert engine.explore(program, Options(max_states=3)).verdict == "bound"
+
+
+def endless(s: p.shared) -> None:
+    s.x = 1
+    v = 0
+    while v < 5:
+        v = v & 3
+
+
+def test_local_work_without_end_is_an_error_on_both() -> None:
+    s = p.fresh()
+    program = compile_program("t", [ThreadSpec("P0", [Call(endless, (s,))])])
+    for engine in (explore, native):
+        with pytest.raises(CheckError, match="does not end"):
+            engine.explore(program)

@@ -1,0 +1,83 @@
+"""The litmus format: what is wrong is said with its place; mutants apply; the matrix is what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from userfault.litmus import LitmusError, compile_test, load, matrix_jobs
+from userfault.litmus.mutants import parse_mutant, patch
+from userfault.litmus.read import read
+from userfault.model import rmap
+
+GOOD = """userfault T
+"Does it?"
+{ A:0-1 = P; A:2-3 userfault; }
+P0 : A ;
+r0 = move 2 <- 0 ;
+forall (0:r0 = 1)
+expect v6.8 holds
+"""
+
+WRONG = [
+    ("userfault T", "userfault", 2, "expected name"),
+    ('"Does it?"', '"Does it"', 2, "unexpected"),
+    ("A:0-1 = P", "A:0-0 = P", 3, "the range 0-0 is empty"),
+    ("A:2-3", "A:0-3", 3, "this VMA overlaps another"),
+    ("A:2-3", "A:20-21", 3, "beyond the model's 16 pages"),
+    ("P0 : A", "P1 : A", 4, "this is no thread"),
+    ("P0 : A", "P0 : B", 4, "there is no address space B"),
+    ("move 2 <- 0", "jump 2 <- 0", 5, "there is no operation jump"),
+    ("move 2 <- 0", "move 2", 5, "move takes addr <- addr"),
+    ("move 2 <- 0", "move 9 <- 0", 5, "page 9 is beyond every VMA"),
+    ("move 2 <- 0", "split Q", 5, "there is no page Q"),
+    ("0:r0 = 1", "0:r7 = 1", 6, "no operation sets 0:r7"),
+    ("expect v6.8 holds", "expect v6.8 violated", 7, "violated of what?"),
+    ("expect v6.8 holds", "expect v3.10 holds", 5, "move does not exist in v3.10"),
+    ("expect v6.8 holds", "", 6, "the file ends here"),
+]
+
+
+@pytest.mark.parametrize(("good", "bad", "line", "problem"), WRONG)
+def test_what_is_wrong_is_said_with_its_place(good: str, bad: str, line: int, problem: str) -> None:
+    text = GOOD.replace(good, bad, 1)
+    with pytest.raises(LitmusError) as caught:
+        test = read(text, "t.litmus")
+        compile_test(test, test.eras[0])
+    message = str(caught.value)
+    assert message.startswith(f"t.litmus:{line}:")
+    assert problem in message
+    assert message.splitlines()[2].strip() == "^"
+
+
+def test_a_good_test_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "t.litmus"
+    file.write_text(GOOD)
+    test = load(str(file))
+    assert (test.name, test.question, test.eras) == ("T", "Does it?", ("v6.8",))
+
+
+def test_what_is_not_there_is_said() -> None:
+    with pytest.raises(LitmusError, match=r"there is no test .nonesuch."):
+        load("nonesuch")
+    with pytest.raises(LitmusError, match=r"no operation .jump. on page"):
+        load("matrix/page/jump+move")
+    with pytest.raises(LitmusError, match=r"no era .v9\.9."):
+        matrix_jobs(["v9.9"], 2)
+
+
+def test_the_matrix_holds_every_pair_once() -> None:
+    jobs = matrix_jobs(["v6.8"], 2)
+    assert len(jobs) == len(set(jobs))
+    assert ("matrix/page/move+referenced", "v6.8", "") in jobs
+    assert len(matrix_jobs(["v6.8"], 3)) > len(jobs)
+
+
+def test_a_mutant_that_does_not_fit_is_refused() -> None:
+    text = "removes: x\nkills: S1 v6.8 p\n@@ rmap.put_anon_vma @@\n-    nothing like this\n"
+    mutant = parse_mutant("M", text)
+    with pytest.raises(LitmusError, match="fits nowhere"):
+        patch("M", rmap.put_anon_vma, mutant.hunks[0])
+    with pytest.raises(LitmusError, match=r"needs `removes"):
+        parse_mutant("M", "removes: x\n")

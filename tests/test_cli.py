@@ -1,0 +1,67 @@
+"""The command: exit codes, JSON, replay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from userfault.cli import cli
+from userfault.litmus import load
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(cli, list(args))
+
+
+def test_a_hole_is_expected_and_shown() -> None:
+    result = run("check", "S1", "--era", "v3.10+seed")
+    assert result.exit_code == 0
+    assert "broken: walk_is_complete" in result.output
+    assert "1 checked" in result.output
+
+
+def test_json_is_one_object_a_line_with_the_documented_keys() -> None:
+    result = run("check", "S3", "--json")
+    keys = {"test", "era", "mutant", "verdict", "property", "states", "transitions", "seconds", "steps", "replay"}
+    for line in result.output.splitlines():
+        row = json.loads(line)
+        assert keys | {"expected"} <= set(row)
+        assert row["verdict"] in ("holds", "violated", "bound")
+
+
+def test_a_replay_string_reproduces_the_trace() -> None:
+    row = json.loads(run("check", "S4", "--era", "v3.10+seed", "--json").output)
+    replayed = run("replay", row["replay"])
+    assert replayed.exit_code == 0
+    assert "broken: page_is_linear" in replayed.output
+
+
+def test_a_surprise_a_usage_error_and_a_bound_have_their_codes(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.litmus"
+    wrong.write_text(load("S1").text.replace("v6.8       holds", "v6.8       violated walk_is_complete"))
+    surprise = run("check", str(wrong), "--era", "v6.8")
+    assert surprise.exit_code == 1
+    assert "UNEXPECTED" in surprise.output
+    assert run("check", "nonesuch").exit_code == 2
+    assert run("check", "S1", "--era", "v9").exit_code == 2
+    assert run("replay", "rubbish").exit_code == 2
+    bound = run("check", "R9-movers", "--era", "v6.8", "--max-states", "50")
+    assert bound.exit_code == 3
+    assert "bound" in bound.output
+    assert "holds" not in bound.output
+
+
+@pytest.mark.parametrize("args", [("model", "--section", "C.6"), ("litmus", "list"), ("litmus", "list", "--mutants")])
+def test_the_lists_are_there(args: tuple[str, ...]) -> None:
+    result = run(*args)
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) >= 2
+
+
+def test_the_slow_engine_serves_where_the_native_one_is_missing() -> None:
+    result = run("check", "S4", "--engine", "python")
+    assert result.exit_code == 0
+    assert "python engine" in result.output
