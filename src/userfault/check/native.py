@@ -181,6 +181,7 @@ class Encoder:
         if layout.words > MAX_WORDS:
             raise CheckError(f"{program.name}: a state needs {layout.words} words, the native engine holds {MAX_WORDS}")
         self.code = array("i")
+        self.frames = [self.frame_bits(number) for number in range(len(program.threads))]
         self.tables = array("i")
         self.table_at: list[int] = []
         for table in program.tables:
@@ -216,6 +217,15 @@ class Encoder:
                 for local, value in zip(machine.live[number][pc], frame, strict=True):  # type: ignore[call-overload]
                     layout.put(words, layout.locals[number][local], value)
         self.initial = array("Q", words)
+
+    def frame_bits(self, number: int) -> dict[int, int]:
+        """Word -> the bits of a thread's locals and place in it."""
+        layout = self.layout
+        frame: dict[int, int] = {}
+        for place in [*layout.locals[number].values(), layout.pc[number]]:
+            if place.bits:
+                frame[place.word] = frame.get(place.word, 0) | ((1 << place.bits) - 1) << place.shift
+        return frame
 
     def size(self) -> int:
         return len(self.code) // 8
@@ -306,11 +316,8 @@ class Encoder:
             number, defined = thread
             layout = self.layout
             alive = layout.live[number][target] if target >= 0 else 0
-            keep: dict[int, int] = {}
             pc = layout.pc[number]
-            for place in [*layout.locals[number].values(), pc]:
-                if place.bits:
-                    keep[place.word] = keep.get(place.word, 0) | ((1 << place.bits) - 1) << place.shift
+            keep = dict(self.frames[number])
             for local in bits(alive & ~defined):
                 place = layout.locals[number][local]
                 if place.bits:

@@ -212,7 +212,7 @@ static void *reserve(size_t bytes)
     void *at = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (at == MAP_FAILED) return 0;
     // Small searches stay small: whole huge pages only where the table is going to be large anyway.
-    if (bytes >= (64u << 20)) madvise((char *)at + (4 << 20), bytes - (4 << 20), MADV_HUGEPAGE);
+    if (bytes >= (16u << 20)) madvise((char *)at + (2 << 20), bytes - (2 << 20), MADV_HUGEPAGE);
     return at;
 }
 
@@ -252,7 +252,7 @@ static int store_open(store *t, const program *p, const options *o)
 
 static void slots_free(store *t)
 {
-    if (t->slot_mask >= (1u << 20)) munmap((void *)t->slots, (t->slot_mask + 1) * 4);
+    if (t->slot_mask + 1 >= (1u << 20)) munmap((void *)t->slots, (t->slot_mask + 1) * 4);
     else free((void *)t->slots);
 }
 
@@ -304,13 +304,13 @@ static int64_t store_find(const store *t, const uint64_t *s)
 // ---------------------------------------------------------------------------------------------------------------------
 // Breadth-first search, a level at a time, by one or more workers.
 
-#define BATCH 32
+#define BATCH 64
 
 typedef struct {
-    uint64_t state[MAX_WORDS];
     uint64_t hash, affects;
     uint32_t parent;
     int32_t thread;
+    uint64_t state[MAX_WORDS];
 } pending;
 
 typedef struct search search;
@@ -423,6 +423,12 @@ static void insert(worker *w, pending *e)
 
 static void flush(worker *w)
 {
+    const store *t = &w->g->t;
+    // The slots were asked for when the states were made; now the states that they point to.
+    for (int i = 0; i < w->queued; i++) {
+        uint32_t slot = atomic_load_explicit(&t->slots[w->queue[i].hash & t->slot_mask], memory_order_relaxed);
+        if (slot) __builtin_prefetch(state_at(t, slot - 1));
+    }
     for (int i = 0; i < w->queued; i++) insert(w, &w->queue[i]);
     w->queued = 0;
 }
