@@ -17,9 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from protocol_model import SIZES, program
+
 from userfault.check import native
 from userfault.check.result import Options
 
@@ -92,11 +95,11 @@ def main() -> None:
     for size in args.sizes:
         if size not in SIZES:
             sys.exit(f"there is no size {size}: one of {', '.join(SIZES)}")
-        contenders = {
-            "userfault, 1 core": lambda size=size: userfault(size, 1),
-            "userfault, 2 cores": lambda size=size: userfault(size, 2),
-            "spin NOREDUCE": lambda size=size: spin(size, False),
-            "spin": lambda size=size: spin(size, True),
+        contenders: dict[str, Callable[[], dict[str, float] | None]] = {
+            "userfault, 1 core": partial(userfault, size, 1),
+            "userfault, 2 cores": partial(userfault, size, 2),
+            "spin NOREDUCE": partial(spin, size, False),
+            "spin": partial(spin, size, True),
         }
         results: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
         for _ in range(args.runs):
