@@ -289,10 +289,7 @@ def finish_split(w: world) -> None:
 def splitter(w: world) -> None:
     while True:
         m = w.mapping
-        if knobs.SR:
-            a = m
-        else:
-            a = w.mapping
+        a = m if knobs.SR else w.mapping
         if w.mapcount == 0:
             return
         if not inc_not_zero(w, a):

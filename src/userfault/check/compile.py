@@ -19,7 +19,7 @@ from . import ir
 from .analysis import bound_locals, simplify
 from .errors import CheckError, CompileError
 from .heap import Heap
-from .ir import Op
+from .ir import ARITHMETIC, Op
 from .source import NO_DEFAULT, Function, parse
 from .types import (
     BOOL,
@@ -133,21 +133,6 @@ _BINARY: dict[type[ast.operator], Op] = {
     ast.BitXor: Op.XOR,
     ast.LShift: Op.SHL,
     ast.RShift: Op.SHR,
-}
-
-FOLD: dict[Op, Callable[[int, int], int]] = {
-    Op.ADD: lambda a, b: a + b,
-    Op.SUB: lambda a, b: a - b,
-    Op.MUL: lambda a, b: a * b,
-    Op.AND: lambda a, b: a & b,
-    Op.OR: lambda a, b: a | b,
-    Op.XOR: lambda a, b: a ^ b,
-    Op.SHL: lambda a, b: a << b,
-    Op.SHR: lambda a, b: a >> b,
-    Op.EQ: lambda a, b: int(a == b),
-    Op.NE: lambda a, b: int(a != b),
-    Op.LT: lambda a, b: int(a < b),
-    Op.LE: lambda a, b: int(a <= b),
 }
 
 
@@ -536,7 +521,7 @@ class Body:
 
     def binary(self, op: Op, a: Val, b: Val, kind: Scalar = INT) -> Val:
         if a.operand < 0 and b.operand < 0:
-            return self.const(kind, FOLD[op](self.value(a), self.value(b)))
+            return self.const(kind, ARITHMETIC[op](self.value(a), self.value(b)))
         if b.operand < 0:
             right = self.value(b)
             if (op in (Op.ADD, Op.SUB, Op.SHL, Op.SHR, Op.OR) and right == 0) or (op is Op.MUL and right == 1):

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
 from . import ir
 from .analysis import bits, thread_liveness
 from .errors import CheckError
-from .ir import Failure, Op
+from .ir import ARITHMETIC, Failure, Op
 from .result import DEADLOCK, LIVELOCK, Move, Options, Result
 
 State = tuple[object, ...]
@@ -193,7 +193,7 @@ class Machine:
                 return -1
             else:
                 b = values[instr.b] if instr.b >= 0 else consts[-1 - instr.b]
-                values[instr.d] = _ARITHMETIC[op](a, b)
+                values[instr.d] = ARITHMETIC[op](a, b)
             pc += 1
         raise AssertionError  # pragma: no cover
 
@@ -247,22 +247,6 @@ class Machine:
             except Violation as violation:
                 return violation.failure
         return None
-
-
-_ARITHMETIC: dict[Op, Callable[[int, int], int]] = {
-    Op.ADD: lambda a, b: a + b,
-    Op.SUB: lambda a, b: a - b,
-    Op.MUL: lambda a, b: a * b,
-    Op.AND: lambda a, b: a & b,
-    Op.OR: lambda a, b: a | b,
-    Op.XOR: lambda a, b: a ^ b,
-    Op.SHL: lambda a, b: a << b,
-    Op.SHR: lambda a, b: a >> b,
-    Op.EQ: lambda a, b: int(a == b),
-    Op.NE: lambda a, b: int(a != b),
-    Op.LT: lambda a, b: int(a < b),
-    Op.LE: lambda a, b: int(a <= b),
-}
 
 
 def explore(program: ir.Program, options: Options | None = None) -> Result:
