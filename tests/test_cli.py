@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from userfault.check import native
 from userfault.cli import cli
 from userfault.litmus import load
 
@@ -64,4 +65,13 @@ def test_the_lists_are_there(args: tuple[str, ...]) -> None:
 def test_the_slow_engine_serves_where_the_native_one_is_missing() -> None:
     result = run("check", "S4", "--engine", "python")
     assert result.exit_code == 0
+    assert "python engine" in result.output
+
+
+def test_a_missing_core_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "why_missing", lambda: "there is no core")
+    result = run("check", "S4")
+    assert result.exit_code == 0
+    assert result.output.count("there is no core") == 1
     assert "python engine" in result.output

@@ -54,24 +54,23 @@ class _Uses:
 def parse(fn: Callable[..., Any]) -> Function:
     """Parse a function. A function made from patched text carries it as `__source__` (file, first line, lines)."""
     given = getattr(fn, "__source__", None)
-    if given is not None:
-        file, first, lines = given
-    else:
+    indent = 0
+    if given is None:
         try:
-            code = fn.__code__
-            file, first = code.co_filename, code.co_firstlineno
-            lines = inspect.getblock(linecache.getlines(file)[first - 1 :])
-            lines = [line.rstrip("\n") for line in lines]
-        except (OSError, TypeError, AttributeError) as error:
-            raise CheckError(
-                f"{fn!r} has no source that can be read: give the checker a function from a file"
-            ) from error
-    text = "\n".join(lines)
-    indent = len(text) - len(text.lstrip())
-    tree = ast.parse(textwrap.dedent(text))
-    node = tree.body[0]
-    if not isinstance(node, ast.FunctionDef):
-        raise CheckError(f"{file}:{first}: {fn!r} is not a plain `def`")
+            file = fn.__code__.co_filename
+            lines, functions = _module(file)
+            node = functions[fn.__code__.co_firstlineno]
+        except (OSError, AttributeError, KeyError) as error:
+            raise CheckError(f"{fn!r} has no source that can be read: give the checker a function of a file") from error
+        first = 1
+    else:
+        file, first, lines = given
+        text = "\n".join(lines)
+        indent = len(text) - len(text.lstrip())
+        made = ast.parse(textwrap.dedent(text)).body[0]
+        if not isinstance(made, ast.FunctionDef):
+            raise CheckError(f"{file}:{first}: {fn!r} is not a plain `def`")
+        node = made
     uses = _collect(node)
     direct = frozenset(name for name, use in uses.items() if _is_direct(use))
     scope = dict(fn.__globals__)
@@ -108,6 +107,20 @@ def parse(fn: Callable[..., Any]) -> Function:
         direct=direct,
         assigned=frozenset(name for name, use in uses.items() if use.stores),
     )
+
+
+@cache
+def _module(file: str) -> tuple[list[str], dict[int, ast.FunctionDef]]:
+    """The lines of a file, and its functions by the line that they (or their decorators) begin at: read and parsed once."""
+    lines = [line.rstrip("\n") for line in linecache.getlines(file)]
+    if not lines:
+        raise OSError(f"{file} can't be read")
+    functions = {
+        min([node.lineno, *(each.lineno for each in node.decorator_list)]): node
+        for node in ast.walk(ast.parse("\n".join(lines)))
+        if isinstance(node, ast.FunctionDef)
+    }
+    return lines, functions
 
 
 def _kind(hint: Any, where: str) -> Type | None:

@@ -40,11 +40,14 @@ def command(
 
     Exit codes: 0 all as expected, 1 a surprise, 2 usage or environment, 3 a bound was hit.
     """
+    from ..check import native
     from ..check.errors import CheckError
     from ..litmus import LitmusError, jobs_for, matrix_jobs
     from .run import Job, Outcome, perform_all
     from .show import best_of, line, print_trace, summary
 
+    if engine == "auto" and not native.available():
+        click.echo(f"userfault check: {native.why_missing()}", err=True)
     options = Options(max_states=max_states)
     if no_reduction:
         options = options.unreduced()
