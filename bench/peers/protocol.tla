@@ -1030,4 +1030,24 @@ Spec == Init /\ [][Next]_vars
 Termination == <>(\A self \in ProcSet: pc[self] = "Done")
 
 \* END TRANSLATION TLA-81ff3bc0fbcf8dbed4636ef47c415d5e
+-----------------------------------------------------------------------------
+(* For "VIEW View" in the .cfg: states that differ only in a local that is   *)
+(* not read again before it is written count once.                           *)
+At(p, labels) == pc[p] \in labels
+Freeing == {"WP1", "WP2", "WP3", "WP4", "WP5"}
+SFreeing == {"SP1", "SP2", "SP3", "SP4", "SP5"}
+Split == <<"splitter", 0>>
+View == <<
+  mapping, pidx, mapcount, plock, compound, ref, rd, wr, live, linked, pte, ptl, mm_rd, mm_wr, pc,
+  [p \in DOMAIN ra |-> IF At(p, {"R1", "R2", "R3", "R4", "R14", "R15", "Done"}) THEN 0 ELSE ra[p]],
+  [p \in DOMAIN wa |-> IF At(p, {"W1", "Done"}) THEN 0 ELSE wa[p]],
+  [p \in DOMAIN wi |-> IF At(p, {"W15", "W16", "W17", "W18"}) THEN wi[p] ELSE 0],
+  [p \in DOMAIN wv |-> IF At(p, {"W15", "W16", "W17"}) THEN wv[p] ELSE 0],
+  [p \in DOMAIN wagain |-> At(p, Freeing) /\ wagain[p]],
+  IF At(Split, {"S2", "S3", "S4", "S5", "S6", "S7"}) THEN sm ELSE 0,
+  IF At(Split, {"S1", "S2", "Done"}) THEN 0 ELSE sa,
+  IF At(Split, {"S11", "S12", "S13", "S14"}) THEN <<si, sv>> ELSE <<0, 0>>,
+  IF At(Split, {"S11", "S12", "S13", "S14", "S15"}) THEN sc ELSE 0,
+  At(Split, SFreeing) /\ sagain,
+  [p \in DOMAIN mlast |-> At(p, {"M8"}) /\ mlast[p]] >>
 =============================================================================
