@@ -10,7 +10,7 @@ from __future__ import annotations
 from .lang import atomic, check, ghost, raw, smp_processor_id, wait_until
 from .machine import machine, this_cpu
 from .mm_types import LockClass, page, rw_semaphore, spinlock_t
-from .slab import any_reader, compound_head
+from .slab import any_reader
 
 
 @ghost
@@ -159,30 +159,27 @@ def rwsem_is_locked(sem: rw_semaphore) -> bool:
 @atomic
 def lock_page(p: page) -> None:
     """include/linux/pagemap.h lock_page / folio_lock: sleeps."""
-    head = compound_head(p)
-    check(head.locked != smp_processor_id() + 1, "lock_misuse", "lock_page of a page already locked here")
+    check(p.locked != smp_processor_id() + 1, "lock_misuse", "lock_page of a page already locked here")
     might_sleep()
-    wait_until(head.locked == 0)
+    wait_until(p.locked == 0)
     lockdep_order(LockClass.PAGE, True)
-    head.locked = smp_processor_id() + 1
+    p.locked = smp_processor_id() + 1
     lockdep_acquired(LockClass.PAGE)
 
 
 @atomic
 def trylock_page(p: page) -> bool:
-    head = compound_head(p)
-    if head.locked != 0:
+    if p.locked != 0:
         return False
-    head.locked = smp_processor_id() + 1
+    p.locked = smp_processor_id() + 1
     lockdep_acquired(LockClass.PAGE)
     return True
 
 
 @atomic
 def unlock_page(p: page) -> None:
-    head = compound_head(p)
-    check(head.locked == smp_processor_id() + 1, "lock_misuse", "unlock_page of a page not locked here")
-    head.locked = 0
+    check(p.locked == smp_processor_id() + 1, "lock_misuse", "unlock_page of a page not locked here")
+    p.locked = 0
     lockdep_released(LockClass.PAGE)
 
 
@@ -191,7 +188,7 @@ def unlock_page(p: page) -> None:
 def wait_on_page_locked(p: page) -> None:
     """Sleeps until the page is unlocked; does not lock it."""
     might_sleep()
-    wait_until(compound_head(p).locked == 0)
+    wait_until(p.locked == 0)
 
 
 @atomic

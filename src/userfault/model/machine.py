@@ -61,12 +61,6 @@ class Config:
     PAGE_SHIFT = 0
     HPAGE_PMD_ORDER = 1
     CONFIG_KSM = False
-    FRAGMENTED = False
-    """No huge page can be allocated: faults fall back to small ones."""
-    NO_MEMORY = False
-    """Allocations that may fail, fail (-ENOMEM)."""
-    MAX_PTES_NONE = 1
-    """khugepaged_max_ptes_none: holes that a collapse may fill with zeroes."""
 
 
 config = Config()
@@ -91,7 +85,6 @@ def boot(
     page_shift: log2 of the page size in bytes (0: addresses count pages). huge_order: log2 of the pages of a huge page.
     """
     config.PAGE_SHIFT, config.HPAGE_PMD_ORDER, config.CONFIG_KSM = page_shift, huge_order, ksm
-    config.FRAGMENTED, config.NO_MEMORY, config.MAX_PTES_NONE = False, False, (1 << huge_order) - 1
     fresh = Machine(cpus=[cpu() for _ in range(cpus)], swap_lock=spinlock_t(lock_class=LockClass.SWAP))
     machine.__dict__.update(fresh.__dict__)
     for _ in range(pages):

@@ -69,7 +69,6 @@ class cpu:
     rcu_nesting: Annotated[int, Range(0, 3)] = 0
     irqs_off: bool = False  # IPIs to this CPU wait
     mm: mm_struct = NULL  # const: the address space that its user code runs in
-    fatal_signal_pending: bool = False  # somebody has killed the thread that runs here
     tlb: list[tlb_t] = field(default_factory=list)  # by user page; written by this CPU, cleared by flushes
     walk_visited: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that the rmap walk under way has visited
     walk_gained: Annotated[int, Range(0, 7)] = 0  # ghost: mappings its page has gained since the walk began

@@ -47,7 +47,6 @@ from .slab import (
     atomic_inc,
     atomic_inc_not_zero,
     atomic_read,
-    folio_mapcount,
     kmem_cache_alloc_anon_vma,
     kmem_cache_free_anon_vma,
     put_page,
@@ -86,8 +85,6 @@ def PageKsm(p: page) -> bool:
 
 
 def page_mapped(p: page) -> bool:
-    if era.folios:
-        return folio_mapcount(p) != 0
     return atomic_read(p.mapcount) != 0
 
 

@@ -8,7 +8,7 @@ whose RCU read section began before the free, and a use after free for everybody
 from __future__ import annotations
 
 from .lang import NULL, atomic, check, exhausted, ghost, raw, smp_processor_id
-from .machine import config, machine, new_anon_vma, new_page, this_cpu
+from .machine import machine, new_anon_vma, new_page, this_cpu
 from .mm_types import anon_vma, anon_vma_chain, atomic_t, page, rw_semaphore, vm_area_struct
 
 
@@ -171,26 +171,9 @@ def prep_new_page(each: page) -> None:
     each.refcount.counter = 1
 
 
-def compound_head(each: page) -> page:
-    """include/linux/page-flags.h compound_head / page_folio: the page that counts and locks for all of a huge page."""
-    return machine.pages[each.pfn & -(1 << config.HPAGE_PMD_ORDER)] if each.compound else each
-
-
 @atomic
 @raw
 def free_page(each: page) -> None:
-    """The last reference of a page, or of a huge page, is gone: all of it is free."""
-    head = compound_head(each)
-    if head.compound:
-        for at in range(1 << config.HPAGE_PMD_ORDER):
-            free_pages_check(machine.pages[head.pfn + at])
-            machine.pages[head.pfn + at].compound = False
-    else:
-        free_pages_check(head)
-
-
-@raw
-def free_pages_check(each: page) -> None:
     """mm/page_alloc.c free_pages_check: what may not be true of a page that is freed (I13)."""
     check(each.allocated, "use_after_free", "a page was freed twice")
     check(each.mapcount.counter == 0, "bad_free", "a page was freed while mapped")
@@ -207,38 +190,24 @@ def free_pages_check(each: page) -> None:
 @atomic
 def get_page(each: page) -> None:
     """include/linux/mm.h get_page / folio_get."""
-    compound_head(each).refcount.counter += 1
+    each.refcount.counter += 1
 
 
 @atomic
 @raw
 def get_page_unless_zero(each: page) -> bool:
     """A reference from somebody who has none: by PFN, or from a PTE whose lock is not held."""
-    head = compound_head(each)
-    if head.refcount.counter == 0:
+    if each.refcount.counter == 0:
         return False
-    head.refcount.counter += 1
+    each.refcount.counter += 1
     return True
 
 
 @atomic
 def put_page_testzero(each: page) -> bool:
-    head = compound_head(each)
-    check(head.refcount.counter > 0, "refcount", "a page's reference count fell below zero")
-    head.refcount.counter -= 1
-    return head.refcount.counter == 0
-
-
-@atomic
-def folio_mapcount(each: page) -> int:
-    """include/linux/mm.h total_mapcount / folio_mapcount: the mappings of all of a huge page's parts."""
-    head = compound_head(each)
-    if not head.compound:
-        return head.mapcount.counter
-    total = 0
-    for at in range(1 << config.HPAGE_PMD_ORDER):
-        total += machine.pages[head.pfn + at].mapcount.counter
-    return total
+    check(each.refcount.counter > 0, "refcount", "a page's reference count fell below zero")
+    each.refcount.counter -= 1
+    return each.refcount.counter == 0
 
 
 def put_page(each: page) -> None:
