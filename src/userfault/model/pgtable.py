@@ -74,7 +74,7 @@ def flush_tlb_page(mm: mm_struct, addr: int) -> None:
     for each in machine.cpus:
         wait_until(not (each.irqs_off and each.mm is mm))
     for each in machine.cpus:
-        if each.mm is mm:
+        if each.mm is mm and addr >> config.PAGE_SHIFT < len(each.tlb):
             each.tlb[addr >> config.PAGE_SHIFT] = tlb_t()
 
 
@@ -93,7 +93,8 @@ def flush_tlb_pmd(mm: mm_struct, addr: int) -> None:
     for each in machine.cpus:
         if each.mm is mm:
             for at in range(1 << config.HPAGE_PMD_ORDER):
-                each.tlb[(addr >> config.PAGE_SHIFT) + at] = tlb_t()
+                if (addr >> config.PAGE_SHIFT) + at < len(each.tlb):
+                    each.tlb[(addr >> config.PAGE_SHIFT) + at] = tlb_t()
 
 
 @atomic
