@@ -30,6 +30,8 @@ class Era:
     """PageAnonExclusive and the exclusive bit of swap PTEs (since v5.19)."""
     anon_vma_reuse: bool = False
     """fork may reuse an anon_vma without active VMAs (since v3.19; two counters since v6.0)."""
+    munmap_downgrades: bool = False
+    """munmap holds mmap_sem for reading only once the VMAs are detached (since v4.20)."""
     split_pmd_locks: bool = False
     """PMD locks of their own instead of mm->page_table_lock (since v3.13)."""
 
@@ -50,6 +52,7 @@ V6_8 = Era(
     folios=True,
     anon_exclusive=True,
     anon_vma_reuse=True,
+    munmap_downgrades=True,
     split_pmd_locks=True,
 )
 ERAS = {each.name: each for each in (V3_10, V3_10_SEED, V6_8)}

@@ -9,7 +9,7 @@ from .lang import NULL, atomic, reached
 from .locks import down_write, down_write_nested, spin_lock, spin_lock_nested, spin_unlock, up_write
 from .machine import config
 from .memory import pte_alloc
-from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pte_t, vm, vm_area_struct
+from .mm_types import PmdKind, PteKind, anon_vma, mm_struct, page, page_table, pte_slot, pte_t, vm, vm_area_struct
 from .mmap import vm_area_alloc
 from .pgtable import flush_tlb_mm, pmd_lockptr, pmd_offset, pte_lockptr, pte_offset, set_pmd, set_pte
 from .rmap import (
@@ -21,26 +21,31 @@ from .rmap import (
     page_add_new_anon_rmap,
     page_mapcount_inc,
 )
-from .slab import alloc_page, anon_vma_chain_alloc, get_page
+from .slab import alloc_page, anon_vma_chain_alloc, get_page, put_page
 from .swapfile import swap_duplicate
 
 
 @modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.3", steps=2, omits="allocation failure on the way")
 def anon_vma_clone(dst: vm_area_struct, src: vm_area_struct) -> None:
     """Link the child's VMA into every tree that the parent's is in, the oldest first."""
+    root: anon_vma | None = None
     count = len(src.anon_vma_chain)
     while count > 0:
         count -= 1
         parent_avc = src.anon_vma_chain[count]
-        av = parent_avc.anon_vma
         avc = anon_vma_chain_alloc()
-        anon_vma_lock_write(av)
+        av = parent_avc.anon_vma
+        if root is None:
+            # All of a VMA's anon_vmas share a root: it is locked once, with the first.
+            root = av.root
+            down_write(root.rwsem)
         anon_vma_chain_link(dst, avc, av)
         if era.anon_vma_reuse and dst.anon_vma is None and av.num_children < 2 and av.num_active_vmas == 0:
             dst.anon_vma = av
-        anon_vma_unlock_write(av)
     if era.anon_vma_reuse and dst.anon_vma is not None:
         dst.anon_vma.num_active_vmas += 1
+    if root is not None:
+        up_write(root.rwsem)
 
 
 @modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.3", steps=4, omits="allocation failure on the way")
@@ -73,7 +78,7 @@ def anon_vma_fork(vma: vm_area_struct, pvma: vm_area_struct) -> None:
     versions="v3.10 .. v6.8",
     section="C.3",
     steps=3,
-    omits="pre-allocation outside the locks of the copy of a pinned page; soft-dirty and uffd-wp",
+    omits="file pages; soft-dirty and uffd-wp",
 )
 def copy_one_pte(dst: page_table, src: page_table, vma: vm_area_struct, new_vma: vm_area_struct, addr: int) -> None:
     """One PTE, both PTLs held: shared read-only from now on."""
@@ -93,27 +98,54 @@ def copy_one_pte(dst: page_table, src: page_table, vma: vm_area_struct, new_vma:
         set_pte(src_ptep, shared)
         set_pte(dst_ptep, shared)
         return
-    if pte.special:
-        set_pte(dst_ptep, pte._replace(write=False))
-        return
-    p = pte.page
-    if era.anon_exclusive and p.anon_exclusive and p.pincount > 0:
-        new = alloc_page()
-        new.data = p.data
-        page_add_copied_rmap(new_vma, dst, new, addr)
-        return
-    get_page(p)
     if era.anon_exclusive:
-        p.anon_exclusive = False
+        if not pte.special:
+            get_page(pte.page)
+            if not folio_try_dup_anon_rmap_pte(pte.page):
+                # It may be pinned: the child gets its copy now, and the parent keeps the page.
+                put_page(pte.page)
+                copy_present_page(dst, new_vma, pte.page, addr)
+                return
+        if pte.write:
+            write_protect(src_ptep)
+    else:
+        write_protect(src_ptep)
+        if not pte.special:
+            get_page(pte.page)
+            page_mapcount_inc(pte.page)
+    set_pte(dst_ptep, pte._replace(write=False, young=False))
+
+
+@atomic
+def write_protect(ptep: pte_slot) -> None:
+    """ptep_set_wrprotect: one atomic instruction, so that no accessed or dirty bit is lost."""
+    ptep.pte = ptep.pte._replace(write=False)
+
+
+@modelled("include/linux/rmap.h", versions="v5.19 .. v6.8", section="C.3", steps=3)
+def folio_try_dup_anon_rmap_pte(p: page) -> bool:
+    """One mapping more for a page that is then nobody's alone; false if it is pinned and must stay somebody's."""
+    if p.pincount > 0 and p.anon_exclusive:
+        return False
+    p.anon_exclusive = False
     page_mapcount_inc(p)
-    shared = pte._replace(write=False)
-    set_pte(src_ptep, shared)
-    set_pte(dst_ptep, shared._replace(young=False, dirty=False))
+    return True
 
 
-def page_add_copied_rmap(vma: vm_area_struct, table: page_table, p: page, addr: int) -> None:
-    page_add_new_anon_rmap(p, vma, addr)
-    set_pte(pte_offset(table, addr), pte_t(kind=PteKind.PRESENT, page=p, write=True, dirty=True))
+@modelled(
+    "mm/memory.c",
+    versions="v5.10 .. v6.8",
+    section="C.3",
+    steps=3,
+    omits="the page is allocated before the locks are taken",
+)
+def copy_present_page(dst: page_table, vma: vm_area_struct, p: page, addr: int) -> None:
+    """A copy for the child; both PTLs are held."""
+    new = alloc_page()
+    new.data = p.data
+    page_add_new_anon_rmap(new, vma, addr)
+    writable = (vma.vm_flags & vm.WRITE) != 0
+    set_pte(pte_offset(dst, addr), pte_t(kind=PteKind.PRESENT, page=new, write=writable, dirty=True))
 
 
 @modelled("mm/huge_memory.c", versions="v3.10 .. v6.8", section="C.3", steps=3, omits="pinned huge pages")
@@ -140,9 +172,21 @@ def copy_huge_pmd(mm: mm_struct, child: mm_struct, addr: int) -> bool:
     return copied
 
 
-@modelled("mm/memory.c", versions="v3.10 .. v6.8", section="C.3", steps=1, omits="write_protect_seq")
+@modelled(
+    "mm/memory.c",
+    versions="v3.10 .. v6.8",
+    section="C.3",
+    steps=1,
+    omits="write_protect_seq; the locks are let go between any two PTEs, in the kernel between some",
+    errs="both",
+)
 def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vma: vm_area_struct) -> None:
-    """Every entry of one VMA, under the child's PTL and then the parent's."""
+    """Every entry of one VMA, under the child's PTL and then the parent's.
+
+    A VMA without an anon_vma is left to the child's faults: at most the zero page is there.
+    """
+    if vma.anon_vma is None:
+        return
     done = 0
     for number in range(vma.vm_start >> config.PAGE_SHIFT, vma.vm_end >> config.PAGE_SHIFT):
         # A huge page may have taken us further already.

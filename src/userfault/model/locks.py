@@ -149,6 +149,14 @@ def up_write(sem: rw_semaphore) -> None:
 
 
 @atomic
+def downgrade_write(sem: rw_semaphore) -> None:
+    """The writer becomes a reader, without letting another writer in."""
+    check(sem.writer == smp_processor_id() + 1, "lock_misuse", "downgrade_write of an rwsem not held for writing here")
+    sem.writer = 0
+    sem.readers[smp_processor_id()] = True
+
+
+@atomic
 def rwsem_is_locked(sem: rw_semaphore) -> bool:
     return sem.writer != 0 or any_reader(sem)
 
@@ -192,6 +200,7 @@ def wait_on_page_locked(p: page) -> None:
 
 
 @atomic
+@raw
 def locks_are_free() -> bool:
     """For invariants that hold only while nobody is in the middle of something: is no PTL held anywhere?"""
     free = True

@@ -144,6 +144,7 @@ def new_mm(pages: int) -> mm_struct:
 def new_page_table() -> page_table:
     """A table of empty PTEs."""
     made = page_table(number=len(machine.page_tables), allocated=True)
+    made.ptl = spinlock_t(within=made)
     made.pte = [pte_slot(table=made) for _ in range(1 << config.HPAGE_PMD_ORDER)]
     machine.page_tables.append(made)
     return made

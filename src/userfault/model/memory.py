@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
-from .huge_memory import do_huge_pmd_fault, zap_huge_pmd
+from .huge_memory import (
+    do_huge_pmd_anonymous_page,
+    do_huge_pmd_fault,
+    hpage_nr,
+    hpage_size,
+    split_mapped,
+    zap_huge_pmd,
+)
 from .lang import atomic, check, exhausted, ghost, raw
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
 from .machine import config, machine, new_page_table
@@ -12,6 +19,8 @@ from .migrate import migration_entry_wait
 from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pmd_t, pte_slot, pte_t, vm, vm_area_struct
 from .pgtable import (
     flush_tlb_page,
+    flush_tlb_pmd,
+    pmd_lockptr,
     pmd_offset,
     pte_lockptr,
     pte_offset,
@@ -25,11 +34,12 @@ from .rmap import (
     PageKsm,
     anon_vma_prepare,
     page_add_new_anon_rmap,
+    page_mapped,
     page_move_anon_rmap,
     page_remove_rmap,
 )
 from .slab import alloc_page, atomic_read, get_page, put_page
-from .swap import do_swap_page, free_swap_and_cache, reuse_swap_page
+from .swap import delete_from_swap_cache, do_swap_page, free_swap_and_cache, page_swapcount, reuse_swap_page
 
 VM_FAULT_SIGBUS = 2
 VM_FAULT_USERFAULT = 4
@@ -48,22 +58,40 @@ def pte_alloc_one(mm: mm_struct) -> page_table:
     return new_page_table()
 
 
-@modelled("mm/memory.c", function="__pte_alloc", versions="v3.10 .. v6.8", section="C.1", omits="the memory barrier")
+@atomic
+@raw
+def pte_free(table: page_table) -> None:
+    """A page table that nobody can find goes back to the pool."""
+    for ptep in table.pte:
+        check(ptep.pte.kind == PteKind.NONE, "bad_free", "a page table was freed while an entry is in it")
+    table.allocated = False
+
+
+@modelled(
+    "mm/memory.c",
+    function="__pte_alloc",
+    versions="v3.10 .. v6.8",
+    section="C.1",
+    omits="the memory barrier; the wait for a split under way (the fault that is tried again waits)",
+)
 def pte_alloc(mm: mm_struct, addr: int) -> page_table:
-    """The page table that covers an address; made if there is none, and dropped again if another was faster."""
+    """The page table that covers an address; made if there is none, and dropped again if another was faster.
+
+    NULL if a huge page is there: it may appear while we look.
+    """
     pmdp = pmd_offset(mm, addr)
     pmd = pmdp.pmd
-    if pmd.kind == PmdKind.TABLE:
+    if pmd.kind != PmdKind.NONE:
         return pmd.table
     fresh = pte_alloc_one(mm)
-    spin_lock(mm.page_table_lock)
+    spin_lock(pmd_lockptr(pmdp))
     pmd = pmdp.pmd
     if pmd.kind == PmdKind.NONE:
         set_pmd(pmdp, pmd_t(kind=PmdKind.TABLE, table=fresh))
-        spin_unlock(mm.page_table_lock)
+        spin_unlock(pmd_lockptr(pmdp))
         return fresh
-    spin_unlock(mm.page_table_lock)
-    fresh.allocated = False
+    spin_unlock(pmd_lockptr(pmdp))
+    pte_free(fresh)
     return pmd.table
 
 
@@ -78,11 +106,14 @@ def fault_is_delivered(ptep: pte_slot) -> None:
     versions="v3.10 .. v6.8",
     section="C.1",
     steps=9,
-    omits="memcg and OOM; the huge fault (see huge_memory.py)",
+    omits="memcg and OOM",
 )
 def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool) -> int:
     """A touch of a none PTE. Returns 0 or VM_FAULT_*; the caller holds mmap_sem for reading."""
     table = pte_alloc(vma.vm_mm, addr)
+    if table is None:
+        # A huge page appeared meanwhile: the access is tried again.
+        return 0
     ptep = pte_offset(table, addr)
     missing = VM_FAULT_USERFAULT if era.uffdio_move else VM_FAULT_SIGBUS
     if not write:
@@ -133,11 +164,11 @@ def do_wp_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot
     old = orig.page
     if not orig.special:
         if era.anon_exclusive:
-            if old.anon_exclusive:
+            if PageAnon(old) and old.anon_exclusive:
                 make_writable(ptep, orig)
                 spin_unlock(pte_lockptr(table))
                 return 0
-            if wp_can_reuse_anon_folio(old, vma):
+            if PageAnon(old) and wp_can_reuse_anon_folio(old, vma):
                 old.anon_exclusive = True
                 make_writable(ptep, orig)
                 spin_unlock(pte_lockptr(table))
@@ -166,14 +197,15 @@ def do_wp_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot
     return wp_page_copy(vma, addr, table, ptep, orig)
 
 
+@modelled("mm/memory.c", versions="v5.19 .. v6.8", section="C.2", steps=5, omits="the drain of the LRU caches")
 def wp_can_reuse_anon_folio(p: page, vma: vm_area_struct) -> bool:
-    """mm/memory.c, v6.8: nobody else has a reference, so the page is ours to write."""
+    """Nobody else has a reference, so the page is ours to write; the PTL is held."""
     if PageKsm(p) or atomic_read(p.refcount) > (1 if p.swapcache is None else 2):
         return False
     if not trylock_page(p):
         return False
     if p.swapcache is not None:
-        reuse_swap_page(p)
+        try_to_free_swap(p)
     if PageKsm(p) or atomic_read(p.refcount) != 1:
         unlock_page(p)
         return False
@@ -193,34 +225,84 @@ def wp_page_copy(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
     else:
         new.data = old.data
     spin_lock(pte_lockptr(table))
-    if ptep.pte != orig:
-        spin_unlock(pte_lockptr(table))
-        put_page(new)
+    copied = ptep.pte == orig
+    if copied:
+        ptep_clear_flush(vma.vm_mm, addr, ptep)
+        page_add_new_anon_rmap(new, vma, addr)
+        set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=new, write=True, dirty=True, young=True))
         if not orig.special:
-            put_page(old)
-        return 0
-    ptep_clear_flush(vma.vm_mm, addr, ptep)
-    page_add_new_anon_rmap(new, vma, addr)
-    set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=new, write=True, dirty=True, young=True))
-    if not orig.special:
-        # Only after the new PTE is visible: the old page may be reused the moment nobody maps it.
-        page_remove_rmap(old)
-    spin_unlock(pte_lockptr(table))
-    if not orig.special:
+            # Only after the new PTE is visible: the old page may be reused the moment nobody maps it.
+            page_remove_rmap(old)
+    # The mapping's reference to the old page goes, or our only one to the new: v3.10 drops it under the lock.
+    if era.folios:
+        spin_unlock(pte_lockptr(table))
+    if not copied:
+        put_page(new)
+    elif not orig.special:
         put_page(old)
+    if not era.folios:
+        spin_unlock(pte_lockptr(table))
+    if not orig.special:
+        if era.folios and copied:
+            free_swap_cache(old)
         put_page(old)
     return 0
 
 
-@modelled("mm/memory.c", versions="v3.10 .. v6.8", section="C.1", omits="NUMA hints, file pages")
-def handle_pte_fault(vma: vm_area_struct, addr: int, write: bool) -> int:
+@modelled("mm/swapfile.c", versions="v3.10 .. v6.8 (since v5.19 folio_free_swap)", section="C.2", steps=3)
+def try_to_free_swap(p: page) -> bool:
+    """Take a locked page out of the swap cache if no swap PTE refers to its slot."""
+    if p.swapcache is None:
+        return False
+    if page_swapcount(p) != 0:
+        return False
+    delete_from_swap_cache(p)
+    p.dirty = True
+    return True
+
+
+@modelled("mm/swap_state.c", versions="v3.10 .. v6.8", section="C.4", steps=4)
+def free_swap_cache(p: page) -> None:
+    """Whoever drops one of the last references takes an unmapped page out of the swap cache, if it can be locked at once."""
+    if p.swapcache is not None and not page_mapped(p) and trylock_page(p):
+        try_to_free_swap(p)
+        unlock_page(p)
+
+
+def free_page_and_swap_cache(p: page) -> None:
+    """What the mmu_gather does with a page when the TLBs are flushed."""
+    free_swap_cache(p)
+    put_page(p)
+
+
+def huge_range_fits(vma: vm_area_struct, addr: int) -> bool:
+    """transhuge_vma_suitable: does the huge page around `addr` lie within a VMA that may have one?"""
+    first = addr & -hpage_size()
+    return vma.vm_flags & vm.HUGEPAGE != 0 and vma.vm_start <= first and first + hpage_size() <= vma.vm_end
+
+
+@modelled(
+    "mm/memory.c",
+    function="__handle_mm_fault",
+    versions="v3.10 .. v6.8",
+    section="C.1",
+    omits="NUMA hints, file pages, the huge zero page; v3.10 tries again at once where we wait for a split",
+)
+def handle_mm_fault(vma: vm_area_struct, addr: int, write: bool) -> int:
     """One fault; mmap_sem is held for reading. Returns 0 (the access is retried) or VM_FAULT_*."""
     pmd = pmd_offset(vma.vm_mm, addr).pmd
     if pmd.kind == PmdKind.NONE:
+        if huge_range_fits(vma, addr):
+            return do_huge_pmd_anonymous_page(vma, addr)
         return do_anonymous_page(vma, addr, write)
     if pmd.kind != PmdKind.TABLE:
         return do_huge_pmd_fault(vma, addr, write, pmd)
-    table = pmd.table
+    return handle_pte_fault(vma, addr, pmd.table, write)
+
+
+@modelled("mm/memory.c", versions="v3.10 .. v6.8", section="C.1", omits="NUMA hints, file pages")
+def handle_pte_fault(vma: vm_area_struct, addr: int, table: page_table, write: bool) -> int:
+    """A fault below a page table: what to do depends on the PTE, read without its lock and compared under it."""
     ptep = pte_offset(table, addr)
     pte = ptep.pte
     if pte.kind == PteKind.NONE:
@@ -230,14 +312,13 @@ def handle_pte_fault(vma: vm_area_struct, addr: int, write: bool) -> int:
     if pte.kind == PteKind.MIGRATION:
         migration_entry_wait(table, ptep)
         return 0
+    if pte.kind != PteKind.PRESENT:
+        return VM_FAULT_SIGBUS
     spin_lock(pte_lockptr(table))
     if ptep.pte != pte:
         spin_unlock(pte_lockptr(table))
         return 0
     if write and not pte.write:
-        if not vma.vm_flags & vm.WRITE:
-            spin_unlock(pte_lockptr(table))
-            return VM_FAULT_SIGBUS
         return do_wp_page(vma, addr, table, ptep, pte)
     set_pte(ptep, pte._replace(young=True, dirty=pte.dirty or write))
     spin_unlock(pte_lockptr(table))
@@ -261,29 +342,86 @@ def zap_pte(mm: mm_struct, addr: int, table: page_table) -> None:
     if pte.kind == PteKind.NONE:
         spin_unlock(pte_lockptr(table))
         return
+    if pte.kind != PteKind.PRESENT:
+        # A migration entry is only cleared: whoever migrates finds no entry to put right.
+        if pte.kind == PteKind.SWAP:
+            free_swap_and_cache(pte.slot)
+        set_pte(ptep, pte_t())
+        spin_unlock(pte_lockptr(table))
+        return
+    # The exchange again: the hardware may have set bits since, and another page can't come while the lock is ours.
     pte = ptep_get_and_clear(ptep)
-    if pte.kind == PteKind.PRESENT and not pte.special:
+    if not pte.special:
         page_remove_rmap(pte.page)
-    elif pte.kind == PteKind.SWAP:
-        free_swap_and_cache(pte.slot)
     spin_unlock(pte_lockptr(table))
     flush_tlb_page(mm, addr)
-    if pte.kind == PteKind.PRESENT and not pte.special:
-        put_page(pte.page)
+    if not pte.special:
+        free_page_and_swap_cache(pte.page)
 
 
+@modelled(
+    "mm/memory.c",
+    function="zap_pmd_range",
+    versions="v3.10 .. v6.8",
+    section="C.4",
+    steps=4,
+    omits="v6.8 splits the mapping only, and the folio later",
+)
 def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> None:
-    """mm/memory.c zap_page_range / unmap_vmas: every entry of [start, end) that the VMA covers."""
+    """Every entry of [start, end) that the VMA covers; a huge page that only partly lies there is split first."""
+    last = min(end, vma.vm_end)
+    done = 0
     for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
         addr = number << config.PAGE_SHIFT
-        if addr < vma.vm_start or addr >= vma.vm_end:
+        # A huge page may have taken us further already.
+        if number < done or addr < vma.vm_start or addr >= last:
             continue
         pmdp = pmd_offset(mm, addr)
         while True:
             pmd = pmdp.pmd
+            if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING:
+                if addr & (hpage_size() - 1) or addr + hpage_size() > last:
+                    split_mapped(pmdp, pmd)
+                    continue
+                if zap_huge_pmd(vma, pmdp, addr):
+                    done = number + hpage_nr()
+                    break
+                if era.folios:
+                    continue
+                # v3.10: what became huge again meanwhile is somebody else's later fault, and stays.
+                pmd = pmdp.pmd
             if pmd.kind == PmdKind.TABLE:
                 zap_pte(mm, addr, pmd.table)
-                break
-            # A huge entry that was split meanwhile is a table now.
-            if pmd.kind == PmdKind.NONE or zap_huge_pmd(vma, pmdp, addr):
-                break
+            break
+
+
+@modelled(
+    "mm/memory.c",
+    function="free_pgd_range",
+    versions="v3.10 .. v6.8",
+    section="C.4",
+    steps=2,
+    omits="the levels above; the mmu_gather batch",
+    errs="missed bug",
+)
+def free_pgd_range(mm: mm_struct, start: int, end: int) -> None:
+    """Free the page tables of [start, end) that no VMA needs any more; the walkers of rmap can't come here (C.4).
+
+    No lock protects the entry: mmap_sem keeps faults out, unlink_anon_vmas the walkers, the flush's IPI gup_fast.
+    """
+    for pmdp in mm.pmd:
+        first = pmdp.first_page << config.PAGE_SHIFT
+        if first < end and first + hpage_size() > start and not vma_in_range(mm, first, first + hpage_size()):
+            pmd = pmdp.pmd
+            if pmd.kind == PmdKind.TABLE:
+                set_pmd(pmdp, pmd_t())
+                flush_tlb_pmd(mm, first)
+                pte_free(pmd.table)
+
+
+def vma_in_range(mm: mm_struct, start: int, end: int) -> bool:
+    """Does a VMA of the address space still lie, in part, in [start, end)?"""
+    for vma in mm.mmap:
+        if vma.vm_start < end and vma.vm_end > start:
+            return True
+    return False

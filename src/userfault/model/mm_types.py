@@ -47,6 +47,7 @@ class spinlock_t:
     __embedded__ = True
     owner: Owner = 0
     lock_class: LockClass = LockClass.PTL  # const
+    within: page_table = NULL  # const
 
 
 @struct
@@ -100,7 +101,6 @@ class anon_vma_chain:
 
     vma: vm_area_struct = NULL  # mmap_sem
     anon_vma: anon_vma_p = NULL  # root->rwsem
-    last: bool = False  # root->rwsem: set when it is unlinked
     allocated: bool = False  # slab
 
 
@@ -137,6 +137,7 @@ class vm_area_struct:
     anon_vma: anon_vma_p = NULL  # NULL -> x once: mmap_sem R + page_table_lock + rwsem W
     anon_vma_chain: list[anon_vma_chain_p] = field(default_factory=list)  # mmap_sem + root->rwsem; newest first
     vm_file: address_space = NULL  # const
+    detached: Annotated[int, CpuId(owned=True)] = 0  # whose munmap has taken it out of its mm
     allocated: bool = False  # slab
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from .catalogue import modelled
+from .era import era
 from .errno import EINVAL
-from .lang import NULL, atomic, exhausted, raw
-from .locks import down_write, up_write
-from .machine import machine
-from .memory import zap_page_range
+from .lang import NULL, atomic, check, exhausted, ghost, raw, smp_processor_id
+from .locks import down_read, down_write, downgrade_write, up_read, up_write
+from .machine import config, machine
+from .memory import free_pgd_range, zap_page_range
 from .mm_types import mm_struct, vm_area_struct
+from .pgtable import flush_tlb_mm
 from .rmap import unlink_anon_vmas
 
 
@@ -34,6 +36,9 @@ def vm_area_new() -> vm_area_struct:
 @atomic
 @raw
 def vm_area_free(vma: vm_area_struct) -> None:
+    check(vma.allocated, "use_after_free", "a vm_area_struct was freed twice")
+    check(len(vma.anon_vma_chain) == 0, "bad_free", "a vm_area_struct was freed while linked to an anon_vma")
+    vma.detached = 0
     vma.allocated = False
 
 
@@ -54,6 +59,7 @@ def do_mmap(mm: mm_struct, start: int, length: int, flags: int, pgoff: int) -> v
     vma.vm_pgoff = pgoff
     vma.vm_flags = flags
     mm.mmap.append(vma)
+    mm.mmap.sort(key=lambda each: each.vm_start)
     return vma
 
 
@@ -63,30 +69,93 @@ def do_mmap(mm: mm_struct, start: int, length: int, flags: int, pgoff: int) -> v
     versions="v3.10 .. v6.8",
     section="C.4",
     steps=7,
-    omits="splitting of VMAs (whole VMAs only), accounting, freeing of page tables: they stay, empty",
+    omits="splitting of VMAs (whole VMAs only), accounting; page tables of distant VMAs are freed after all are unlinked",
     errs="missed bug",
 )
 def sys_munmap(mm: mm_struct, addr: int, length: int) -> int:
-    """Unmap every VMA that lies in [addr, addr + length). Returns 0, or -EINVAL if one lies there only in part."""
+    """Unmap every VMA that lies in [addr, addr + length) (bytes): zap, unlink from rmap, free tables, free the VMAs.
+
+    Returns 0, or -EINVAL: not aligned, empty, or a VMA lies there only in part.
+    """
+    mask = (1 << config.PAGE_SHIFT) - 1
+    if addr & mask or length <= 0:
+        return -EINVAL
+    end = addr + ((length + mask) & ~mask)
     down_write(mm.mmap_sem)
     for vma in mm.mmap:
-        if vma.vm_end > addr and vma.vm_start < addr + length and (vma.vm_start < addr or vma.vm_end > addr + length):
+        if vma.vm_end > addr and vma.vm_start < end and (vma.vm_start < addr or vma.vm_end > end):
             up_write(mm.mmap_sem)
             return -EINVAL
     while True:
-        gone = vma_within(mm, addr, length)
+        gone = vma_within(mm, addr, end)
         if gone is None:
             break
-        mm.mmap.remove(gone)
-        zap_page_range(mm, gone, addr, addr + length)
-        unlink_anon_vmas(gone)
-        vm_area_free(gone)
-    up_write(mm.mmap_sem)
+        detach_vma(mm, gone)
+    if era.munmap_downgrades:
+        # Nobody finds the VMAs any more: faults elsewhere in the address space may go on.
+        downgrade_write(mm.mmap_sem)
+    for vma in machine.vmas:
+        if detached_here(vma):
+            zap_page_range(mm, vma, vma.vm_start, vma.vm_end)
+    for vma in machine.vmas:
+        if detached_here(vma):
+            unlink_anon_vmas(vma)
+    free_pgd_range(mm, addr, end)
+    for vma in machine.vmas:
+        if detached_here(vma):
+            vm_area_free(vma)
+    if era.munmap_downgrades:
+        up_read(mm.mmap_sem)
+    else:
+        up_write(mm.mmap_sem)
     return 0
 
 
-def vma_within(mm: mm_struct, addr: int, length: int) -> vm_area_struct | None:
+def vma_within(mm: mm_struct, start: int, end: int) -> vm_area_struct | None:
     for vma in mm.mmap:
-        if vma.vm_start >= addr and vma.vm_end <= addr + length:
+        if vma.vm_start >= start and vma.vm_end <= end:
             return vma
     return None
+
+
+@atomic
+def detach_vma(mm: mm_struct, vma: vm_area_struct) -> None:
+    """Out of the address space, on to the caller's own list."""
+    mm.mmap.remove(vma)
+    vma.detached = smp_processor_id() + 1
+
+
+@ghost
+@raw
+def detached_here(vma: vm_area_struct) -> bool:
+    """Is the VMA on this CPU's list of those that its munmap took out?"""
+    return vma.detached == smp_processor_id() + 1
+
+
+@modelled(
+    "mm/mmap.c",
+    versions="v3.10 .. v6.8",
+    section="C.4",
+    steps=5,
+    omits="the mmu notifier, mlock, the OOM reaper",
+)
+def exit_mmap(mm: mm_struct) -> None:
+    """The last user of an address space is gone: everything in it goes. v3.10 takes no lock for it."""
+    if era.folios:
+        down_read(mm.mmap_sem)
+    for vma in mm.mmap:
+        zap_page_range(mm, vma, vma.vm_start, vma.vm_end)
+    if era.folios:
+        up_read(mm.mmap_sem)
+        down_write(mm.mmap_sem)
+    for vma in mm.mmap:
+        unlink_anon_vmas(vma)
+    while len(mm.mmap) != 0:
+        detach_vma(mm, mm.mmap[0])
+    free_pgd_range(mm, 0, len(mm.pmd) << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER))
+    flush_tlb_mm(mm)
+    for vma in machine.vmas:
+        if detached_here(vma):
+            vm_area_free(vma)
+    if era.folios:
+        up_write(mm.mmap_sem)

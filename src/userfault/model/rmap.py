@@ -26,6 +26,7 @@ from .mm_types import (
     pte_slot,
     pte_t,
     stable_node,
+    vm,
     vm_area_struct,
 )
 from .pgtable import (
@@ -225,13 +226,28 @@ def anon_vma_chain_link(vma: vm_area_struct, avc: anon_vma_chain, av: anon_vma) 
 def find_mergeable_anon_vma(vma: vm_area_struct) -> anon_vma | None:
     """The anon_vma of an adjacent, compatible VMA that has only its own: sharing it keeps a later merge possible."""
     for near in vma.vm_mm.mmap:
-        if near is vma or near.vm_flags != vma.vm_flags:
-            continue
-        touching = near.vm_end == vma.vm_start or vma.vm_end == near.vm_start
-        if touching and linear_page_index(near, vma.vm_start) == vma.vm_pgoff:
-            av = READ_ONCE(near.anon_vma)
-            if av is not None and len(near.anon_vma_chain) == 1:
+        if vma.vm_end == near.vm_start:
+            av = reusable_anon_vma(near, vma)
+            if av is not None:
                 return av
+    for near in vma.vm_mm.mmap:
+        if near.vm_end == vma.vm_start:
+            av = reusable_anon_vma(near, vma)
+            if av is not None:
+                return av
+    return None
+
+
+@modelled("mm/mmap.c", versions="v3.10 .. v6.8", section="C.1", steps=1, omits="mempolicy and flags not modelled")
+def reusable_anon_vma(near: vm_area_struct, vma: vm_area_struct) -> anon_vma | None:
+    """The neighbour's, if the two could be merged but for their protection, and it has no ancestors."""
+    if (near.vm_flags ^ vma.vm_flags) & ~vm.WRITE or near.vm_file is not vma.vm_file:
+        return None
+    if linear_page_index(near, vma.vm_start) != vma.vm_pgoff:
+        return None
+    av = READ_ONCE(near.anon_vma)
+    if av is not None and len(near.anon_vma_chain) == 1:
+        return av
     return None
 
 
@@ -292,31 +308,36 @@ def unlink_anon_vmas(vma: vm_area_struct) -> None:
     av = vma.anon_vma
     root = av.root
     down_write(root.rwsem)
-    for avc in vma.anon_vma_chain:
-        unlink_avc(avc)
-        if era.anon_vma_reuse and len(avc.anon_vma.rb_root) == 0:
-            avc.anon_vma.parent.num_children -= 1
+    kept = 0
+    while kept < len(vma.anon_vma_chain):
+        avc = vma.anon_vma_chain[kept]
+        if unlink_avc(avc):
+            if era.anon_vma_reuse:
+                avc.anon_vma.parent.num_children -= 1
+            kept += 1
+        else:
+            drop_avc(vma, avc)
     if era.anon_vma_reuse:
         av.num_active_vmas -= 1
         vma.anon_vma = NULL
     up_write(root.rwsem)
     while len(vma.anon_vma_chain) != 0:
         avc = vma.anon_vma_chain[0]
-        if avc.last:
-            put_anon_vma(avc.anon_vma)
+        put_anon_vma(avc.anon_vma)
         drop_avc(vma, avc)
 
 
 @atomic
-def unlink_avc(avc: anon_vma_chain) -> None:
-    """Out of the tree; `last` remembers that the tree is empty now, and the anon_vma is to be put."""
+def unlink_avc(avc: anon_vma_chain) -> bool:
+    """Out of the tree; true if it is empty now: the anon_vma is to be put, and only without its lock."""
     avc.anon_vma.rb_root.remove(avc)
-    avc.last = len(avc.anon_vma.rb_root) == 0
+    return len(avc.anon_vma.rb_root) == 0
 
 
 @atomic
 @raw
 def drop_avc(vma: vm_area_struct, avc: anon_vma_chain) -> None:
+    """Off the VMA's list, and freed."""
     vma.anon_vma_chain.remove(avc)
     avc.allocated = False
     avc.vma = NULL

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from .lang import NULL, atomic, check, exhausted, ghost, raw, smp_processor_id
 from .machine import machine, new_anon_vma, new_page, this_cpu
-from .mm_types import anon_vma, anon_vma_chain, atomic_t, page, rw_semaphore, vm_area_struct
+from .mm_types import (
+    anon_vma,
+    anon_vma_chain,
+    atomic_t,
+    page,
+    pte_slot,
+    rw_semaphore,
+    spinlock_t,
+    vm_area_struct,
+)
 
 
 @ghost
@@ -49,6 +58,21 @@ def kasan_vma(obj: vm_area_struct) -> None:
     check(obj.allocated, "use_after_free", "a vm_area_struct was touched after it was freed")
 
 
+@ghost
+def kasan_pte(obj: pte_slot) -> None:
+    """A PTE that lies in a page table which was freed."""
+    if obj.table is not None:
+        check(obj.table.allocated, "use_after_free", "a page table was touched after it was freed")
+
+
+@ghost
+def kasan_ptl(obj: spinlock_t) -> None:
+    if obj.within is not None:
+        check(obj.within.allocated, "use_after_free", "a page table was touched after it was freed")
+
+
+pte_slot.__on_access__ = kasan_pte  # type: ignore[attr-defined]
+spinlock_t.__on_access__ = kasan_ptl  # type: ignore[attr-defined]
 anon_vma_chain.__on_access__ = kasan_avc  # type: ignore[attr-defined]
 vm_area_struct.__on_access__ = kasan_vma  # type: ignore[attr-defined]
 

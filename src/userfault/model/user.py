@@ -6,11 +6,12 @@ from typing import cast
 
 from .catalogue import modelled
 from .errno import SIGBUS, SIGSEGV
-from .lang import NULL, atomic, check, raw
+from .huge_memory import nth_page
+from .lang import NULL, atomic, check, ghost, raw
 from .locks import down_read, up_read
 from .machine import config, this_cpu
-from .memory import handle_pte_fault
-from .mm_types import PmdKind, PteKind, mm_struct, page, tlb_t
+from .memory import handle_mm_fault
+from .mm_types import PmdKind, PteKind, mm_struct, page, tlb_t, vm
 from .mmap import find_vma
 from .pgtable import pmd_offset, pte_offset
 
@@ -18,13 +19,12 @@ FAULT = -100
 """The access can't be done with the translation at hand."""
 
 
-@atomic
-@raw
-def access(mm: mm_struct, addr: int, write: bool, value: int) -> int:
-    """One access by the hardware: through the TLB entry if there is a fit one, else by a walk that fills the TLB.
+@ghost
+def translate(mm: mm_struct, addr: int, write: bool) -> tuple[bool, page]:
+    """Part of an access: through the TLB entry if there is a fit one, else by a walk that fills the TLB.
 
-    A remembered translation is used even if the page table has changed meanwhile: that is what flushes are for.
-    Returns the content after the access, or FAULT.
+    Returns (can it be done?, the page; NULL for the zero page). A remembered translation is used even if the page table
+    has changed meanwhile: that is what flushes are for. (The TLB remembers no zero page.)
     """
     here = this_cpu()
     number = addr >> config.PAGE_SHIFT
@@ -38,21 +38,34 @@ def access(mm: mm_struct, addr: int, write: bool, value: int) -> int:
         if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING:
             writable = pmd.write
             if not write or writable:
-                p = pmd.page
+                p = nth_page(pmd.page, number - pmdp.first_page)
                 pmdp.pmd = pmd._replace(young=True, dirty=pmd.dirty or write)
         elif pmd.kind == PmdKind.TABLE:
             ptep = pte_offset(pmd.table, addr)
             pte = ptep.pte
             if pte.kind == PteKind.PRESENT and (not write or pte.write):
                 if pte.special:
-                    return 0
+                    ptep.pte = pte._replace(young=True)
+                    return True, NULL
                 writable = pte.write
                 p = pte.page
                 ptep.pte = pte._replace(young=True, dirty=pte.dirty or write)
         if p is None:
-            return FAULT
+            return False, NULL
         here.tlb[number] = tlb_t(page=p, write=writable and write)
     check(p.allocated, "use_after_free", "user code reached a freed page through a stale translation")
+    return True, p
+
+
+@atomic
+@raw
+def access(mm: mm_struct, addr: int, write: bool, value: int) -> int:
+    """One access by the hardware. Returns the content after the access, or FAULT."""
+    done, p = translate(mm, addr, write)
+    if not done:
+        return FAULT
+    if p is None:
+        return 0
     if write:
         p.data = value
         return value
@@ -67,13 +80,16 @@ def access(mm: mm_struct, addr: int, write: bool, value: int) -> int:
     omits="per-VMA locks (v6.4)",
 )
 def handle_user_fault(mm: mm_struct, addr: int, write: bool) -> int:
-    """Take mmap_sem, find the VMA, handle the fault. 0: try again; negative: the signal that kills."""
+    """Take mmap_sem, find the VMA, handle the fault. 0: try again; negative: the signal that kills.
+
+    -SIGSEGV: nothing is mapped there, or not for writing. -SIGBUS: the page is missing in a VMA whose user resolves faults.
+    """
     down_read(mm.mmap_sem)
     vma = find_vma(mm, addr)
-    if vma is None:
+    if vma is None or (write and not vma.vm_flags & vm.WRITE):
         up_read(mm.mmap_sem)
         return -SIGSEGV
-    result = handle_pte_fault(vma, addr, write)
+    result = handle_mm_fault(vma, addr, write)
     up_read(mm.mmap_sem)
     return -SIGBUS if result != 0 else 0
 
@@ -99,7 +115,62 @@ def store(mm: mm_struct, addr: int, value: int) -> int:
             return signal
 
 
-def touch(mm: mm_struct, addr: int) -> int:
-    """Make the page at `addr` present for reading: 0, or a signal."""
-    value = load(mm, addr)
-    return value if value < 0 else 0
+def touch(mm: mm_struct, addr: int, write: bool = False) -> int:
+    """Make the page at `addr` present, for reading or for writing; its content stays. 0, or a signal."""
+    while True:
+        if can_access(mm, addr, write):
+            return 0
+        signal = handle_user_fault(mm, addr, write)
+        if signal != 0:
+            return signal
+
+
+@atomic
+@raw
+def can_access(mm: mm_struct, addr: int, write: bool) -> bool:
+    """An access that leaves the content alone."""
+    done, _ = translate(mm, addr, write)
+    return done
+
+
+# -- sequential runs only: bytes within pages -------------------------------------------------------------------------
+
+
+def page_bytes(p: page | None) -> bytes:
+    """A page's content, full length; the zero page's and that of a page only cleared are zeroes."""
+    size = 1 << config.PAGE_SHIFT
+    data = b"" if p is None or isinstance(p.data, int) else p.data
+    return data.ljust(size, b"\0")
+
+
+def peek(mm: mm_struct, addr: int, length: int) -> bytes | int:
+    """Read bytes, faulting pages in: the bytes, or the signal (negative) of the first page that can't be read."""
+    out = b""
+    size = 1 << config.PAGE_SHIFT
+    while len(out) < length:
+        at = addr + len(out)
+        first = at & -size
+        signal = touch(mm, first)
+        if signal != 0:
+            return signal
+        _, p = translate(mm, first, False)
+        out += page_bytes(p)[at - first : at - first + length - len(out)]
+    return out
+
+
+def poke(mm: mm_struct, addr: int, data: bytes) -> int:
+    """Write bytes, faulting pages in: how many were written, or the signal (negative) if it was none."""
+    done = 0
+    size = 1 << config.PAGE_SHIFT
+    while done < len(data):
+        at = addr + done
+        first = at & -size
+        signal = touch(mm, first, True)
+        if signal != 0:
+            return done if done > 0 else signal
+        _, p = translate(mm, first, True)
+        old = page_bytes(p)
+        piece = data[done : done + size - (at - first)]
+        p.data = old[: at - first] + piece + old[at - first + len(piece) :]
+        done += len(piece)
+    return done
