@@ -148,10 +148,11 @@ def exit_mmap(mm: mm_struct) -> None:
     if era.folios:
         up_read(mm.mmap_sem)
         down_write(mm.mmap_sem)
-    for vma in mm.mmap:
-        unlink_anon_vmas(vma)
     while len(mm.mmap) != 0:
         detach_vma(mm, mm.mmap[0])
+    for vma in machine.vmas:
+        if detached_here(vma):
+            unlink_anon_vmas(vma)
     free_pgd_range(mm, 0, len(mm.pmd) << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER))
     flush_tlb_mm(mm)
     for vma in machine.vmas:

@@ -7,11 +7,13 @@ huge_memory.py, I7, I8 and I12 are conditions of the litmus tests; I11 is the ch
 
 from __future__ import annotations
 
+from typing import cast
+
 from .era import era
 from .lang import check
 from .machine import config, machine
 from .mm_types import PmdKind, PteKind, anon_vma, mm_struct, page, vm_area_struct
-from .pgtable import linear_page_index
+from .pgtable import linear_page_index, pmd_offset, pte_offset
 
 
 def quiet() -> bool:
@@ -26,29 +28,40 @@ def quiet() -> bool:
 
 
 def mapcount_is_exact() -> None:
-    """I3: a page's mapcount is the number of entries that map it, and its references cover them."""
+    """I3: a page's mapcount is the number of entries that map it; its references cover them, the swap cache and the pins."""
     if not quiet():
         return
     for p in machine.pages:
-        if p.allocated:
-            found = 0
-            for table in machine.page_tables:
-                for ptep in table.pte:
-                    pte = ptep.pte
-                    if pte.kind == PteKind.PRESENT and pte.page is p:
-                        found += 1
-            for mm in machine.mms:
-                for pmdp in mm.pmd:
-                    pmd = pmdp.pmd
-                    if (pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING) and pmd.page is p:
-                        found += 1
-                    elif pmd.kind == PmdKind.SPLITTING and not p.compound and is_tail(pmd.page, p):
-                        found += 1
+        found = 0
+        for table in machine.page_tables:
+            for ptep in table.pte:
+                pte = ptep.pte
+                if pte.kind == PteKind.PRESENT and pte.page is p:
+                    found += 1
+        for mm in machine.mms:
+            for pmdp in mm.pmd:
+                pmd = pmdp.pmd
+                if (pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING) and pmd.page is p:
+                    found += 1
+                elif pmd.kind == PmdKind.SPLITTING and not p.compound and is_tail(pmd.page, p):
+                    found += 1
+        if not p.allocated:
+            check(found == 0, "freed_page_is_unmapped", "a freed page is mapped")
+        else:
             check(
                 p.mapcount.counter == found, "mapcount_is_exact", "a page's mapcount is not the number of its mappings"
             )
             check(
                 p.refcount.counter >= found, "references_cover_mappings", "a page is mapped more often than referenced"
+            )
+            held = found + p.pincount
+            if p.swapcache is not None:
+                held += 1
+            # 0: somebody has frozen the references, and knows them all.
+            check(
+                p.refcount.counter == 0 or p.refcount.counter >= held,
+                "references_cover_users",
+                "a page has more mappings, pins and swap cache than references",
             )
 
 
@@ -67,6 +80,42 @@ def exclusive_page_has_one_mapping() -> None:
                 p.mapcount.counter <= 1,
                 "exclusive_page_has_one_mapping",
                 "a page flagged exclusive is mapped more than once",
+            )
+
+
+def writable_page_is_exclusive() -> None:
+    """I4, the other way round: an anonymous page that a private mapping may write is flagged AnonExclusive."""
+    if not era.anon_exclusive or not quiet():
+        return
+    for table in machine.page_tables:
+        for ptep in table.pte:
+            pte = ptep.pte
+            if pte.kind == PteKind.PRESENT and pte.write and not pte.special:
+                check(
+                    pte.page.anon_exclusive or not isinstance(pte.page.mapping, anon_vma),
+                    "writable_page_is_exclusive",
+                    "a page that is not flagged exclusive may be written",
+                )
+
+
+def swap_count_is_exact() -> None:
+    """I3 for swap: a slot's count is the number of PTEs that name it, and the cache knows its page as the page knows it."""
+    if not quiet() or machine.swap_lock.owner != 0:
+        return
+    for slot in machine.swap_slots:
+        found = 0
+        for table in machine.page_tables:
+            for ptep in table.pte:
+                pte = ptep.pte
+                if pte.kind == PteKind.SWAP and pte.slot is slot:
+                    found += 1
+        check(slot.swap_map == found, "swap_count_is_exact", "a swap slot's count is not the number of its entries")
+        p = slot.cache
+        if p is not None:
+            check(
+                p.allocated and p.swapcache is slot,
+                "swap_cache_is_mutual",
+                "the page in a slot's cache does not know of the slot",
             )
 
 
@@ -108,18 +157,75 @@ def covers(vma: vm_area_struct, number: int) -> bool:
 
 
 def vma_is_linked() -> None:
-    """I14: a VMA with an anon_vma is in that anon_vma's tree, unless its mmap_sem or the tree's lock has a writer."""
+    """I14: a VMA with an anon_vma is in its tree and its ancestors', and VMAs that share an anon_vma share all of them.
+
+    Unless its mmap_sem or the trees' lock has a writer.
+    """
     for mm in machine.mms:
         if mm.mmap_sem.writer == 0:
             for vma in mm.mmap:
                 av = vma.anon_vma
                 if av is not None and av.root.rwsem.writer == 0 and mm.page_table_lock.owner == 0:
-                    found = False
-                    for avc in vma.anon_vma_chain:
-                        if avc.anon_vma is av:
-                            found = True
-                    check(found, "vma_is_linked", "a VMA is not linked to its own anon_vma")
+                    check(linked(vma, av), "vma_is_linked", "a VMA is not linked to its own anon_vma")
+                    above = av
+                    while above is not above.root:
+                        above = above.parent
+                        check(linked(vma, above), "vma_is_linked", "a VMA is not linked to an ancestor of its anon_vma")
+                    for other in mm.mmap:
+                        if other.anon_vma is av:
+                            check(
+                                len(other.anon_vma_chain) == len(vma.anon_vma_chain),
+                                "vma_is_linked",
+                                "two VMAs share an anon_vma but not its ancestors",
+                            )
 
 
-ALWAYS = (mapcount_is_exact, exclusive_page_has_one_mapping, page_is_linear, vma_is_linked)
+def linked(vma: vm_area_struct, av: anon_vma) -> bool:
+    """Is there a link between the two, on the VMA's list and in the anon_vma's tree?"""
+    for avc in vma.anon_vma_chain:
+        if avc.anon_vma is av and avc in av.rb_root:
+            return True
+    return False
+
+
+ALWAYS = (
+    mapcount_is_exact,
+    exclusive_page_has_one_mapping,
+    writable_page_is_exclusive,
+    swap_count_is_exact,
+    page_is_linear,
+    vma_is_linked,
+)
 """What the checker evaluates after every step."""
+
+
+# -- for final conditions ---------------------------------------------------------------------------------------------
+
+
+def content_at(mm: mm_struct, number: int) -> int:
+    """What user code would find at a page without a fault: its content, 0 for the zero page, -1 where nothing is."""
+    pmd = pmd_offset(mm, number << config.PAGE_SHIFT).pmd
+    if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING:
+        at = number & ((1 << config.HPAGE_PMD_ORDER) - 1)
+        return cast(int, machine.pages[pmd.page.pfn + at].data)
+    if pmd.kind != PmdKind.TABLE:
+        return -1
+    pte = pte_offset(pmd.table, number << config.PAGE_SHIFT).pte
+    if pte.kind == PteKind.PRESENT:
+        return 0 if pte.special else cast(int, pte.page.data)
+    if pte.kind == PteKind.SWAP:
+        return cast(int, pte.slot.data if pte.slot.cache is None else pte.slot.cache.data)
+    return -1
+
+
+def content_is(mm: mm_struct, number: int, value: int) -> None:
+    """I7, I8: the page holds this: nobody else's write came through, and none of its own was lost."""
+    check(content_at(mm, number) == value, "content_is_kept", "a page does not hold what was written to it")
+
+
+def moved_or_not(mm: mm_struct, src: int, dst: int, value: int) -> None:
+    """I8: after a move that may have failed the content is at one of the two addresses, and at one only."""
+    there = content_at(mm, dst) == value
+    here = content_at(mm, src) == value
+    check(there or here, "content_is_kept", "a page was lost in a move")
+    check(not (there and here), "move_is_atomic", "a moved page is at both addresses")
