@@ -58,7 +58,7 @@ class Result:
     verdict: "holds", "violated" or "bound". failure: the property broken and what was found.
     states, transitions: distinct states stored and steps executed. depth: steps from the start to the violation.
     schedule: a shortest one to it. lasso: where in the schedule the cycle of a livelock begins, or -1.
-    reached: the `sometimes` properties seen. finals: for each final condition, how many final states satisfied it.
+    reached: the `sometimes` properties seen. cyclic: False if the search saw that no run is endless.
     """
 
     verdict: str
@@ -72,6 +72,7 @@ class Result:
     engine: str = ""
     seconds: float = 0.0
     bytes_per_state: float = 0.0
+    cyclic: bool = True
 
 
 DEADLOCK = Failure("deadlock", "every thread that has not ended waits")

@@ -1,0 +1,52 @@
+"""A reduced search finds what the full one finds, in no more states."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from userfault.check import explore, native
+from userfault.check.compile import Call, ThreadSpec, compile_program
+from userfault.check.ir import Program
+from userfault.check.reduce import reduction
+from userfault.check.result import Options
+from userfault.litmus import compile_test, library
+
+from . import programs as p
+from .test_engines import STATEMENTS, made
+
+
+def same(program: Program, chains: bool = True) -> None:
+    full = native.explore(program, Options(keep_going=True, liveness=False))
+    reduced = explore.explore_reduced(program, reduction(program, chains))
+    assert (reduced.verdict == "holds") == (full.verdict == "holds")
+    assert reduced.states <= full.states
+    if full.verdict == "holds":
+        assert reduced.reached == full.reached
+        endless = native.explore(program).failure is not None
+        assert reduced.cyclic or not endless
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(STATEMENTS, min_size=1, max_size=5), min_size=1, max_size=3), st.booleans())
+def test_on_is_off_on_random_programs(bodies: list[list[str]], chains: bool) -> None:
+    same(made(bodies), chains)
+
+
+SMALL = ["S1", "S1-munmap", "R13-dontfork", "R31-exist", "R35-same", "R40-oops"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_on_is_off_on_the_library(name: str) -> None:
+    test = next(test for test in library() if test.name == name)
+    for era in test.eras:
+        same(compile_test(test, era))
+
+
+def test_two_threads_of_their_own_are_not_interleaved() -> None:
+    s = [p.fresh(), p.fresh()]
+    program = compile_program("t", [ThreadSpec(f"P{n}", [Call(p.increment, (s[n], True))]) for n in range(2)])
+    full = explore.explore(program).states
+    assert explore.explore_reduced(program, reduction(program, chains=False)).states < full
+    assert explore.explore_reduced(program, reduction(program)).states < full / 2
