@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 
 from . import explore, ir, native
 from .errors import CheckError
 from .ir import Failure
+from .reduce import reduction
 from .result import Move, Options, Result
+
+PLAIN = 200_000
+"""States of a search that is over before the static analysis of a reduction would be."""
 
 ENGINES = ("auto", "python", "native")
 
@@ -25,8 +30,22 @@ def _engine(name: str) -> ModuleType:
 
 
 def run(program: ir.Program, options: Options | None = None, engine: str = "auto") -> Result:
-    """Search a program. Raises CheckError for an unknown engine, or `native` where it was not built."""
-    result: Result = _engine(engine).explore(program, options)
+    """Search a program; with reductions, once it turns out to be large.
+
+    Raises CheckError for an unknown engine, or `native` where it was not built.
+    """
+    options = options or Options()
+    module = _engine(engine)
+    first = replace(options, max_states=min(options.max_states, PLAIN if options.persistent else options.max_states))
+    result: Result = module.explore(program, first)
+    if result.verdict != "bound" or result.failure is not None or first.max_states == options.max_states:
+        return result
+    reduced: Result = module.explore_reduced(program, reduction(program, options.chains), options)
+    done = reduced.failure is None and (reduced.verdict == "bound" or not (options.liveness and reduced.cyclic))
+    if done:
+        return reduced
+    # What is broken, how soonest, and which cycles are fair: questions for the full graph.
+    result = module.explore(program, options)
     return result
 
 

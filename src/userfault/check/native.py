@@ -21,6 +21,7 @@ from .analysis import bits, defines, successors, thread_liveness, uses
 from .errors import CheckError
 from .explore import Machine
 from .ir import Failure, Op
+from .reduce import Reduction
 from .result import DEADLOCK, LIVELOCK, Move, Options, Result
 
 MAX_WORDS, MAX_THREADS, MAX_INVARIANTS = 31, 16, 64
@@ -54,6 +55,10 @@ class _Program(ctypes.Structure):
         ("spec_entry", ctypes.c_void_p),
         ("spec_regs", ctypes.c_void_p),
         ("failures", ctypes.c_int32),
+        ("alone", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("row_words", ctypes.c_int32),
+        ("chains", ctypes.c_int32),
     )
 
 
@@ -76,6 +81,7 @@ class _Result(ctypes.Structure):
         ("bytes", ctypes.c_int64),
         ("depth", ctypes.c_int64),
         ("lasso", ctypes.c_int64),
+        ("cyclic", ctypes.c_int64),
         ("reached", ctypes.c_uint64 * 4),
         ("moves", ctypes.POINTER(ctypes.c_int32)),
         ("moves_length", ctypes.c_int64),
@@ -375,7 +381,24 @@ class Encoder:
         row = array("i", [0]) * self.first_const + array("i", self.program.consts)
         return row * max(rows, 1)
 
-    def program_struct(self) -> tuple[_Program, list[object]]:
+    def persistent_sets(self, reduction: Reduction) -> tuple[array[int], array[int], int]:
+        """`alone`, `rows` and `row_words` of native/explore.c."""
+        threads = len(self.program.threads)
+        words = (self.max_pc + 64) // 64
+        alone = array("i", [-1]) * (self.max_pc * threads * threads)
+        rows = array("Q")
+        places: dict[int, int] = {}
+        for t, table in enumerate(reduction.rows):
+            for pc, row in table.items():
+                at = (t * self.max_pc + self.layout.numbers[t][pc]) * threads
+                for u, fine in enumerate(row):
+                    if fine not in places:
+                        places[fine] = len(places)
+                        rows.extend(fine >> 64 * word & (1 << 64) - 1 for word in range(words))
+                    alone[at + u] = places[fine]
+        return alone, rows, words
+
+    def program_struct(self, reduction: Reduction | None = None) -> tuple[_Program, list[object]]:
         """The C view; the arrays it points into must be kept alive."""
         layout, program = self.layout, self.program
         cells = array("i")
@@ -405,6 +428,10 @@ class Encoder:
             self.reg_count, at[8], at[9], at[10], len(program.invariants), len(program.finals), at[11], at[12],
             len(program.failures),
         )  # fmt: skip
+        if reduction is not None:
+            alone, rows, made.row_words = self.persistent_sets(reduction)
+            made.alone, made.rows, made.chains = alone.buffer_info()[0], rows.buffer_info()[0], reduction.chains
+            arrays += [alone, rows]
         return made, list(arrays)
 
 
@@ -425,7 +452,9 @@ _last: dict[str, Any] = {}
 """The program encoded last: a verdict and its counterexample are two searches of one program."""
 
 
-def _call(program: ir.Program, options: Options, target: int | None) -> tuple[_Result, list[Move], Encoder]:
+def _call(
+    program: ir.Program, options: Options, target: int | None, reduction: Reduction | None = None
+) -> tuple[_Result, list[Move], Encoder]:
     lib = library()
     if lib is None:
         raise CheckError(f"the native engine can't run: {why_not_built()}")
@@ -433,7 +462,7 @@ def _call(program: ir.Program, options: Options, target: int | None) -> tuple[_R
     if _last.get("key") != key:
         _last.update(key=key, program=program, encoder=Encoder(program, options))
     encoder = _last["encoder"]
-    struct, keep = encoder.program_struct()
+    struct, keep = encoder.program_struct(reduction)
     c_options, out = _c_options(options), _Result()
     lib.uf_stop(0)
 
@@ -473,12 +502,20 @@ def _call(program: ir.Program, options: Options, target: int | None) -> tuple[_R
 
 def explore(program: ir.Program, options: Options | None = None) -> Result:
     """As explore.explore: the same counts, verdict and depth."""
-    options = options or Options()
+    return _explore(program, options or Options(), None)
+
+
+def explore_reduced(program: ir.Program, reduction: Reduction, options: Options | None = None) -> Result:
+    """As explore.explore_reduced: the same verdict and, where it holds, counts."""
+    return _explore(program, options or Options(), reduction)
+
+
+def _explore(program: ir.Program, options: Options, reduction: Reduction | None) -> Result:
     started = time.perf_counter()
-    out, moves, _ = _call(program, options, None)
+    out, moves, _ = _call(program, options, None, reduction)
     failures = _failures(program)
     result = Result("holds", engine="native")
-    result.states, result.transitions = out.states, out.transitions
+    result.states, result.transitions, result.cyclic = out.states, out.transitions, bool(out.cyclic)
     result.reached = frozenset(
         name for number, name in enumerate(program.sometimes) if out.reached[number >> 6] >> (number & 63) & 1
     )

@@ -56,6 +56,11 @@ typedef struct {
     const int32_t *spec_entry; // invariants, then finals
     const int32_t *spec_regs;  // initial registers of each spec
     int32_t failures;          // number of the first built-in failure: dereference, range, deadlock
+    // Persistent sets (check/reduce.py), or null: alone[(thread * max_pc + pc) * threads + other] is the row of `rows` with
+    // the places of the other next to which the thread may move alone, or -1 for no place.
+    const int32_t *alone;
+    const uint64_t *rows;
+    int32_t row_words, chains;
 } program;
 
 typedef struct {
@@ -67,7 +72,7 @@ typedef struct {
     int32_t verdict; // 0 holds, 1 violated, 2 bound, 3 local loop, 4 stopped, 5 out of memory
     int32_t failure; // number, or failures + 3 for a livelock
     int64_t states, transitions, bytes;
-    int64_t depth, lasso;
+    int64_t depth, lasso, cyclic;
     uint64_t reached[4];
     int32_t *moves;  // (thread, number of choices, choices...) repeated; free with uf_free
     int64_t moves_length;
@@ -433,12 +438,69 @@ static void flush(worker *w)
     w->queued = 0;
 }
 
+// The first thread that may move alone: makes the step on `s`. Returns R_BLOCKED if there is none.
+static int32_t move_alone(worker *w, uint64_t *s)
+{
+    const program *p = w->g->p;
+    for (int t = 0; t < p->threads; t++) {
+        int32_t pc = pc_of(p, s, t);
+        if (pc == p->pc_end[t]) continue;
+        const int32_t *alone = p->alone + (t * p->max_pc + pc) * p->threads;
+        int fine = alone[t] >= 0;
+        for (int u = 0; fine && u < p->threads; u++) {
+            int32_t at = pc_of(p, s, u);
+            if (u != t) fine = p->rows[alone[u] * p->row_words + (at >> 6)] >> (at & 63) & 1;
+        }
+        if (!fine) continue;
+        uint64_t before[MAX_WORDS];
+        copy(before, s, p->words);
+        choices none = {.count = 0, .given = 0};
+        int32_t r = execute(p, p->entry[t * p->max_pc + pc], s, w->regs + t * p->reg_count, &none, w->reached);
+        if (r != R_BLOCKED) return r;
+        copy(s, before, p->words);
+    }
+    return R_BLOCKED;
+}
+
+// A new state, or (in a reduced search) the state where the interleaving next matters.
+static void enqueue(worker *w, int64_t number, int t, uint64_t affects)
+{
+    search *g = w->g;
+    const program *p = g->p;
+    pending *e = &w->queue[w->queued];
+    // A broken state is stored as it is. What moves alone breaks no invariant, and a final state moves no more.
+    if (p->alone && p->chains && broken(p, e->state, w->spec_regs, affects, w->reached) == R_OK)
+        for (int32_t r; (r = move_alone(w, e->state)) != R_BLOCKED;) {
+            w->transitions++;
+            if (r == R_OK) continue;
+            report(g, r, number, t, 0);
+            return;
+        }
+    e->hash = hash_state(e->state, p->words);
+    e->affects = affects;
+    e->parent = (uint32_t)number;
+    e->thread = t;
+    __builtin_prefetch((const void *)&g->t.slots[e->hash & g->t.slot_mask]);
+    if (++w->queued == BATCH) flush(w);
+}
+
 static void expand(worker *w, int64_t number)
 {
     search *g = w->g;
     const program *p = g->p;
     const uint64_t *from = state_at(&g->t, number);
     int moved = 0, ended = 1;
+    if (p->alone) {
+        pending *e = &w->queue[w->queued];
+        copy(e->state, from, p->words);
+        int32_t r = move_alone(w, e->state);
+        if (r != R_BLOCKED) {
+            w->transitions++;
+            if (r == R_OK) enqueue(w, number, 0, 0);
+            else report(g, r, number, 0, 0);
+            return;
+        }
+    }
     for (int t = 0; t < p->threads; t++) {
         int32_t pc = pc_of(p, from, t);
         if (pc == p->pc_end[t]) continue;
@@ -460,12 +522,7 @@ static void expand(worker *w, int64_t number)
                 report(g, r, number, t, &c);
                 continue;
             }
-            e->hash = hash_state(e->state, p->words);
-            e->affects = p->affects[t * p->max_pc + pc];
-            e->parent = (uint32_t)number;
-            e->thread = t;
-            __builtin_prefetch((const void *)&g->t.slots[e->hash & g->t.slot_mask]);
-            if (++w->queued == BATCH) flush(w);
+            enqueue(w, number, t, p->affects[t * p->max_pc + pc]);
         } while (next_choice(&c));
     }
     if (!moved && !ended) report(g, p->failures + 2, number, -2, 0);
@@ -861,19 +918,20 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
     int64_t total = atomic_load(&g.t.count);
     out->states = total - g.t.holes;
     out->bytes = total * (8 * p->words + 4) + (int64_t)(g.t.slot_mask + 1) * 4;
+    out->cyclic = atomic_load(&g.cyclic);
     int32_t *regs = g.workers[0].regs;
     if (atomic_load(&g.local_loop)) out->verdict = 3;
     else if (memory) out->verdict = 5;
     else if (g.worst >= 0) {
         out->verdict = 1;
         out->failure = g.worst;
-        push_path(&g, out, &room, g.worst_state, regs);
-        if (g.worst_thread >= 0) push_move(out, &room, g.worst_thread, &g.worst_choices);
+        if (!p->alone) push_path(&g, out, &room, g.worst_state, regs);
+        if (!p->alone && g.worst_thread >= 0) push_move(out, &room, g.worst_thread, &g.worst_choices);
     } else if (stopped) out->verdict = 4;
     else if (bound) out->verdict = 2;
     else {
         out->verdict = 0;
-        if (o->liveness && atomic_load(&g.cyclic)) {
+        if (o->liveness && !p->alone && atomic_load(&g.cyclic)) {
             int cycle = fair_cycle(&g, out, &room, regs);
             if (cycle == 1) {
                 out->verdict = 1;
