@@ -17,9 +17,9 @@ from . import programs as p
 from .test_engines import STATEMENTS, made
 
 
-def same(program: Program, chains: bool = True) -> None:
+def same(program: Program, persistent: bool = True, chains: bool = True, symmetry: bool = True) -> None:
     full = native.explore(program, Options(keep_going=True, liveness=False))
-    sets = reduction(program, chains)
+    sets = reduction(program, persistent, chains, symmetry)
     reduced = explore.explore_reduced(program, sets)
     fast = native.explore_reduced(program, sets)
     assert (fast.verdict == "holds") == (reduced.verdict == "holds")
@@ -35,9 +35,15 @@ def same(program: Program, chains: bool = True) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.lists(STATEMENTS, min_size=1, max_size=5), min_size=1, max_size=3), st.booleans())
-def test_on_is_off_on_random_programs(bodies: list[list[str]], chains: bool) -> None:
-    same(made(bodies), chains)
+@given(
+    st.lists(st.lists(STATEMENTS, min_size=1, max_size=5), min_size=1, max_size=3),
+    *[st.booleans()] * 4,
+)
+def test_on_is_off_on_random_programs(
+    bodies: list[list[str]], twice: bool, persistent: bool, chains: bool, symmetry: bool
+) -> None:
+    """twice: two threads run the first body."""
+    same(made(bodies[:2] + bodies[:1] if twice else bodies), persistent, chains, symmetry)
 
 
 SMALL = ["S1", "S1-munmap", "R13-dontfork", "R31-exist", "R35-same", "R40-oops"]
@@ -56,3 +62,14 @@ def test_two_threads_of_their_own_are_not_interleaved() -> None:
     full = explore.explore(program).states
     assert explore.explore_reduced(program, reduction(program, chains=False)).states < full
     assert explore.explore_reduced(program, reduction(program)).states < full / 2
+
+
+def test_threads_alike_are_counted_once() -> None:
+    s = p.fresh()
+    program = compile_program("t", [ThreadSpec(f"P{n}", [Call(p.increment, (s, False))]) for n in range(3)])
+    full = explore.explore(program).states
+    sets = reduction(program, persistent=False)
+    assert sets.alike == [[0, 1, 2]]
+    reduced = explore.explore_reduced(program, sets)
+    assert reduced.states < full / 2
+    assert native.explore_reduced(program, sets).states == reduced.states

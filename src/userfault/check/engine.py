@@ -36,11 +36,13 @@ def run(program: ir.Program, options: Options | None = None, engine: str = "auto
     """
     options = options or Options()
     module = _engine(engine)
-    first = replace(options, max_states=min(options.max_states, PLAIN if options.persistent else options.max_states))
+    reduce = options.persistent or options.symmetry
+    first = replace(options, max_states=min(options.max_states, PLAIN) if reduce else options.max_states)
     result: Result = module.explore(program, first)
     if result.verdict != "bound" or result.failure is not None or first.max_states == options.max_states:
         return result
-    reduced: Result = module.explore_reduced(program, reduction(program, options.chains), options)
+    asked = reduction(program, options.persistent, options.chains, options.symmetry)
+    reduced: Result = module.explore_reduced(program, asked, options)
     done = reduced.failure is None and (reduced.verdict == "bound" or not (options.liveness and reduced.cyclic))
     if done:
         return reduced

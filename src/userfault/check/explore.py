@@ -232,6 +232,17 @@ class Machine:
                 return after
         return None
 
+    def canonical(self, state: State, groups: list[list[int]]) -> State:
+        """The representative of the states that differ only in which of some alike threads stands where."""
+        if not groups:
+            return state
+        out = list(state)
+        for group in groups:
+            at = [self.cell_count + 2 * thread for thread in group]
+            for place, (pc, frame) in zip(at, sorted((state[n], state[n + 1]) for n in at), strict=True):  # type: ignore[type-var]
+                out[place], out[place + 1] = pc, frame
+        return tuple(out)
+
     def widths(self, state: State, thread: int, choices: tuple[int, ...]) -> list[int]:
         """The widths of the choices met by a step that breaks a property."""
         n = self.cell_count
@@ -371,6 +382,7 @@ def explore_reduced(program: ir.Program, reduction: Reduction, options: Options 
                 failure = failure or found
                 if isinstance(after, Violation):
                     continue
+                after = machine.canonical(after, reduction.alike)
                 if after not in seen:
                     seen.add(after)
                     fresh.add(after)

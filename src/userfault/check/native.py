@@ -24,7 +24,7 @@ from .ir import Failure, Op
 from .reduce import Reduction
 from .result import DEADLOCK, LIVELOCK, Move, Options, Result
 
-MAX_WORDS, MAX_THREADS, MAX_INVARIANTS = 31, 16, 64
+MAX_WORDS, MAX_THREADS, MAX_INVARIANTS, MAX_FIELDS = 31, 16, 64, 64
 
 _OPS = (
     "MOV ADD SUB MUL AND OR XOR SHL SHR EQ NE LT LE NOT LD ST LDX STX LDK BR JMP WAIT FAIL CHOOSE REACH KEEP SETPC RET"
@@ -59,6 +59,7 @@ class _Program(ctypes.Structure):
         ("rows", ctypes.c_void_p),
         ("row_words", ctypes.c_int32),
         ("chains", ctypes.c_int32),
+        ("alike", ctypes.c_void_p),
     )
 
 
@@ -398,6 +399,33 @@ class Encoder:
                     alone[at + u] = places[fine]
         return alone, rows, words
 
+    def alike(self, groups: list[list[int]]) -> array[int]:
+        """`alike` of native/explore.c. Alike threads have alike frames: the same slots, elsewhere."""
+        out = array("i", [0])
+        for group in groups:
+            frames = [self.slots(thread) for thread in group]
+            if len(frames[0]) > MAX_FIELDS or any([m for *_, m in f] != [m for *_, m in frames[0]] for f in frames):
+                continue
+            out[0] += 1
+            out.extend((len(group), len(frames[0])))
+            for frame in frames:
+                for word, shift, mask in frame:
+                    out.extend((word, shift, _signed(mask)))
+        return out
+
+    def slots(self, thread: int) -> list[tuple[int, int, int]]:
+        """(word, shift, mask) of a thread's place, then of the bits that its locals share."""
+        widest: dict[tuple[int, int], int] = {}
+        for place in self.layout.locals[thread].values():
+            if place.bits:
+                at = place.word, place.shift
+                widest[at] = max(widest.get(at, 0), place.bits)
+        pc = self.layout.pc[thread]
+        return [
+            (pc.word, pc.shift, (1 << pc.bits) - 1),
+            *((word, shift, (1 << width) - 1) for (word, shift), width in widest.items()),
+        ]
+
     def program_struct(self, reduction: Reduction | None = None) -> tuple[_Program, list[object]]:
         """The C view; the arrays it points into must be kept alive."""
         layout, program = self.layout, self.program
@@ -431,7 +459,9 @@ class Encoder:
         if reduction is not None:
             alone, rows, made.row_words = self.persistent_sets(reduction)
             made.alone, made.rows, made.chains = alone.buffer_info()[0], rows.buffer_info()[0], reduction.chains
-            arrays += [alone, rows]
+            alike = self.alike(reduction.alike)
+            made.alike = alike.buffer_info()[0]
+            arrays += [alone, rows, alike]
         return made, list(arrays)
 
 

@@ -46,16 +46,40 @@ class Reduction:
     """For thread t at step p: `rows[t][p][u]`, the steps of u (a bit set of their numbers) next to which t may move alone.
 
     The numbers are places in `thread_liveness`; the one past the last stands for "ended". A step that is not in rows[t]
-    is never taken alone. chains: states passed on the way are not stored.
+    is never taken alone. chains: states passed on the way are not stored. alike: groups of threads that may change places;
+    of the states that differ only in that, one is stored.
     """
 
     rows: list[dict[int, list[int]]]
     chains: bool = True
+    alike: list[list[int]] = field(default_factory=list)
 
 
-def reduction(program: ir.Program, chains: bool = True) -> Reduction:
-    """The persistent sets of a program."""
-    return Reduction(_Analysis(program).rows(), chains)
+def reduction(program: ir.Program, persistent: bool = True, chains: bool = True, symmetry: bool = True) -> Reduction:
+    """The persistent sets of a program (without them there are no chains either), and its symmetry."""
+    rows: list[dict[int, list[int]]] = [{} for _ in program.threads]
+    if persistent:
+        rows = _Analysis(program).rows()
+    return Reduction(rows, chains, alike(program) if symmetry else [])
+
+
+def alike(program: ir.Program) -> list[list[int]]:
+    """Groups of threads with the same code, instruction by instruction (so none of them says which thread it is)."""
+    found: list[list[int]] = []
+    for number, thread in enumerate(program.threads):
+        for group in found:
+            other = program.threads[group[0]]
+            if _acts(thread) == _acts(other):
+                group.append(number)
+                break
+        else:
+            found.append([number])
+    return [group for group in found if len(group) > 1]
+
+
+def _acts(thread: ir.Thread) -> tuple[object, ...]:
+    code = [(i.op, i.d, i.a, i.b, i.base, i.lo, i.hi, i.step) for i in thread.code]
+    return code, [(local.lo, local.hi) for local in thread.locals]
 
 
 class _Analysis:

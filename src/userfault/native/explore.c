@@ -15,6 +15,7 @@
 #define MAX_CHOICES 16
 #define MAX_THREADS 16
 #define MAX_WORKERS 64
+#define MAX_FIELDS 64
 #define BAD 0x80000000u  // parent flag: a state that broke an invariant; it is counted, not expanded
 #define HOLE 0x7fffffffu // parent value of an arena place that lost an insertion race
 #define LOCAL_LIMIT 100000
@@ -61,6 +62,9 @@ typedef struct {
     const int32_t *alone;
     const uint64_t *rows;
     int32_t row_words, chains;
+    // Groups of threads that may change places: how many; then, for each, the number of threads and of fields, and the
+    // fields (word, shift, mask) of the first thread, of the second, ...
+    const int32_t *alike;
 } program;
 
 typedef struct {
@@ -462,6 +466,39 @@ static int32_t move_alone(worker *w, uint64_t *s)
     return R_BLOCKED;
 }
 
+static int compare(const uint32_t *a, const uint32_t *b, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (a[i] != b[i]) return a[i] < b[i] ? -1 : 1;
+    return 0;
+}
+
+// The representative of the states that differ only in which of some alike threads stands where.
+static void canonical(const program *p, uint64_t *s)
+{
+    const int32_t *at = p->alike;
+    for (int groups = *at++; groups; groups--) {
+        int threads = *at++, fields = *at++;
+        uint32_t values[MAX_THREADS][MAX_FIELDS], *order[MAX_THREADS];
+        const int32_t *place = at;
+        int sorted = 1;
+        for (int t = 0; t < threads; t++) {
+            for (int f = 0; f < fields; f++, place += 3)
+                values[t][f] = (uint32_t)(s[place[0]] >> place[1]) & (uint32_t)place[2];
+            int to = t;
+            for (; to && compare(values[t], order[to - 1], fields) < 0; to--) order[to] = order[to - 1];
+            order[to] = values[t];
+            sorted &= to == t;
+        }
+        place = at;
+        at += threads * fields * 3;
+        if (sorted) continue;
+        for (int t = 0; t < threads; t++)
+            for (int f = 0; f < fields; f++, place += 3)
+                s[place[0]] = (s[place[0]] & ~((uint64_t)(uint32_t)place[2] << place[1])) | (uint64_t)order[t][f] << place[1];
+    }
+}
+
 // A new state, or (in a reduced search) the state where the interleaving next matters.
 static void enqueue(worker *w, int64_t number, int t, uint64_t affects)
 {
@@ -476,6 +513,7 @@ static void enqueue(worker *w, int64_t number, int t, uint64_t affects)
             report(g, r, number, t, 0);
             return;
         }
+    if (p->alike) canonical(p, e->state);
     e->hash = hash_state(e->state, p->words);
     e->affects = affects;
     e->parent = (uint32_t)number;
