@@ -239,7 +239,7 @@ class Machine:
         out = list(state)
         for group in groups:
             at = [self.cell_count + 2 * thread for thread in group]
-            for place, (pc, frame) in zip(at, sorted((state[n], state[n + 1]) for n in at), strict=True):  # type: ignore[type-var]
+            for place, (pc, frame) in zip(at, sorted((state[n], state[n + 1]) for n in at), strict=True):
                 out[place], out[place + 1] = pc, frame
         return tuple(out)
 
