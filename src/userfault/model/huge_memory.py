@@ -214,12 +214,12 @@ def wait_split_huge_page(vma: vm_area_struct) -> None:
 )
 def zap_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int) -> bool:
     """Clear a huge entry that the range covers; one that is being split is waited for. False: it is not huge."""
-    while pmdp.pmd.kind == PmdKind.SPLITTING:
-        wait_split_huge_page(vma)
     spin_lock(pmd_lockptr(pmdp))
     pmd = pmdp.pmd
     if pmd.kind != PmdKind.HUGE:
         spin_unlock(pmd_lockptr(pmdp))
+        if pmd.kind == PmdKind.SPLITTING:
+            wait_split_huge_page(vma)
         return False
     set_pmd(pmdp, pmd_t())
     table = pmdp.deposited
