@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from types import ModuleType
 
@@ -35,6 +36,7 @@ def run(program: ir.Program, options: Options | None = None, engine: str = "auto
     Raises CheckError for an unknown engine, or `native` where it was not built.
     """
     options = options or Options()
+    started = time.perf_counter()
     module = _engine(engine)
     reduce = options.persistent or options.symmetry
     first = replace(options, max_states=min(options.max_states, PLAIN) if reduce else options.max_states)
@@ -44,10 +46,9 @@ def run(program: ir.Program, options: Options | None = None, engine: str = "auto
     asked = reduction(program, options.persistent, options.chains, options.symmetry)
     reduced: Result = module.explore_reduced(program, asked, options)
     done = reduced.failure is None and (reduced.verdict == "bound" or not (options.liveness and reduced.cyclic))
-    if done:
-        return reduced
     # What is broken, how soonest, and which cycles are fair: questions for the full graph.
-    result = module.explore(program, options)
+    result = reduced if done else module.explore(program, options)
+    result.seconds = time.perf_counter() - started
     return result
 
 
