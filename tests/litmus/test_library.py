@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from importlib.resources import files
+
 import pytest
 
 from userfault.check.engine import fewest_switches, run
@@ -36,3 +39,16 @@ def test_a_mutant_is_killed_by_its_property(mutant: object) -> None:
     assert found == mutant.property
     # The unmutated kernel does not break it: the step that the mutant drops is what prevents it.
     assert expected(test, mutant.era)[1] != mutant.property
+
+
+SHADOWED = {"freed_page_is_unmapped": "bad_free and mapcount_is_exact speak first: a page is freed at mapcount 0 only"}
+
+
+def test_every_property_has_a_mutant_that_it_kills() -> None:
+    named: set[str] = set()
+    for file in files("userfault.model").iterdir():
+        if file.name.endswith(".py"):
+            calls = re.findall(r"check\((?:[^()]|\([^()]*\))*?,\s*\"(\w+)\",", file.read_text())
+            named |= set(calls)
+    assert len(named) > 15
+    assert named - {mutant.property for mutant in mutant_library()} == SHADOWED.keys()

@@ -7,13 +7,11 @@ huge_memory.py, I7, I8 and I12 are conditions of the litmus tests; I11 is the ch
 
 from __future__ import annotations
 
-from typing import cast
-
 from .era import era
 from .lang import check
 from .machine import config, machine
 from .mm_types import PmdKind, PteKind, anon_vma, mm_struct, page, vm_area_struct
-from .pgtable import linear_page_index, pmd_offset, pte_offset
+from .pgtable import linear_page_index
 
 
 def quiet() -> bool:
@@ -197,35 +195,3 @@ ALWAYS = (
     vma_is_linked,
 )
 """What the checker evaluates after every step."""
-
-
-# -- for final conditions ---------------------------------------------------------------------------------------------
-
-
-def content_at(mm: mm_struct, number: int) -> int:
-    """What user code would find at a page without a fault: its content, 0 for the zero page, -1 where nothing is."""
-    pmd = pmd_offset(mm, number << config.PAGE_SHIFT).pmd
-    if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING:
-        at = number & ((1 << config.HPAGE_PMD_ORDER) - 1)
-        return cast(int, machine.pages[pmd.page.pfn + at].data)
-    if pmd.kind != PmdKind.TABLE:
-        return -1
-    pte = pte_offset(pmd.table, number << config.PAGE_SHIFT).pte
-    if pte.kind == PteKind.PRESENT:
-        return 0 if pte.special else cast(int, pte.page.data)
-    if pte.kind == PteKind.SWAP:
-        return cast(int, pte.slot.data if pte.slot.cache is None else pte.slot.cache.data)
-    return -1
-
-
-def content_is(mm: mm_struct, number: int, value: int) -> None:
-    """I7, I8: the page holds this: nobody else's write came through, and none of its own was lost."""
-    check(content_at(mm, number) == value, "content_is_kept", "a page does not hold what was written to it")
-
-
-def moved_or_not(mm: mm_struct, src: int, dst: int, value: int) -> None:
-    """I8: after a move that may have failed the content is at one of the two addresses, and at one only."""
-    there = content_at(mm, dst) == value
-    here = content_at(mm, src) == value
-    check(there or here, "content_is_kept", "a page was lost in a move")
-    check(not (there and here), "move_is_atomic", "a moved page is at both addresses")
