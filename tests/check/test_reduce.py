@@ -34,7 +34,7 @@ def same(program: Program, persistent: bool = True, chains: bool = True, symmetr
         assert reduced.cyclic or not endless
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     st.lists(st.lists(STATEMENTS, min_size=1, max_size=5), min_size=1, max_size=3),
     *[st.booleans()] * 4,
@@ -44,6 +44,11 @@ def test_on_is_off_on_random_programs(
 ) -> None:
     """twice: two threads run the first body."""
     same(made(bodies[:2] + bodies[:1] if twice else bodies), persistent, chains, symmetry)
+
+
+def test_the_engines_agree_whatever_representative_they_take() -> None:
+    writer = ["s.x = (s.x + 1) & 7", "s.y = s.x"]
+    same(made([writer, ["s.y = s.x"], writer]), chains=False)
 
 
 SMALL = ["S1", "S1-munmap", "R13-dontfork", "R31-exist", "R35-same", "R40-oops"]

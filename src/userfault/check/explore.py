@@ -239,8 +239,10 @@ class Machine:
         out = list(state)
         for group in groups:
             at = [self.cell_count + 2 * thread for thread in group]
-            for place, (pc, frame) in zip(at, sorted((state[n], state[n + 1]) for n in at), strict=True):
-                out[place], out[place + 1] = pc, frame
+            number = self.number[group[0]]
+            order = sorted(at, key=lambda n: (number.get(state[n], len(number)), state[n + 1]))  # type: ignore[call-overload]
+            for place, n in zip(at, order, strict=True):
+                out[place], out[place + 1] = state[n], state[n + 1]
         return tuple(out)
 
     def widths(self, state: State, thread: int, choices: tuple[int, ...]) -> list[int]:

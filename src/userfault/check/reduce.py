@@ -58,9 +58,10 @@ class Reduction:
 def reduction(program: ir.Program, persistent: bool = True, chains: bool = True, symmetry: bool = True) -> Reduction:
     """The persistent sets of a program (without them there are no chains either), and its symmetry."""
     rows: list[dict[int, list[int]]] = [{} for _ in program.threads]
+    groups = alike(program) if symmetry else []
     if persistent:
-        rows = _Analysis(program).rows()
-    return Reduction(rows, chains, alike(program) if symmetry else [])
+        rows = _Analysis(program).rows(groups)
+    return Reduction(rows, chains, groups)
 
 
 def alike(program: ir.Program) -> list[list[int]]:
@@ -271,7 +272,9 @@ class _Analysis:
     def plain(self, thread: int, pc: int) -> dict[int, Facts]:
         return self.footprint(thread, pc, self.known[thread][pc]).after
 
-    def rows(self) -> list[dict[int, list[int]]]:
+    def rows(self, groups: list[list[int]]) -> list[dict[int, list[int]]]:
+        """See Reduction. Of two alike threads at one place neither moves alone: which comes first is the engine's affair."""
+        kin = {t: group for group in groups for t in group}
         threads = range(len(self.program.threads))
         cache: dict[tuple[int, Facts], list[tuple[int, int, int]]] = {}
 
@@ -292,7 +295,7 @@ class _Analysis:
             loops = self.loops(t)
             table: dict[int, list[int]] = {}
             done: dict[tuple[int, int, Facts], list[int]] = {}
-            for pc in self.steps[t]:
+            for number, pc in enumerate(self.steps[t]):
                 if pc in loops or pc not in self.known[t]:
                     continue
                 step = self.footprint(t, pc, self.known[t][pc])
@@ -306,13 +309,13 @@ class _Analysis:
                     for u in threads:
                         fine = 1 << len(self.steps[u])
                         if u != t:
-                            for reads, writes, numbers in classes(u, locks):
+                            for reads, writes, places in classes(u, locks):
                                 if not (writes & touched or reads & step.writes):
-                                    fine |= numbers
+                                    fine |= places
                         row.append(fine)
                     done[key] = row
-                if all(u == t or done[key][u] for u in threads):
-                    table[pc] = done[key]
+                here = ~(1 << number)
+                table[pc] = [done[key][u] & (here if u in kin.get(t, ()) else -1) for u in threads]
             out.append(table)
         return out
 
