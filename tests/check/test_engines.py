@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from userfault.check.errors import CheckError
 from userfault.check.ir import Program
 from userfault.check.result import Options, Result
 from userfault.check.trace import replay, switches
-from userfault.litmus import Test, compile_test, library
+from userfault.litmus import Test, library
 from userfault.native import why_missing
 
 from . import programs as p
@@ -46,8 +47,8 @@ def agree(program: Program, options: Options) -> Result:
 
 
 @pytest.mark.parametrize(("test", "era"), CASES, ids=[f"{test.name}@{era}" for test, era in CASES])
-def test_both_agree_on_the_library(test: Test, era: str) -> None:
-    agree(compile_test(test, era), Options())
+def test_both_agree_on_the_library(test: Test, era: str, compiled: Callable[[str, str], Program]) -> None:
+    agree(compiled(test.name, era), Options())
 
 
 STATEMENTS = st.sampled_from(

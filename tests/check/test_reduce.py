@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from userfault.check.compile import Call, ThreadSpec, compile_program
 from userfault.check.ir import Program
 from userfault.check.reduce import reduction
 from userfault.check.result import Options
-from userfault.litmus import compile_test, library
+from userfault.litmus import library
 
 from . import programs as p
 from .test_engines import STATEMENTS, made
@@ -55,10 +57,10 @@ SMALL = ["S1", "S1-munmap", "R13-dontfork", "R31-exist", "R35-same", "R40-oops"]
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_on_is_off_on_the_library(name: str) -> None:
+def test_on_is_off_on_the_library(name: str, compiled: Callable[[str, str], Program]) -> None:
     test = next(test for test in library() if test.name == name)
     for era in test.eras:
-        same(compile_test(test, era))
+        same(compiled(name, era))
 
 
 def test_two_threads_of_their_own_are_not_interleaved() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib.resources import files
 
 import pytest
 
 from userfault.check.engine import fewest_switches, run
+from userfault.check.ir import Program
 from userfault.check.trace import replay
 from userfault.litmus import Test, compile_test, expected, library, load, mutant_library
 
@@ -15,8 +17,8 @@ CASES = [(test, era) for test in library() for era in test.eras]
 
 
 @pytest.mark.parametrize(("test", "era"), CASES, ids=[f"{test.name}@{era}" for test, era in CASES])
-def test_the_verdict_is_as_expected(test: Test, era: str) -> None:
-    program = compile_test(test, era)
+def test_the_verdict_is_as_expected(test: Test, era: str, compiled: Callable[[str, str], Program]) -> None:
+    program = compiled(test.name, era)
     result = run(program)
     found = result.failure.property if result.failure else ""
     assert (result.verdict, found) == expected(test, era)
