@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,12 @@ def perform(job: Job, options: Options, engine: str = "auto") -> Outcome:
     """Compile and search one test; a counterexample is the one with the fewest context switches."""
     started = time.perf_counter()
     test = load(job.test)
-    program = compile_test(test, job.era, job.mutant or None)
+    # A compilation keeps nearly all that it allocates: collecting meanwhile is a sixth of its time, and frees nothing.
+    gc.disable()
+    try:
+        program = compile_test(test, job.era, job.mutant or None)
+    finally:
+        gc.enable()
     result = run(program, options, engine)
     if result.verdict == "violated" and result.failure is not None and result.lasso < 0:
         best = fewest_switches(program, result.failure, options, engine)
@@ -121,6 +127,9 @@ def perform_all(jobs: Sequence[Job], options: Options, engine: str = "auto") -> 
         for job in jobs:
             yield perform(job, options, engine)
         return
+    # What is loaded by now stays: the collector need not look at it again in every worker.
+    gc.collect()
+    gc.freeze()
     with ProcessPoolExecutor(cores, mp_context=get_context("fork")) as pool:
         futures = [pool.submit(perform, job, options, engine) for job in jobs]
         for future in futures:
