@@ -1,0 +1,1 @@
+"""Memory that is paged in user space: regions, sources, eviction, dirty tracking."""
