@@ -6,81 +6,40 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from userfault.model import era as eras
 from userfault.model.errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT
 from userfault.model.fork import sys_fork
-from userfault.model.fremap import RAP_ALLOW_SRC_HOLES, remap_anon_pages
 from userfault.model.gup import gup_fast, pin_and_write, unpin_user_page
 from userfault.model.huge_memory import collapse_huge_page, do_huge_pmd_anonymous_page, split_huge_page
 from userfault.model.ksm import ksm_make_stable, ksm_merge
 from userfault.model.lang import ModelError, WouldBlock
 from userfault.model.locks import check_no_locks_held, down_read, lock_page, spin_lock, spin_unlock, up_read
-from userfault.model.machine import attach, boot, machine, new_mm
+from userfault.model.machine import machine, new_mm
 from userfault.model.madvise import madvise_dontfork, madvise_dontneed, madvise_nouserfault, madvise_userfault
 from userfault.model.migrate import migrate_page
-from userfault.model.mm_types import PmdKind, mm_struct, page, tlb_t, vm
+from userfault.model.mm_types import PmdKind, vm
 from userfault.model.mmap import do_mmap, sys_munmap
 from userfault.model.nonlinear import cost_of_unmapping
-from userfault.model.properties import ALWAYS
 from userfault.model.rmap import page_referenced_anon
 from userfault.model.slab import get_page, put_page, rcu_read_lock, rcu_read_unlock
-from userfault.model.user import load, store
-from userfault.model.userfaultfd import uffdio_copy, uffdio_move
+from userfault.model.user import load
+from userfault.model.userfaultfd import uffdio_copy
 from userfault.model.vmscan import shrink_page
 
-PAGES = 12
-every_era = pytest.mark.parametrize("era", list(eras.ERAS))
-movers = pytest.mark.parametrize("era", ["v3.10+seed", "v6.8"])
-CONTENT = b"what was written".ljust(4096, b"\0")
-
-
-def start(era: str) -> mm_struct:
-    eras.use(era)
-    boot(cpus=1)
-    mm = new_mm(PAGES)
-    attach(0, mm, PAGES)
-    return mm
-
-
-def move(mm: mm_struct, dst: int, src: int, length: int = 1, holes: bool = False) -> int:
-    if eras.era.uffdio_move:
-        return uffdio_move(mm, dst, src, length, 2 if holes else 0)
-    return remap_anon_pages(mm, dst, src, length, RAP_ALLOW_SRC_HOLES if holes else 0)
-
-
-def write(mm: mm_struct, addr: int, value: bytes) -> int:
-    return store(mm, addr, value)  # type: ignore[arg-type]
-
-
-def read(mm: mm_struct, addr: int) -> object:
-    return load(mm, addr)
-
-
-def two_areas(mm: mm_struct) -> None:
-    """Source pages 0-3; destination pages 4-7, where a touch of a missing page raises SIGBUS."""
-    do_mmap(mm, 0, 4, int(vm.WRITE | vm.DONTCOPY), 0)
-    do_mmap(mm, 4, 4, int(vm.WRITE), 4)
-    madvise_userfault(mm, 4)
-
-
-def page_at(mm: mm_struct, addr: int) -> page:
-    return mm.pmd[addr >> 1].pmd.table.pte[addr & 1].pte.page
-
-
-def kind_at(mm: mm_struct, addr: int) -> PmdKind:
-    return mm.pmd[addr >> 1].pmd.kind
-
-
-def run_in(mm: mm_struct) -> None:
-    machine.cpus[0].mm = mm
-    machine.cpus[0].tlb = [tlb_t() for _ in range(PAGES)]
-
-
-def settled() -> None:
-    """All properties hold, and nothing is held."""
-    for each in ALWAYS:
-        each()
-    check_no_locks_held()
+from .scene import (
+    CONTENT,
+    PAGES,
+    every_era,
+    kind_at,
+    move,
+    movers,
+    page_at,
+    read,
+    run_in,
+    settled,
+    start,
+    two_areas,
+    write,
+)
 
 
 @every_era
@@ -257,6 +216,7 @@ def test_a_look_at_the_accessed_bit_clears_it(era: str) -> None:
     write(mm, 0, CONTENT)
     assert page_referenced_anon(page_at(mm, 0), False) == 1
     assert page_referenced_anon(page_at(mm, 0), False) == 0
+    run_in(mm)
     read(mm, 0)
     assert page_referenced_anon(page_at(mm, 0), False) == 1
 

@@ -28,6 +28,10 @@ class Era:
     """The folio-era order of steps: split under the folio lock, PTE-mapped after unmap_folio, index read after the lock."""
     anon_exclusive: bool = False
     """PageAnonExclusive and the exclusive bit of swap PTEs (since v5.19)."""
+    aging_leaves_tlb: bool = False
+    """x86 clears a PTE's accessed bit without a flush: a look at the bit is only a hint (since v3.15)."""
+    migration_keeps_ad: bool = False
+    """A migration entry remembers the accessed and dirty bits of its PTE (since v6.1)."""
     anon_vma_reuse: bool = False
     """fork may reuse an anon_vma without active VMAs (since v3.19; two counters since v6.0)."""
     munmap_downgrades: bool = False
@@ -51,6 +55,8 @@ V6_8 = Era(
     uffdio_move=True,
     folios=True,
     anon_exclusive=True,
+    aging_leaves_tlb=True,
+    migration_keeps_ad=True,
     anon_vma_reuse=True,
     munmap_downgrades=True,
     split_pmd_locks=True,

@@ -232,8 +232,8 @@ def sys_fork(mm: mm_struct, child: mm_struct) -> int:
         anon_vma_fork(tmp, vma)
         child.mmap.append(tmp)
         copy_page_range(child, mm, vma, tmp)
-    flush_tlb_mm(mm)
     up_write(child.mmap_sem)
+    flush_tlb_mm(mm)
     up_write(mm.mmap_sem)
     reached("a fork was done")
     return 0
@@ -246,5 +246,8 @@ def dup_vma(tmp: vm_area_struct, vma: vm_area_struct, child: mm_struct) -> None:
     tmp.vm_start = vma.vm_start
     tmp.vm_end = vma.vm_end
     tmp.vm_pgoff = vma.vm_pgoff
-    tmp.vm_flags = vma.vm_flags
+    tmp.vm_flags = vma.vm_flags & ~vm.LOCKED
+    if era.uffdio_move:
+        # dup_userfaultfd: the child is not registered, unless its monitor asked for fork events.
+        tmp.vm_flags &= ~vm.USERFAULT
     tmp.anon_vma = vma.anon_vma

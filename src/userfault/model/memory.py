@@ -34,12 +34,18 @@ from .rmap import (
     PageKsm,
     anon_vma_prepare,
     page_add_new_anon_rmap,
-    page_mapped,
     page_move_anon_rmap,
     page_remove_rmap,
 )
 from .slab import alloc_page, atomic_read, get_page, put_page
-from .swap import delete_from_swap_cache, do_swap_page, free_swap_and_cache, page_swapcount, reuse_swap_page
+from .swap import (
+    do_swap_page,
+    free_page_and_swap_cache,
+    free_swap_and_cache,
+    free_swap_cache,
+    reuse_swap_page,
+    try_to_free_swap,
+)
 
 VM_FAULT_SIGBUS = 2
 VM_FAULT_USERFAULT = 4
@@ -247,32 +253,6 @@ def wp_page_copy(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
             free_swap_cache(old)
         put_page(old)
     return 0
-
-
-@modelled("mm/swapfile.c", versions="v3.10 .. v6.8 (since v5.19 folio_free_swap)", section="C.2", steps=3)
-def try_to_free_swap(p: page) -> bool:
-    """Take a locked page out of the swap cache if no swap PTE refers to its slot."""
-    if p.swapcache is None:
-        return False
-    if page_swapcount(p) != 0:
-        return False
-    delete_from_swap_cache(p)
-    p.dirty = True
-    return True
-
-
-@modelled("mm/swap_state.c", versions="v3.10 .. v6.8", section="C.4", steps=4)
-def free_swap_cache(p: page) -> None:
-    """Whoever drops one of the last references takes an unmapped page out of the swap cache, if it can be locked at once."""
-    if p.swapcache is not None and not page_mapped(p) and trylock_page(p):
-        try_to_free_swap(p)
-        unlock_page(p)
-
-
-def free_page_and_swap_cache(p: page) -> None:
-    """What the mmu_gather does with a page when the TLBs are flushed."""
-    free_swap_cache(p)
-    put_page(p)
 
 
 def huge_range_fits(vma: vm_area_struct, addr: int) -> bool:

@@ -11,7 +11,7 @@ from .locks import down_read, spin_lock, spin_unlock, trylock_page, unlock_page,
 from .mm_types import PmdKind, PteKind, anon_vma, page, page_table, pte_slot, pte_t, vm_area_struct
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte, vma_address
 from .rmap import PageAnon, PageKsm, page_get_anon_vma, page_mapcount_inc, page_mapped, put_anon_vma, try_to_unmap
-from .slab import alloc_page, get_page, get_page_unless_zero, put_page
+from .slab import alloc_page, atomic_read, get_page, get_page_unless_zero, put_page
 from .vmscan import page_freeze
 
 
@@ -44,22 +44,31 @@ def remove_migration_pte(old: page, new: page, vma: vm_area_struct, addr: int) -
     pte = ptep.pte
     if pte.kind == PteKind.MIGRATION and pte.page is old:
         get_page(new)
-        if pte.exclusive:
-            new.anon_exclusive = True
-        page_mapcount_inc(new)
-        set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=new, write=pte.write))
+        dirty = pte.dirty and new.dirty
+        present = pte_t(kind=PteKind.PRESENT, page=new, write=pte.write, young=pte.young, dirty=dirty)
+        if era.folios:
+            page_mapcount_inc(new)
+            if pte.exclusive:
+                new.anon_exclusive = True
+            set_pte(ptep, present)
+        else:
+            set_pte(ptep, present)
+            page_mapcount_inc(new)
     spin_unlock(pte_lockptr(pmd.table))
 
 
 @modelled("mm/rmap.c", function="rmap_walk_anon", versions="v3.10 (migration only) .. v6.8", section="C.7", steps=4)
 def remove_migration_ptes(old: page, new: page) -> None:
     """Walk the new page's reverse map (the caller's reference keeps its anon_vma) and put every entry right."""
-    pgoff = new.index
+    # v3.10 trusts what it reads before the lock: the page is locked.
+    pgoff = 0 if era.folios else new.index
     mapping = new.mapping
     if not isinstance(mapping, anon_vma):
         return
     av = mapping
     down_read(av.root.rwsem)
+    if era.folios:
+        pgoff = new.index
     for avc in av.rb_root:
         vma = avc.vma
         addr = vma_address(vma, pgoff)
@@ -94,7 +103,7 @@ def migrate_page(p: page) -> int:
         put_page(p)
         return -EAGAIN
     av = page_get_anon_vma(p)
-    if av is None and p.swapcache is None:
+    if av is None and p.swapcache is None and not era.folios:
         unlock_page(p)
         put_page(p)
         return -EAGAIN
@@ -107,30 +116,41 @@ def migrate_page(p: page) -> int:
         moved = move_to_new_page(new, p)
     if av is not None:
         remove_migration_ptes(p, new if moved else p)
+    if moved:
+        unlock_page(new)
+        if not era.folios:
+            p.mapping = NULL
+    if av is not None:
         put_anon_vma(av)
     no_migration_entry_is_left(p)
-    unlock_page(new)
     unlock_page(p)
     if moved:
         reached("a page was migrated")
-        put_page(p)
     else:
-        put_page(p)
+        unlock_page(new)
+    put_page(p)
     put_page(new)
     return 0 if moved else -EAGAIN
 
 
 @modelled("mm/migrate.c", versions="v3.10 .. v6.8", section="C.8", steps=1, omits="migrate_page_copy's other flags")
 def move_to_new_page(new: page, p: page) -> bool:
-    """Nobody maps the page: freeze it, copy it, and let the new one take its place in the swap cache."""
-    if not page_freeze(p, 1 if p.swapcache is None else 2):
+    """Nobody maps the page: the new one takes over its description, its place in the swap cache and its content.
+
+    Only a page that can be looked up, in the swap cache, has to be frozen for it.
+    """
+    if p.swapcache is None:
+        if atomic_read(p.refcount) != 1:
+            return False
+    elif not page_freeze(p, 2):
         return False
-    new.data = p.data
     new.mapping = p.mapping
     new.index = p.index
     new.lru = True
     new.dirty = p.dirty
-    replace_in_swap_cache(new, p)
+    if p.swapcache is not None:
+        replace_in_swap_cache(new, p)
+    new.data = p.data
     return True
 
 
@@ -139,8 +159,7 @@ def replace_in_swap_cache(new: page, p: page) -> None:
     """The frozen page is unfrozen with its caller's reference only; the cache's goes to the new one."""
     p.refcount.counter = 1
     slot = p.swapcache
-    if slot is not None:
-        slot.cache = new
-        new.swapcache = slot
-        new.refcount.counter += 1
-        p.swapcache = NULL
+    slot.cache = new
+    new.swapcache = slot
+    new.refcount.counter += 1
+    p.swapcache = NULL

@@ -31,6 +31,7 @@ from .mm_types import (
 )
 from .pgtable import (
     flush_tlb_page,
+    flush_tlb_pmd,
     linear_page_index,
     pmd_lockptr,
     pmd_offset,
@@ -54,7 +55,7 @@ from .slab import (
     rcu_read_lock,
     rcu_read_unlock,
 )
-from .swapfile import swap_duplicate
+from .swapfile import swap_duplicate, swap_free
 
 # -- locks and references ---------------------------------------------------------------------------------------------
 
@@ -305,8 +306,7 @@ def unlink_anon_vmas(vma: vm_area_struct) -> None:
     """Take a VMA out of the trees of its anon_vmas; put those whose tree got empty, after the lock is let go."""
     if len(vma.anon_vma_chain) == 0:
         return
-    av = vma.anon_vma
-    root = av.root
+    root = vma.anon_vma_chain[0].anon_vma.root
     down_write(root.rwsem)
     kept = 0
     while kept < len(vma.anon_vma_chain):
@@ -317,8 +317,8 @@ def unlink_anon_vmas(vma: vm_area_struct) -> None:
             kept += 1
         else:
             drop_avc(vma, avc)
-    if era.anon_vma_reuse:
-        av.num_active_vmas -= 1
+    if era.anon_vma_reuse and vma.anon_vma is not None:
+        vma.anon_vma.num_active_vmas -= 1
         vma.anon_vma = NULL
     up_write(root.rwsem)
     while len(vma.anon_vma_chain) != 0:
@@ -444,11 +444,12 @@ def page_referenced_one(p: page, vma: vm_area_struct, addr: int) -> tuple[bool, 
         pmdp = pmd_offset(vma.vm_mm, addr)
         spin_lock(pmd_lockptr(pmdp))
         pmd = pmdp.pmd
-        found = pmd.kind == PmdKind.HUGE and pmd.page is p
+        found = (pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING) and pmd.page is p
         if found:
             walk_visit()
             if pmd.young:
                 set_pmd(pmdp, pmd._replace(young=False))
+                flush_tlb_pmd(vma.vm_mm, addr)
         spin_unlock(pmd_lockptr(pmdp))
         return found, 1 if found and pmd.young else 0
     ptep = page_check_address(p, vma, addr, False)
@@ -458,7 +459,8 @@ def page_referenced_one(p: page, vma: vm_area_struct, addr: int) -> tuple[bool, 
     young = ptep.pte.young
     if young:
         set_pte(ptep, ptep.pte._replace(young=False))
-        flush_tlb_page(vma.vm_mm, addr)
+        if not era.aging_leaves_tlb:
+            flush_tlb_page(vma.vm_mm, addr)
     spin_unlock(pte_lockptr(ptep.table))
     return True, 1 if young else 0
 
@@ -497,40 +499,54 @@ def page_referenced_anon(p: page, try_lock: bool) -> int:
     versions="v3.10 .. v6.8",
     section="C.7",
     steps=9,
-    omits="mlock, hwpoison, the batched flush of v4.3 on (here the flush is immediate)",
+    omits="v3.10's last look at the accessed bit, hwpoison, the batched flush of v4.3 on (here the flush is immediate)",
     errs="missed bug",
 )
 def try_to_unmap_one(p: page, vma: vm_area_struct, addr: int, migration: bool) -> bool:
     """Replace one mapping by a swap or migration entry. False: could not, the walk ends."""
-    ptep = page_check_address(p, vma, addr, migration and era.folios)
+    ptep = page_check_address(p, vma, addr, False)
     if ptep is None:
         return True
     walk_visit()
+    if vma.vm_flags & vm.LOCKED and not migration:
+        spin_unlock(pte_lockptr(ptep.table))
+        return False
     pte = ptep_clear_flush(vma.vm_mm, addr, ptep)
+    if pte.dirty:
+        p.dirty = True
+    if not migration and not swap_duplicate(p.swapcache):
+        set_pte(ptep, pte)
+        spin_unlock(pte_lockptr(ptep.table))
+        return False
     exclusive = False
     if era.anon_exclusive and p.anon_exclusive:
         # The PTE is gone and flushed: a pin that is not there now can't come any more.
         if p.pincount > 0:
+            if not migration:
+                swap_free(p.swapcache)
             set_pte(ptep, pte)
             spin_unlock(pte_lockptr(ptep.table))
             return False
         p.anon_exclusive = False
         exclusive = True
-    if pte.dirty:
-        p.dirty = True
     if migration:
-        set_pte(ptep, pte_t(kind=PteKind.MIGRATION, page=p, write=pte.write, exclusive=exclusive))
+        set_pte(ptep, make_migration_entry(p, pte, exclusive))
     else:
-        slot = p.swapcache
-        if not swap_duplicate(slot):
-            set_pte(ptep, pte)
-            spin_unlock(pte_lockptr(ptep.table))
-            return False
-        set_pte(ptep, pte_t(kind=PteKind.SWAP, slot=slot, exclusive=exclusive))
+        set_pte(ptep, pte_t(kind=PteKind.SWAP, slot=p.swapcache, exclusive=exclusive))
     page_remove_rmap(p)
     put_page(p)
     spin_unlock(pte_lockptr(ptep.table))
     return True
+
+
+@modelled("include/linux/swapops.h", versions="v3.10 .. v6.8 (accessed and dirty since v6.1)", section="C.8", steps=1)
+def make_migration_entry(p: page, pte: pte_t, exclusive: bool) -> pte_t:
+    """What a fault finds in the place of a PTE until the page has moved."""
+    if era.migration_keeps_ad:
+        return pte_t(
+            kind=PteKind.MIGRATION, page=p, write=pte.write, exclusive=exclusive, young=pte.young, dirty=pte.dirty
+        )
+    return pte_t(kind=PteKind.MIGRATION, page=p, write=pte.write, exclusive=exclusive)
 
 
 @modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=4, omits="KSM pages (see ksm.py), file pages")

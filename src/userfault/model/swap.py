@@ -4,28 +4,72 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
+from .errno import EEXIST, ENOENT
 from .lang import NULL, atomic, wait_until
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
-from .machine import config
-from .mm_types import PteKind, page, page_table, pte_slot, pte_t, swap_slot, vm, vm_area_struct
+from .machine import config, machine
+from .mm_types import PteKind, anon_vma, page, page_table, pte_slot, pte_t, swap_slot, vm, vm_area_struct
 from .pgtable import pte_lockptr, set_pte
-from .rmap import PageAnon, anon_vma_prepare, page_add_anon_rmap, page_add_new_anon_rmap
+from .rmap import PageKsm, page_add_anon_rmap, page_add_new_anon_rmap, page_mapped
 from .slab import alloc_page, atomic_read, put_page
-from .swapfile import swap_free, swp_entry_swapcount
+from .swapfile import swap_entry_free, swap_free, swp_entry_swapcount
 
 
-@modelled("mm/swapfile.c", versions="v3.10 .. v6.8", section="C.4", omits="the swap_full heuristic")
+@modelled("mm/swapfile.c", versions="v3.10 .. v6.8", section="C.4", steps=6, omits="the swap_full heuristic, writeback")
 def free_swap_and_cache(slot: swap_slot) -> None:
-    """A swap PTE is zapped: the last one takes the cached page along, if it can be locked at once."""
-    if swap_free(slot) != 0:
-        return
-    p = lookup_swap_cache(slot)
+    """A swap PTE is zapped: the last one takes the cached page along, if it can be locked at once.
+
+    v3.10 looks the page up under the swap lock; since v4.20 (a449bf58e45a) the page may have another slot by then.
+    """
+    spin_lock(machine.swap_lock)
+    left = swap_entry_free(slot)
+    if era.folios:
+        spin_unlock(machine.swap_lock)
+    p: page | None = None
+    if left == 0 and slot.has_cache:
+        p = lookup_swap_cache(slot)
+        if p is not None and not trylock_page(p):
+            put_page(p)
+            p = None
+    if not era.folios:
+        spin_unlock(machine.swap_lock)
     if p is None:
         return
-    if trylock_page(p):
-        if p.swapcache is slot and slot.swap_map == 0 and atomic_read(p.mapcount) == 0:
-            delete_from_swap_cache(p)
+    if era.folios:
+        if not page_mapped(p):
+            try_to_free_swap(p)
+    elif p.swapcache is not None and not page_mapped(p):
+        delete_from_swap_cache(p)
+        p.dirty = True
+    unlock_page(p)
+    put_page(p)
+
+
+@modelled(
+    "mm/swapfile.c", versions="v3.10 .. v6.8 (since v5.19 folio_free_swap)", section="C.2", steps=3, omits="writeback"
+)
+def try_to_free_swap(p: page) -> bool:
+    """Take a locked page out of the swap cache if no swap PTE refers to its slot."""
+    if p.swapcache is None:
+        return False
+    if page_swapcount(p) != 0:
+        return False
+    delete_from_swap_cache(p)
+    p.dirty = True
+    return True
+
+
+@modelled("mm/swap_state.c", versions="v3.10 .. v6.8", section="C.4", steps=4)
+def free_swap_cache(p: page) -> None:
+    """Whoever drops one of the last references takes an unmapped page out of the swap cache, if it can be locked at once."""
+    if p.swapcache is not None and not page_mapped(p) and trylock_page(p):
+        try_to_free_swap(p)
         unlock_page(p)
+
+
+def free_page_and_swap_cache(p: page) -> None:
+    """What the mmu_gather does with a page when the TLBs are flushed."""
+    free_swap_cache(p)
     put_page(p)
 
 
@@ -78,10 +122,12 @@ def delete_from_swap_cache(p: page) -> None:
 @modelled("mm/swapfile.c", versions="v3.10 .. v6.7 (v6.8: part of wp_can_reuse_anon_folio)", section="C.2", steps=2)
 def reuse_swap_page(p: page) -> bool:
     """May the only mapper write this page? Drops the swap cache if that was the only other user. Page locked."""
+    if PageKsm(p):
+        return False
     count = atomic_read(p.mapcount)
     if count <= 1 and p.swapcache is not None:
         count += page_swapcount(p)
-        if count <= 1:
+        if count == 1:
             delete_from_swap_cache(p)
             p.dirty = True
     return count <= 1
@@ -90,7 +136,26 @@ def reuse_swap_page(p: page) -> bool:
 # -- swap-in ----------------------------------------------------------------------------------------------------------
 
 
-@modelled("mm/swap_state.c", versions="v3.10 .. v6.8", section="C.7", omits="read-ahead; the read itself is one step")
+@atomic
+def swapcache_prepare(p: page, slot: swap_slot) -> int:
+    """Claim the slot's place in the swap cache for a fresh page, and put it there, locked. 0, -EEXIST or -ENOENT."""
+    if slot.has_cache:
+        return -EEXIST
+    if slot.swap_map == 0:
+        return -ENOENT
+    trylock_page(p)
+    add_to_swap_cache(p, slot)
+    return 0
+
+
+@modelled(
+    "mm/swap_state.c",
+    function="read_swap_cache_async",
+    versions="v3.10 .. v6.8",
+    section="C.7",
+    steps=5,
+    omits="read-ahead; the read itself is one step; the claim of the place and the insertion are one",
+)
 def read_swap_cache(slot: swap_slot) -> page | None:
     """The slot's page: from the cache, or read into it. None: the slot was freed meanwhile."""
     while True:
@@ -98,32 +163,31 @@ def read_swap_cache(slot: swap_slot) -> page | None:
         if p is not None:
             return p
         fresh = alloc_page()
-        trylock_page(fresh)
-        if slot.swap_map == 0:
-            unlock_page(fresh)
-            put_page(fresh)
-            return None
-        if add_to_swap_cache(fresh, slot):
+        err = swapcache_prepare(fresh, slot)
+        if err == 0:
             fresh.data = slot.data
             unlock_page(fresh)
             return fresh
-        unlock_page(fresh)
         put_page(fresh)
+        if err == -ENOENT:
+            return None
+        # -EEXIST: another reader has the place. Its page is there at the next look.
 
 
 @modelled(
     "mm/ksm.c",
+    function="ksm_might_need_to_copy",
     versions="v3.10 .. v6.8",
     section="C.7",
-    steps=2,
-    omits="large folios, which are returned as they are",
+    steps=3,
+    omits="large folios, which are returned as they are; the copy (the caller's)",
 )
 def ksm_needs_copy(p: page, vma: vm_area_struct, addr_index: int) -> bool:
-    """ksm_might_need_to_copy's test: is the page described as lying elsewhere? Reads its anon_vma (S4's masking)."""
-    if not PageAnon(p):
-        return False
+    """Is the page described as lying elsewhere? Reads its anon_vma (S4's masking). A KSM page may lie anywhere."""
     mapping = p.mapping
-    return mapping.root is not vma.anon_vma.root or p.index != addr_index  # type: ignore[union-attr]
+    if not isinstance(mapping, anon_vma):
+        return False
+    return mapping.root is not vma.anon_vma.root or p.index != addr_index
 
 
 @modelled(
@@ -131,7 +195,8 @@ def ksm_needs_copy(p: page, vma: vm_area_struct, addr_index: int) -> bool:
     versions="v3.10 .. v6.8",
     section="C.7",
     steps=11,
-    omits="synchronous devices that bypass the cache, swap_full, mlock; freeing of the cache on a write that reuses",
+    omits="synchronous devices that bypass the cache, the swap_full heuristic, mlocked pages elsewhere; "
+    "a write that can't reuse the page faults again, where the kernel copies at once",
 )
 def do_swap_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot, orig: pte_t, write: bool) -> int:
     """A touch of a swap PTE; mmap_sem held for reading."""
@@ -139,7 +204,6 @@ def do_swap_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
     p = read_swap_cache(slot)
     if p is None:
         return 0
-    anon_vma_prepare(vma)
     lock_page(p)
     if p.swapcache is not slot:
         unlock_page(p)
@@ -151,6 +215,7 @@ def do_swap_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
     if copied:
         q = alloc_page()
         q.data = p.data
+        q.dirty = True
     spin_lock(pte_lockptr(table))
     if ptep.pte != orig:
         spin_unlock(pte_lockptr(table))
@@ -159,32 +224,31 @@ def do_swap_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
         if copied:
             put_page(q)
         return 0
-    exclusive = False
     if era.anon_exclusive:
-        exclusive = orig.exclusive or copied
+        # The entry is given back before the page is mapped: the count tells whether anybody else has the page.
         swap_free(slot)
-        if exclusive and not copied and slot.swap_map == 0:
-            delete_from_swap_cache(p)
-    elif write and not copied and reuse_swap_page(p):
-        exclusive = True
-    writable = ((write and exclusive) or copied) and (vma.vm_flags & vm.WRITE) != 0
+        if vma.vm_flags & vm.LOCKED or (write and not copied and not PageKsm(p) and atomic_read(p.refcount) == 2):
+            try_to_free_swap(q)
+        exclusive = not PageKsm(q) and (orig.exclusive or copied or atomic_read(q.refcount) == 1)
+    else:
+        exclusive = write and (copied or reuse_swap_page(p))
+    writable = write and exclusive and vma.vm_flags & vm.WRITE != 0
     pte = pte_t(kind=PteKind.PRESENT, page=q, write=writable, dirty=writable, young=True)
+    if not era.anon_exclusive:
+        set_pte(ptep, pte)
+    if copied:
+        page_add_new_anon_rmap(q, vma, addr)
+    else:
+        page_add_anon_rmap(q, vma, addr, exclusive)
     if era.anon_exclusive:
-        if copied:
-            page_add_new_anon_rmap(q, vma, addr)
-        else:
-            page_add_anon_rmap(q, vma, addr, exclusive)
         set_pte(ptep, pte)
     else:
-        set_pte(ptep, pte)
-        if copied:
-            page_add_new_anon_rmap(q, vma, addr)
-        else:
-            page_add_anon_rmap(q, vma, addr, exclusive)
         swap_free(slot)
+        if vma.vm_flags & vm.LOCKED:
+            try_to_free_swap(q)
     # Before the PTL is let go: a zap that follows may drop the last reference.
     unlock_page(p)
-    spin_unlock(pte_lockptr(table))
     if copied:
         put_page(p)
+    spin_unlock(pte_lockptr(table))
     return 0

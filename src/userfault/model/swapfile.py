@@ -38,11 +38,16 @@ def swap_duplicate(slot: swap_slot) -> bool:
 def swap_free(slot: swap_slot) -> int:
     """One swap PTE less; returns how many are left."""
     spin_lock(machine.swap_lock)
-    check(slot.swap_map > 0, "refcount", "a swap slot's count fell below zero")
-    slot.swap_map -= 1
-    left = slot.swap_map
+    left = swap_entry_free(slot)
     spin_unlock(machine.swap_lock)
     return left
+
+
+def swap_entry_free(slot: swap_slot) -> int:
+    """swap_free's work; the swap lock is held."""
+    check(slot.swap_map > 0, "refcount", "a swap slot's count fell below zero")
+    slot.swap_map -= 1
+    return slot.swap_map
 
 
 @modelled("mm/swapfile.c", versions="v3.10+seed (linux-mm posting of 3 Oct 2014, 11/17)", section="A.4", steps=2)

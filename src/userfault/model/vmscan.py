@@ -8,7 +8,7 @@ from .lang import atomic, raw, reached
 from .locks import trylock_page, unlock_page
 from .mm_types import page
 from .rmap import PageAnon, PageKsm, page_mapped, page_referenced_anon, try_to_unmap
-from .slab import free_page, get_page_unless_zero, put_page
+from .slab import atomic_read, free_page, get_page_unless_zero, put_page
 from .swap import add_to_swap_cache, clear_swap_cache
 from .swapfile import get_swap_page
 
@@ -48,6 +48,13 @@ def page_freeze(p: page, expected: int) -> bool:
 
 @atomic
 @raw
+def page_unfreeze(p: page, count: int) -> None:
+    """The references are what they were."""
+    p.refcount.counter = count
+
+
+@atomic
+@raw
 def write_to_swap(p: page) -> None:
     """Writeback, in one step: the device holds what the page holds."""
     p.swapcache.data = p.data
@@ -73,6 +80,10 @@ def shrink_page(p: page) -> int:
         unlock_page(p)
         put_page(p)
         return 0
+    if era.anon_exclusive and p.pincount > 0:
+        unlock_page(p)
+        put_page(p)
+        return 0
     if p.swapcache is None:
         slot = get_swap_page()
         add_to_swap_cache(p, slot)
@@ -82,8 +93,18 @@ def shrink_page(p: page) -> int:
         put_page(p)
         return 0
     if p.dirty:
+        # Somebody else's reference may be a device that still writes.
+        if atomic_read(p.refcount) != 2:
+            unlock_page(p)
+            put_page(p)
+            return 0
         write_to_swap(p)
-    if p.swapcache is None or not page_freeze(p, 2) or p.dirty:
+    if p.swapcache is None or not page_freeze(p, 2):
+        unlock_page(p)
+        put_page(p)
+        return 0
+    if p.dirty:
+        page_unfreeze(p, 2)
         unlock_page(p)
         put_page(p)
         return 0
