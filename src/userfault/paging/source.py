@@ -218,7 +218,7 @@ class Source(ABC):
     def read_exactly(self, offset_bytes: int, view: memoryview) -> None:
         """Fill the whole of `view` with the bytes from `offset_bytes` on. All of it lies inside the data and it is not empty.
 
-        Any exception is reported to whoever waits for the page.
+        `view` is valid during the call only. Any exception is reported to whoever waits for the page.
         """
 
     def acquire(self) -> None:  # noqa: B027 (most need it, some don't)
@@ -260,8 +260,11 @@ class Source(ABC):
         """
         count = self._clip("read", offset_bytes, len(view))
         if count:
+            part = view[:count]
             try:
-                self.read_exactly(offset_bytes, view[:count])
+                self.read_exactly(offset_bytes, part)
+                # The buffer is used again: who kept a view of it would write into other pages.
+                part.release()
             except Exception as error:
                 raise SourceError.of("read", self, offset_bytes, count, error) from error
         return count
@@ -283,6 +286,11 @@ class Source(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __getstate__(self) -> object:
+        if self._state == "open":
+            raise TypeError(f"{self!r} is open: it can be sent to another process only before that")
+        return super().__getstate__()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"

@@ -5,9 +5,9 @@ Requests carry an `id` that the answer repeats; answers come in any order. The s
 
 | kind       | asked by | fields                                                           | payload             |
 | ---------- | -------- | ---------------------------------------------------------------- | ------------------- |
-| START      | owner    | address=MAGIC, flags=version                                     | the job, pickled    |
-| READY      | worker   | address=MAGIC, flags=version, offset=size, status=1 for a store  |                     |
-| FILL       | owner    | offset, address, length to fill, flags=WRITE_PROTECT, DONT_WAKE  |                     |
+| START      | owner    | address=MAGIC, id=version, flags=STAND_BY                        | the job, pickled    |
+| READY      | worker   | address=MAGIC, id=version, offset=size, status=1 for a store     |                     |
+| FILL       | owner    | offset, address, length to fill, flags=WRITE_PROTECT, ...        |                     |
 | READ       | owner    | offset, length                                                   |                     |
 | WRITE_BACK | owner    | offset, length, address=CRC-32 of the payload                    | what to store       |
 | FLUSH      | owner    |                                                                  |                     |
@@ -40,6 +40,10 @@ WRITE_PROTECT = 1
 """FILL with UFFDIO_COPY_MODE_WP: the page arrives clean for dirty tracking."""
 DONT_WAKE = 2
 """FILL with UFFDIO_COPY_MODE_DONTWAKE: the owner wakes the waiters itself."""
+BACKGROUND = 4
+"""FILL or READ that nobody waits for yet (a prefetch): it gives way to those without."""
+STAND_BY = 1
+"""START: open the source only when the first request comes; READY comes then, before that request's answer."""
 
 
 class Kind(enum.IntEnum):
@@ -102,6 +106,14 @@ def send(sock: socket.socket, message: Message, payload: bytes | bytearray | mem
     sock.sendall(message.pack() + payload if len(payload) <= 4096 else message.pack())
     if len(payload) > 4096:
         sock.sendall(payload)
+
+
+def block(sock: socket.socket, send_timeout_s: float) -> None:
+    """Make `sock` blocking, with a limit on how long the other end may leave what is sent unread: then sends raise OSError."""
+    sock.settimeout(None)
+    sock.setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(send_timeout_s), int(send_timeout_s % 1 * 1e6))
+    )
 
 
 def receive(sock: socket.socket, deadline_s: float | None = None) -> Message | None:

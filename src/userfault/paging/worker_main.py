@@ -1,0 +1,94 @@
+"""What runs in a worker process: receive a source, open it, serve it until the owner is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from dataclasses import replace
+
+from . import pickling, wire
+from .retry import RetryPolicy
+from .server import Fill, Server, send_error
+from .source import Source, SourceError, Store, is_transient
+from .wire import Kind, Message
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long a source may take to close once the owner is gone."""
+
+
+def main(fd: int) -> None:
+    """Serve the owner at the other end of the socket `fd`, and exit: 0 where all went well."""
+    # Ctrl-C reaches the owner as well, which decides what becomes of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = 1
+    try:
+        with socket.socket(fileno=fd) as sock:
+            code = _serve(sock)
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Threads that are stuck in a source must not keep the process.
+        os._exit(code)
+
+
+def _serve(sock: socket.socket) -> int:
+    start, uffd = _receive_start(sock)
+    job = wire.receive_payload(sock, start)
+    first = None
+    if start.flags & wire.STAND_BY:
+        first = wire.receive(sock)
+        if first is None:
+            return 0
+    try:
+        fill = _filler(uffd)
+        source, policy = _open(job)
+    except SourceError as error:
+        # Either answers the request that woke a stand-by, or START itself.
+        number = first.id if first else 0
+        send_error(lambda message, record: wire.send(sock, replace(message, id=number), record), error)
+        return 0
+    is_store = isinstance(source, Store)
+    ready = Message(Kind.READY, wire.VERSION, source.size_bytes, wire.MAGIC, status=int(is_store))
+    wire.send(sock, ready)
+    try:
+        Server(sock, source, policy, fill).run(first)
+    finally:
+        timer = threading.Timer(CLOSE_TIMEOUT_S, os._exit, [1])
+        timer.daemon = True
+        timer.start()
+        source.close()
+    return 0
+
+
+def _receive_start(sock: socket.socket) -> tuple[Message, int | None]:
+    data, fds, _flags, _address = socket.recv_fds(sock, wire.HEADER.size, 1)
+    rest = bytearray(wire.HEADER.size - len(data))
+    wire.receive_into(sock, memoryview(rest))
+    message = Message.unpack(data + rest)
+    if (message.kind, message.id, message.address) != (Kind.START, wire.VERSION, wire.MAGIC):
+        raise wire.WireError(
+            f"{message.kind.name} of version {message.id} where START of version {wire.VERSION} was due"
+        )
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return message, fds[0] if fds else None
+
+
+def _open(job: bytearray) -> tuple[Source, RetryPolicy]:
+    source, policy = pickling.loads(job)
+    policy.call(source.open, is_transient)
+    return source, policy
+
+
+def _filler(uffd: int | None) -> Fill | None:
+    if uffd is None:
+        return None
+    from .filler import Filler
+
+    return Filler(uffd).fill
