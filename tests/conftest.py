@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
+from typing import NoReturn
 
 import pytest
 
@@ -22,3 +24,15 @@ def compiled() -> Compiled:
         return compile_test(load(name), era)
 
     return once
+
+
+@pytest.fixture(scope="session")
+def cannot_run() -> Callable[[str, str], NoReturn]:
+    """Called with (reason, remedy) by a test that this machine can't run: skips it, or fails it where USERFAULT_KERNEL=1 asks for it."""
+
+    def give_up(reason: str, remedy: str) -> NoReturn:
+        if os.environ.get("USERFAULT_KERNEL") == "1":
+            pytest.fail(f"{reason}: {remedy} (USERFAULT_KERNEL=1 asks for this test)")
+        pytest.skip(f"{reason}: {remedy}")
+
+    return give_up

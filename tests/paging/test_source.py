@@ -139,6 +139,16 @@ def test_what_is_no_record_is_refused(record: bytes) -> None:
         SourceError.from_record(record)
 
 
+def test_notes_are_part_of_the_cause() -> None:
+    error = OSError("two\nlines")
+    error.add_note("tried 3 times")
+    typed = SourceError.of("read", "s", 0, 1, error)
+    assert typed.cause == "OSError: two lines (tried 3 times)"
+    typed.add_note("and once more")
+    assert SourceError.of("read", "s", 0, 1, typed).cause == "OSError: two lines (tried 3 times) (and once more)"
+    assert SourceError.of("read", "s", 0, 1, typed).cause.count("once more") == 1
+
+
 def test_passwords_are_blotted_out() -> None:
     assert redacted("redis://me:secret@host:1/0 and http://a:b@c") == "redis://me:***@host:1/0 and http://a:***@c"
     assert redacted("s3://bucket/a:b@c") == "s3://bucket/a:b@c"

@@ -112,6 +112,8 @@ class SourceError(Exception):
     ) -> SourceError:
         """`error` as it happened in `operation` on `source`, with its traceback as text."""
         if isinstance(error, SourceError):
+            error.cause += _notes(error)
+            error.__notes__ = []
             return error
         name = source if isinstance(source, str) else source.name
         transient = is_transient(error) if isinstance(source, str) else source.is_transient(error)
@@ -123,12 +125,16 @@ class SourceError(Exception):
             name,
             offset_bytes,
             length_bytes,
-            redacted("".join(traceback.format_exception_only(error)).strip()),
+            redacted(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":") + _notes(error)),
             remedy=remedy_for(error),
             details=redacted("".join(traceback.format_exception(error))),
             errno=number,
             transient=transient,
         )
+
+
+def _notes(error: BaseException) -> str:
+    return "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
 
 
 _WITH_RANGE = ("read", "write")

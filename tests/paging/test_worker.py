@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from userfault.paging import wire
+from userfault.paging.callables import CallableSource
+from userfault.paging.client import Connection
+from userfault.paging.retry import RetryPolicy
+from userfault.paging.source import Source, SourceError, Store
+from userfault.paging.wire import Kind, Message, WireError
+from userfault.paging.worker import Worker
+
+HARNESS = Path(__file__).with_name("harness.py")
+TIMEOUT_S = 20.0
+DEADLINE_S = 30.0
+
+
+@contextmanager
+def asking(worker: Worker) -> Iterator[Connection]:
+    connection = Connection(socket.socket(fileno=os.dup(worker.fileno())), TIMEOUT_S)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def read(connection: Connection, offset: int, length: int) -> bytes:
+    buffer = bytearray(length)
+    connection.read(offset, memoryview(buffer), TIMEOUT_S)
+    return bytes(buffer)
+
+
+# Through real faults, in processes with a deadline.
+
+
+@pytest.fixture
+def harness(cannot_run: Callable[[str, str], NoReturn], tmp_path: Path) -> Callable[[str], Any]:
+    spec = importlib.util.spec_from_file_location("harness", HARNESS)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        os.close(module.open_userfaultfd())
+    except OSError as error:
+        cannot_run(
+            f"userfaultfd is not to be had ({error})", "run as root, or with sysctl vm.unprivileged_userfaultfd=1"
+        )
+
+    def run(scenario: str) -> Any:
+        done = subprocess.run(
+            ["timeout", "-s", "KILL", str(DEADLINE_S), sys.executable, str(HARNESS), scenario],
+            env={**os.environ, "HARNESS_FLAG": str(tmp_path / "flag")},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_a_worker_fills_pages_of_another_process(harness: Callable[[str], Any]) -> None:
+    assert harness("everything") == {"bytes": True, "whole": True, "kernel": True}
+
+
+def test_an_exception_reaches_the_handler_with_its_traceback(harness: Callable[[str], Any]) -> None:
+    result = harness("an_error")
+    assert result["seen"] == [1, 1, 0, 1]
+    assert (
+        "read 65536 bytes at offset 131072 of an_error.<locals>.picky failed: KeyError: 'no such chunk'"
+        in result["error"]
+    )
+    assert 'raise KeyError("no such chunk")' in result["error"]
+
+
+def test_a_successor_takes_over_from_a_killed_worker(harness: Callable[[str], Any]) -> None:
+    result = harness("a_kill")
+    assert (result["seen"], result["told"]) == (2, {"dead": True})
+    assert "was killed by signal 9" in result["how"]
+    assert "runs" in result["successor"]
+
+
+def test_a_transient_error_is_retried_and_never_seen(harness: Callable[[str], Any]) -> None:
+    assert harness("a_retry") == {"seen": 3, "attempts_here": 0}
+
+
+# Without faults.
+
+
+def test_a_closure_sees_what_it_closed_over() -> None:
+    table = {0: b"zero", 4: b"four"}
+    with Worker(CallableSource(lambda offset, length: table[offset], 8)) as worker:
+        worker.wait_ready()
+        assert (worker.size_bytes, worker.is_store) == (8, False)
+        with asking(worker) as connection:
+            assert read(connection, 4, 4) == b"four"
+
+
+def test_a_read_beyond_the_end_is_filled_with_zeros() -> None:
+    with Worker(CallableSource(lambda offset, length: b"x" * length, 10)) as worker:
+        worker.wait_ready()
+        with asking(worker) as connection:
+            assert read(connection, 8, 8) == b"xx" + bytes(6)
+            assert read(connection, 4096, 8) == bytes(8)
+
+
+def test_a_source_that_hangs_is_reported_with_its_stack_and_others_go_on() -> None:
+    def fill(offset: int, view: memoryview) -> None:
+        if offset == 0:
+            time.sleep(1000)
+        view[:] = b"x" * len(view)
+
+    with Worker(CallableSource(fill, 100), policy=RetryPolicy(deadline_s=0.2)) as worker:
+        worker.wait_ready()
+        with asking(worker) as connection:
+            with pytest.raises(SourceError, match=r"did not return within 0\.2 s; allow more time.*\n") as caught:
+                read(connection, 0, 10)
+            assert "time.sleep(1000)" in caught.value.details
+            assert read(connection, 10, 1) == b"x"
+
+
+def test_a_source_that_is_not_to_be_pickled_is_refused_at_once() -> None:
+    lock = threading.Lock()
+    with pytest.raises(SourceError, match=r"cannot pickle.*open files, locks and connections in acquire\(\)"):
+        Worker(CallableSource(lambda offset, length: lock, 10))
+
+
+def test_an_open_source_does_not_travel() -> None:
+    with CallableSource(lambda offset, length: b"", 10) as source, pytest.raises(SourceError, match="before that"):
+        Worker(source)
+
+
+def test_what_fails_in_acquire_is_raised_by_wait_ready() -> None:
+    class Refusing(Source):
+        name = "refusing"
+
+        def acquire(self) -> None:
+            raise PermissionError(13, "no entry", "/secret")
+
+        def read_exactly(self, offset_bytes: int, view: memoryview) -> None:
+            raise AssertionError
+
+    for stand_by in (False, True):
+        with Worker(Refusing(), stand_by=stand_by) as worker:
+            if stand_by:
+                with asking(worker) as connection, pytest.raises(SourceError, match="open refusing failed"):
+                    read(connection, 0, 1)
+                continue
+            with pytest.raises(
+                SourceError, match=r"open refusing failed: PermissionError: .*'/secret'; check who may read"
+            ):
+                worker.wait_ready()
+
+
+def test_a_module_that_the_worker_cannot_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere.py").write_text("def fill(offset, view): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import elsewhere  # type: ignore[import-not-found]
+
+    source = CallableSource(elsewhere.fill, 10)
+    with Worker(source) as worker:
+        worker.wait_ready()
+    monkeypatch.undo()
+    with (
+        Worker(source) as worker,
+        pytest.raises(SourceError, match=r"No module named 'elsewhere'.*must be able to import"),
+    ):
+        worker.wait_ready()
+
+
+def test_a_worker_that_dies_while_it_opens_is_reported() -> None:
+    class Deadly(Source):
+        name = "deadly"
+
+        def acquire(self) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def read_exactly(self, offset_bytes: int, view: memoryview) -> None:
+            raise AssertionError
+
+    worker = Worker(Deadly())
+    with pytest.raises(SourceError, match=r"open deadly failed: the worker \(pid \d+\) was killed by signal 9"):
+        worker.wait_ready()
+    worker.kill()
+
+
+def test_a_killed_worker_is_noticed_by_whoever_waits() -> None:
+    worker = Worker(CallableSource(lambda offset, length: os.kill(os.getpid(), signal.SIGKILL), 10))
+    worker.wait_ready()
+    with asking(worker) as connection, pytest.raises((WireError, ConnectionResetError)):
+        read(connection, 0, 1)
+    assert "signal 9" in worker.how_it_ended()
+    worker.kill()
+
+
+def test_a_worker_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
+    owner = (
+        "from userfault.paging.worker import Worker\n"
+        "from userfault.paging.callables import CallableSource\n"
+        "import os\n"
+        "worker = Worker(CallableSource(lambda offset, length: b'', 10))\n"
+        "worker.wait_ready()\n"
+        "print(worker.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", owner], stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_S)
+    pid = int(done.stdout)
+    end_s = time.monotonic() + TIMEOUT_S
+    while os.path.exists(f"/proc/{pid}/stat") and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < end_s
+        time.sleep(0.005)
+
+
+def test_writes_that_were_sent_are_finished_after_the_owner_has_closed(tmp_path: Path) -> None:
+    class Slow(Store):
+        name, size_bytes = "slow", 100
+
+        def read_exactly(self, offset_bytes: int, view: memoryview) -> None:
+            raise AssertionError
+
+        def write_exactly(self, offset_bytes: int, view: memoryview) -> None:
+            time.sleep(0.05)
+            (tmp_path / str(offset_bytes)).write_bytes(view)
+
+        def release(self) -> None:
+            (tmp_path / "released").touch()
+
+    with Worker(Slow()) as worker:
+        worker.wait_ready()
+        assert worker.is_store
+        for offset in range(4):
+            message = Message(Kind.WRITE_BACK, offset + 1, offset, wire.checksum(b"x"), 1)
+            wire.send(worker.socket, message, b"x")
+    assert sorted(os.listdir(tmp_path)) == ["0", "1", "2", "3", "released"]
+
+
+def test_a_source_that_is_written_is_no_store() -> None:
+    with Worker(CallableSource(lambda offset, length: b"", 10)) as worker:
+        worker.wait_ready()
+        with asking(worker) as connection, pytest.raises(SourceError, match="not a store") as caught:
+            connection.write_back(0, memoryview(b"x"), TIMEOUT_S)
+        assert caught.value.operation == "write"
