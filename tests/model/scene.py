@@ -17,7 +17,7 @@ from userfault.model.userfaultfd import uffdio_move
 
 PAGES = 12
 every_era = pytest.mark.parametrize("era", list(eras.ERAS))
-movers = pytest.mark.parametrize("era", ["v3.10+seed", "v6.8"])
+movers = pytest.mark.parametrize("era", ["v3.10+seed", "v6.8", "v6.18"])
 CONTENT = b"what was written".ljust(4096, b"\0")
 
 

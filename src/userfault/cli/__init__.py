@@ -10,6 +10,7 @@ VERBS = {
     "check": "Explore every interleaving of litmus tests and say what holds.",
     "replay": "Show exactly the trace that a replay string stands for.",
     "model": "List the modelled kernel functions: source, versions, steps, omissions.",
+    "conform": "Do random sequences on the model and on the running kernel, and compare.",
     "litmus": "List the library of litmus tests, or show one.",
 }
 

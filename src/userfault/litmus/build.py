@@ -125,7 +125,7 @@ class Builder:
         return self.pages[name]
 
     def flags(self, each: Vma) -> int:
-        flags = 0 if "readonly" in each.flags else int(vm.WRITE)
+        flags = int(vm.READ) if "readonly" in each.flags else int(vm.WRITE)
         for name, flag in FLAGS.items():
             if name in each.flags:
                 flags |= int(flag)

@@ -57,7 +57,7 @@ def _move(mm: mm_struct, args: list[Any]) -> tuple[Callable[..., Any], tuple[Any
     return fremap.remap_anon_pages, (mm, dst, src, length, holes * fremap.RAP_ALLOW_SRC_HOLES)
 
 
-MOVES = ("v3.10+seed", "v6.8")
+MOVES = ("v3.10+seed", "v6.8", "v6.18")
 
 OPERATIONS: dict[str, OperationKind] = {
     "load": OperationKind(("addr",), "read a page", lambda mm, a: (user.load, (mm, a[0])), FAULT),
@@ -75,7 +75,7 @@ OPERATIONS: dict[str, OperationKind] = {
         "UFFDIO_COPY of one page",
         lambda mm, a: (userfaultfd.uffdio_copy, (mm, a[0], a[1])),
         FAULT,
-        eras=("v6.8",),
+        eras=("v6.8", "v6.18"),
     ),
     "munmap": OperationKind(
         ("addr", "int"), "unmap whole VMAs: START LENGTH", lambda mm, a: (mmap.sys_munmap, (mm, a[0], a[1]))
@@ -120,7 +120,7 @@ OPERATIONS: dict[str, OperationKind] = {
         "page_idle's unlocked look, which sleeps for the lock",
         lambda mm, a: (vmscan.page_idle_clear_pte_refs, (a[0],)),
         needs_mm=False,
-        eras=("v6.8",),
+        eras=("v6.8", "v6.18"),
     ),
     "reclaim": OperationKind(
         ("page",), "swap a page out", lambda mm, a: (vmscan.shrink_page, (a[0],)), Need(swap_slots=1), needs_mm=False

@@ -38,6 +38,19 @@ class Era:
     """munmap holds mmap_sem for reading only once the VMAs are detached (since v4.20)."""
     split_pmd_locks: bool = False
     """PMD locks of their own instead of mm->page_table_lock (since v3.13)."""
+    per_vma_locks: bool = False
+    """Faults (v6.4) and UFFDIO_* (v6.9) hold the lock of their VMA instead of mmap_lock."""
+    move_zero_page: bool = False
+    """UFFDIO_MOVE moves the zero page, which v6.8 calls busy."""
+    move_swap_cache: bool = False
+    """UFFDIO_MOVE of a swap entry takes the page in the swap cache along (since v6.14, c50f8e6053b0)."""
+    move_batches: bool = False
+    """UFFDIO_MOVE moves runs of pages under one pair of page-table locks, and tries a folio's lock before it takes a
+    reference (v6.18)."""
+    move_keeps_clean: bool = False
+    """A moved entry is dirty only if it was (v6.8 makes it dirty)."""
+    huge_move_clears_first: bool = False
+    """A huge page's mapping and index change only once its PMD is cleared and no pin was found (since v6.8.8)."""
 
 
 V3_10 = Era()
@@ -61,7 +74,17 @@ V6_8 = Era(
     munmap_downgrades=True,
     split_pmd_locks=True,
 )
-ERAS = {each.name: each for each in (V3_10, V3_10_SEED, V6_8)}
+V6_18 = replace(
+    V6_8,
+    name="v6.18",
+    per_vma_locks=True,
+    move_zero_page=True,
+    move_swap_cache=True,
+    move_batches=True,
+    move_keeps_clean=True,
+    huge_move_clears_first=True,
+)
+ERAS = {each.name: each for each in (V3_10, V3_10_SEED, V6_8, V6_18)}
 
 era = Era()
 

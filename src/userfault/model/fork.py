@@ -9,43 +9,20 @@ from .lang import NULL, atomic, reached
 from .locks import down_write, down_write_nested, spin_lock, spin_lock_nested, spin_unlock, up_write
 from .machine import config
 from .memory import pte_alloc
-from .mm_types import PmdKind, PteKind, anon_vma, mm_struct, page, page_table, pte_slot, pte_t, vm, vm_area_struct
-from .mmap import vm_area_alloc
+from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pte_slot, pte_t, vm, vm_area_struct
 from .pgtable import flush_tlb_mm, pmd_lockptr, pmd_offset, pte_lockptr, pte_offset, set_pmd, set_pte
 from .rmap import (
     anon_vma_alloc,
     anon_vma_chain_link,
+    anon_vma_clone,
     anon_vma_lock_write,
     anon_vma_unlock_write,
     get_anon_vma,
     page_add_new_anon_rmap,
     page_mapcount_inc,
 )
-from .slab import alloc_page, anon_vma_chain_alloc, get_page, put_page
+from .slab import alloc_page, anon_vma_chain_alloc, get_page, put_page, vm_area_alloc
 from .swapfile import swap_duplicate
-
-
-@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.3", steps=2, omits="allocation failure on the way")
-def anon_vma_clone(dst: vm_area_struct, src: vm_area_struct) -> None:
-    """Link the child's VMA into every tree that the parent's is in, the oldest first."""
-    root: anon_vma | None = None
-    count = len(src.anon_vma_chain)
-    while count > 0:
-        count -= 1
-        parent_avc = src.anon_vma_chain[count]
-        avc = anon_vma_chain_alloc()
-        av = parent_avc.anon_vma
-        if root is None:
-            # All of a VMA's anon_vmas share a root: it is locked once, with the first.
-            root = av.root
-            down_write(root.rwsem)
-        anon_vma_chain_link(dst, avc, av)
-        if era.anon_vma_reuse and dst.anon_vma is None and av.num_children < 2 and av.num_active_vmas == 0:
-            dst.anon_vma = av
-    if era.anon_vma_reuse and dst.anon_vma is not None:
-        dst.anon_vma.num_active_vmas += 1
-    if root is not None:
-        up_write(root.rwsem)
 
 
 @modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.3", steps=4, omits="allocation failure on the way")

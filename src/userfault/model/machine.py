@@ -55,12 +55,18 @@ machine = Machine()
 class Config:
     """Compile-time constants of the kernel, folded by the checker.
 
-    Checked configurations are small: a page is one address, two pages are a huge page.
+    Checked configurations are small: a page is one address, two pages are a huge page, and the VMAs are what they are: an
+    operation on part of one is refused unless SPLIT_VMAS. Addresses are relative, so user addresses end at TASK_SIZE and begin
+    at MMAP_MIN_ADDR, which may be negative; at WRAP_AT they wrap.
     """
 
     PAGE_SHIFT = 0
     HPAGE_PMD_ORDER = 1
     CONFIG_KSM = False
+    SPLIT_VMAS = False
+    TASK_SIZE = 1 << 30
+    MMAP_MIN_ADDR = 0
+    WRAP_AT = 1 << 30
 
 
 config = Config()
@@ -79,11 +85,17 @@ def boot(
     page_shift: int = 0,
     huge_order: int = 1,
     ksm: bool = False,
+    split_vmas: bool = False,
+    addresses: tuple[int, int, int] = (0, 1 << 30, 1 << 30),
 ) -> Machine:
     """Start the machine afresh with these pools (counts of free objects).
 
     page_shift: log2 of the page size in bytes (0: addresses count pages). huge_order: log2 of the pages of a huge page.
+    split_vmas: an operation on part of a VMA splits it, and equal neighbours are merged. addresses: the lowest for users, the
+    first that is none, and where they wrap.
     """
+    config.SPLIT_VMAS = split_vmas
+    config.MMAP_MIN_ADDR, config.TASK_SIZE, config.WRAP_AT = addresses
     config.PAGE_SHIFT, config.HPAGE_PMD_ORDER, config.CONFIG_KSM = page_shift, huge_order, ksm
     fresh = Machine(cpus=[cpu() for _ in range(cpus)], swap_lock=spinlock_t(lock_class=LockClass.SWAP))
     machine.__dict__.update(fresh.__dict__)

@@ -21,9 +21,11 @@ def madvise_dontneed(mm: mm_struct, addr: int, length: int) -> int:
     mapped is done).
     """
     mask = (1 << config.PAGE_SHIFT) - 1
-    if addr & mask or length < 0:
+    if addr & mask or length < 0 or length > config.WRAP_AT - addr:
         return -EINVAL
     end = addr + ((length + mask) & ~mask)
+    if end >= config.WRAP_AT:
+        return -EINVAL
     down_read(mm.mmap_sem)
     at = addr
     hole = False

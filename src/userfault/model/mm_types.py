@@ -123,6 +123,15 @@ class vm(enum.IntFlag):
     NONLINEAR = 32
     MERGEABLE = 64
     HUGEPAGE = 128
+    READ = 256
+    EXEC = 512
+    UFFD_WP = 1024
+    WIPEONFORK = 2048
+    NOHUGEPAGE = 4096
+    LOCKONFAULT = 8192
+    MAYBE_GUARD = 16384
+    DONTDUMP = 32768
+    ACCOUNT = 65536
 
 
 @struct
@@ -133,12 +142,22 @@ class vm_area_struct:
     vm_start: Annotated[int, Range(0, 31)] = 0  # mmap_sem
     vm_end: Annotated[int, Range(0, 31)] = 0  # mmap_sem
     vm_pgoff: Index = 0  # mmap_sem
-    vm_flags: Annotated[int, Range(0, 255)] = 0  # mmap_sem
+    vm_flags: Annotated[int, Range(0, 131071)] = 0  # mmap_sem
+    ctx: userfaultfd_ctx = NULL  # mmap_sem: vm_userfaultfd_ctx
     anon_vma: anon_vma_p = NULL  # NULL -> x once: mmap_sem R + page_table_lock + rwsem W
     anon_vma_chain: list[anon_vma_chain_p] = field(default_factory=list)  # mmap_sem + root->rwsem; newest first
     vm_file: address_space = NULL  # const
     detached: Annotated[int, CpuId(owned=True)] = 0  # whose munmap has taken it out of its mm
     allocated: bool = False  # slab
+
+
+@struct
+class userfaultfd_ctx:
+    """fs/userfaultfd.c: an open userfaultfd."""
+
+    mm: mm_struct = NULL  # const: the address space that it was opened in
+    wp_unpopulated: bool = False  # const: UFFD_FEATURE_WP_UNPOPULATED
+    wp_async: bool = False  # const: UFFD_FEATURE_WP_ASYNC
 
 
 @struct
@@ -179,10 +198,13 @@ class PteKind(enum.IntEnum):
     MIGRATION = 3
     FILE = 4
     HWPOISON = 5
+    WP_MARKER = 6
+    POISON_MARKER = 7
+    GUARD_MARKER = 8
 
 
 class pte_t(NamedTuple):
-    """A page-table entry. `special`: the zero page. A migration entry names the page in `page`."""
+    """A page-table entry. `special`: the zero page. A migration entry names the page in `page`. `exclusive`: of a swap entry."""
 
     kind: PteKind = PteKind.NONE
     page: page_p = NULL
@@ -192,6 +214,7 @@ class pte_t(NamedTuple):
     young: bool = False
     special: bool = False
     exclusive: bool = False
+    uffd_wp: bool = False
 
 
 class PmdKind(enum.IntEnum):

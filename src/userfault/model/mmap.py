@@ -4,42 +4,16 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
-from .errno import EINVAL
-from .lang import NULL, atomic, check, exhausted, ghost, raw, smp_processor_id
+from .errno import EINVAL, ENOMEM
+from .lang import atomic, ghost, raw, smp_processor_id
 from .locks import down_read, down_write, downgrade_write, up_read, up_write
 from .machine import config, machine
 from .memory import free_pgd_range, zap_page_range
-from .mm_types import mm_struct, vm_area_struct
+from .mm_types import mm_struct, vm, vm_area_struct
 from .pgtable import flush_tlb_mm
 from .rmap import unlink_anon_vmas
-
-
-@atomic
-@raw
-def vm_area_alloc() -> vm_area_struct:
-    """A free vm_area_struct, its fields empty."""
-    for each in machine.vmas:
-        if not each.allocated:
-            each.allocated = True
-            each.anon_vma = NULL
-            return each
-    exhausted("vm_area_struct")
-    return vm_area_new()
-
-
-def vm_area_new() -> vm_area_struct:
-    made = vm_area_struct(allocated=True)
-    machine.vmas.append(made)
-    return made
-
-
-@atomic
-@raw
-def vm_area_free(vma: vm_area_struct) -> None:
-    check(vma.allocated, "use_after_free", "a vm_area_struct was freed twice")
-    check(len(vma.anon_vma_chain) == 0, "bad_free", "a vm_area_struct was freed while linked to an anon_vma")
-    vma.detached = 0
-    vma.allocated = False
+from .slab import vm_area_alloc, vm_area_free
+from .vma import mmap_region, split_vma
 
 
 def find_vma(mm: mm_struct, addr: int) -> vm_area_struct | None:
@@ -69,19 +43,23 @@ def do_mmap(mm: mm_struct, start: int, length: int, flags: int, pgoff: int) -> v
     versions="v3.10 .. v6.8",
     section="C.4",
     steps=7,
-    omits="splitting of VMAs (whole VMAs only), accounting; page tables of distant VMAs are freed after all are unlinked",
+    omits="accounting; page tables of distant VMAs are freed after all are unlinked; checked programs unmap whole VMAs",
     errs="missed bug",
 )
 def sys_munmap(mm: mm_struct, addr: int, length: int) -> int:
     """Unmap every VMA that lies in [addr, addr + length) (bytes): zap, unlink from rmap, free tables, free the VMAs.
 
-    Returns 0, or -EINVAL: not aligned, empty, or a VMA lies there only in part.
+    Returns 0, or -EINVAL: not aligned, empty, beyond the end of user addresses, or (unless config.SPLIT_VMAS) a VMA lies there
+    only in part.
     """
     mask = (1 << config.PAGE_SHIFT) - 1
-    if addr & mask or length <= 0:
+    if addr & mask or length <= 0 or addr > config.TASK_SIZE or length > config.TASK_SIZE - addr:
         return -EINVAL
     end = addr + ((length + mask) & ~mask)
     down_write(mm.mmap_sem)
+    if config.SPLIT_VMAS:
+        split_at(mm, addr)
+        split_at(mm, end)
     for vma in mm.mmap:
         if vma.vm_end > addr and vma.vm_start < end and (vma.vm_start < addr or vma.vm_end > end):
             up_write(mm.mmap_sem)
@@ -108,6 +86,38 @@ def sys_munmap(mm: mm_struct, addr: int, length: int) -> int:
         up_read(mm.mmap_sem)
     else:
         up_write(mm.mmap_sem)
+    return 0
+
+
+def split_at(mm: mm_struct, addr: int) -> None:
+    """No VMA crosses the address any more."""
+    vma = find_vma(mm, addr)
+    if vma is not None and vma.vm_start < addr:
+        split_vma(mm, vma, addr)
+
+
+@modelled(
+    "mm/mmap.c",
+    function="do_mmap (MAP_FIXED, private, anonymous)",
+    versions="v6.13 .. v6.18",
+    section="C.1",
+    steps=2,
+    omits="the choice of an address, limits, accounting, population; the old mapping goes in a step of its own",
+)
+def sys_mmap(mm: mm_struct, addr: int, length: int, flags: int) -> int:
+    """An anonymous private mapping in place of whatever is there. 0, -EINVAL or -ENOMEM."""
+    mask = (1 << config.PAGE_SHIFT) - 1
+    if addr & mask or length == 0:
+        return -EINVAL
+    length = (length + mask) & ~mask
+    if length > config.TASK_SIZE or addr > config.TASK_SIZE - length:
+        return -ENOMEM
+    if flags & vm.WRITE:
+        flags |= int(vm.ACCOUNT)
+    sys_munmap(mm, addr, length)
+    down_write(mm.mmap_sem)
+    mmap_region(mm, addr, addr + length, flags)
+    up_write(mm.mmap_sem)
     return 0
 
 

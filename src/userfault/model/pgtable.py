@@ -98,6 +98,18 @@ def flush_tlb_pmd(mm: mm_struct, addr: int) -> None:
 
 
 @atomic
+def flush_tlb_range(mm: mm_struct, start: int, end: int) -> None:
+    """Forget the translations of [start, end) (bytes) on every CPU, by IPI."""
+    for each in machine.cpus:
+        wait_until(not (each.irqs_off and each.mm is mm))
+    for each in machine.cpus:
+        if each.mm is mm:
+            for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
+                if number < len(each.tlb):
+                    each.tlb[number] = tlb_t()
+
+
+@atomic
 def flush_tlb_mm(mm: mm_struct) -> None:
     """Forget every translation of an address space on every CPU, by IPI."""
     for each in machine.cpus:

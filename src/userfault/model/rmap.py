@@ -242,7 +242,7 @@ def find_mergeable_anon_vma(vma: vm_area_struct) -> anon_vma | None:
 @modelled("mm/mmap.c", versions="v3.10 .. v6.8", section="C.1", steps=1, omits="mempolicy and flags not modelled")
 def reusable_anon_vma(near: vm_area_struct, vma: vm_area_struct) -> anon_vma | None:
     """The neighbour's, if the two could be merged but for their protection, and it has no ancestors."""
-    if (near.vm_flags ^ vma.vm_flags) & ~vm.WRITE or near.vm_file is not vma.vm_file:
+    if (near.vm_flags ^ vma.vm_flags) & ~(vm.READ | vm.WRITE | vm.EXEC) or near.vm_file is not vma.vm_file:
         return None
     if linear_page_index(near, vma.vm_start) != vma.vm_pgoff:
         return None
@@ -293,6 +293,29 @@ def anon_vma_alloc() -> anon_vma:
     av.parent = av
     av.root = av
     return av
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.3", steps=2, omits="allocation failure on the way")
+def anon_vma_clone(dst: vm_area_struct, src: vm_area_struct) -> None:
+    """Link a VMA into every tree that another is in, the oldest first: a fork's child, or what is split off."""
+    root: anon_vma | None = None
+    count = len(src.anon_vma_chain)
+    while count > 0:
+        count -= 1
+        parent_avc = src.anon_vma_chain[count]
+        avc = anon_vma_chain_alloc()
+        av = parent_avc.anon_vma
+        if root is None:
+            # All of a VMA's anon_vmas share a root: it is locked once, with the first.
+            root = av.root
+            down_write(root.rwsem)
+        anon_vma_chain_link(dst, avc, av)
+        if era.anon_vma_reuse and dst.anon_vma is None and av.num_children < 2 and av.num_active_vmas == 0:
+            dst.anon_vma = av
+    if era.anon_vma_reuse and dst.anon_vma is not None:
+        dst.anon_vma.num_active_vmas += 1
+    if root is not None:
+        up_write(root.rwsem)
 
 
 @modelled(

@@ -164,6 +164,37 @@ def anon_vma_chain_free(avc: anon_vma_chain) -> None:
     avc.anon_vma = NULL
 
 
+# -- VMAs ---------------------------------------------------------------------------------------------------------------
+
+
+@atomic
+@raw
+def vm_area_alloc() -> vm_area_struct:
+    """A free vm_area_struct, its fields empty."""
+    for each in machine.vmas:
+        if not each.allocated:
+            each.allocated = True
+            each.anon_vma = NULL
+            return each
+    exhausted("vm_area_struct")
+    return vm_area_new()
+
+
+def vm_area_new() -> vm_area_struct:
+    made = vm_area_struct(allocated=True)
+    machine.vmas.append(made)
+    return made
+
+
+@atomic
+@raw
+def vm_area_free(vma: vm_area_struct) -> None:
+    check(vma.allocated, "use_after_free", "a vm_area_struct was freed twice")
+    check(len(vma.anon_vma_chain) == 0, "bad_free", "a vm_area_struct was freed while linked to an anon_vma")
+    vma.detached = 0
+    vma.allocated = False
+
+
 # -- pages ------------------------------------------------------------------------------------------------------------
 
 

@@ -86,7 +86,7 @@ def handle_user_fault(mm: mm_struct, addr: int, write: bool) -> int:
     """
     down_read(mm.mmap_sem)
     vma = find_vma(mm, addr)
-    if vma is None or (write and not vma.vm_flags & vm.WRITE):
+    if vma is None or (write and not vma.vm_flags & vm.WRITE) or not vma.vm_flags & (vm.READ | vm.WRITE | vm.EXEC):
         up_read(mm.mmap_sem)
         return -SIGSEGV
     result = handle_mm_fault(vma, addr, write)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .catalogue import modelled
+from .era import era
 from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
 from .fremap import double_pt_lock, double_pt_unlock
 from .huge_memory import put_huge_page, split_folio, split_huge_pmd
@@ -31,12 +32,14 @@ from .mm_types import (
     pmd_t,
     pte_slot,
     pte_t,
+    userfaultfd_ctx,
     vm,
     vm_area_struct,
 )
 from .mmap import find_vma
 from .pgtable import (
     flush_tlb_pmd,
+    flush_tlb_range,
     linear_page_index,
     pmd_lockptr,
     pmd_offset,
@@ -55,7 +58,8 @@ from .rmap import (
     page_get_anon_vma,
     put_anon_vma,
 )
-from .slab import alloc_page, get_page, put_page
+from .slab import alloc_page, get_page, put_page, put_page_testzero
+from .swap import lookup_swap_cache
 
 UFFDIO_MOVE_MODE_DONTWAKE = 1
 UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES = 2
@@ -63,10 +67,11 @@ UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES = 2
 
 @modelled(
     "mm/userfaultfd.c",
-    versions="v6.8 .. v6.9",
+    function="move_pages_pte (since v6.18 move_pages_ptes)",
+    versions="v6.8 .. v6.9, v6.18",
     section="C.13",
     steps=19,
-    omits="the mmu notifier, pte_unmap, PTE tables that vanish",
+    omits="the mmu notifier, pte_unmap, PTE tables that vanish, get_swap_device",
     errs="missed bug",
 )
 def move_pages_pte(
@@ -77,14 +82,16 @@ def move_pages_pte(
     src: page_table,
     dst_addr: int,
     src_addr: int,
+    left: int,
     mode: int,
-) -> int:
-    """Move one small page, or one swap entry."""
+) -> tuple[int, int]:
+    """Move small pages: one, or since v6.18 a run within the two tables; or one swap entry. (error, pages moved)."""
     src_ptep, dst_ptep = pte_offset(src, src_addr), pte_offset(dst, dst_addr)
     p: page | None = None
     src_anon_vma: anon_vma | None = None
     remembered = pte_t()
     err = 0
+    pages = 1
     while True:
         spin_lock(pte_lockptr(dst))
         dst_pte = dst_ptep.pte
@@ -102,7 +109,22 @@ def move_pages_pte(
             err = -EAGAIN
             break
         if src_pte.kind != PteKind.PRESENT:
-            err = move_swap_pte(src_ptep, dst_ptep, src_pte, dst_pte)
+            if era.move_swap_cache and p is None and src_pte.kind == PteKind.SWAP and src_pte.exclusive:
+                p = lookup_swap_cache(src_pte.slot)
+                if p is not None:
+                    if p.compound:
+                        put_huge_page(p)
+                        p = None
+                        err = -EBUSY
+                        break
+                    remembered = src_pte
+                    if not trylock_page(p):
+                        lock_page(p)
+                        continue
+            err = move_swap_pte(dst_vma, p, src_ptep, dst_ptep, src_pte, dst_pte, dst_addr)
+            break
+        if era.move_zero_page and src_pte.special:
+            err = move_zeropage_pte(mm, dst_ptep, src_ptep, dst_pte, src_pte, src_addr)
             break
         if p is None:
             spin_lock(pte_lockptr(src))
@@ -115,10 +137,23 @@ def move_pages_pte(
                 err = -EBUSY
                 break
             p = src_pte.page
-            get_page(p)
-            remembered = src_pte
-            spin_unlock(pte_lockptr(src))
-            if not trylock_page(p):
+            if era.move_batches:
+                locked = trylock_page(p)
+                if not locked and p.compound:
+                    # A reference would make the split fail that somebody else is at.
+                    spin_unlock(pte_lockptr(src))
+                    p = None
+                    err = -EAGAIN
+                    break
+                get_page(p)
+                remembered = src_pte
+                spin_unlock(pte_lockptr(src))
+            else:
+                get_page(p)
+                remembered = src_pte
+                spin_unlock(pte_lockptr(src))
+                locked = trylock_page(p)
+            if not locked:
                 lock_page(p)
                 continue
         if p.compound:
@@ -137,7 +172,12 @@ def move_pages_pte(
             if not down_write_trylock(src_anon_vma.root.rwsem):
                 anon_vma_lock_write(src_anon_vma)
                 continue
-        err = move_present_pte(mm, dst_vma, p, dst_ptep, src_ptep, dst_pte, src_pte, dst_addr, src_addr)
+        if era.move_batches:
+            err, pages, p = move_present_ptes(
+                mm, dst_vma, p, src_anon_vma, dst_ptep, src_ptep, dst_pte, src_pte, dst_addr, src_addr, left
+            )
+        else:
+            err = move_present_pte(mm, dst_vma, p, dst_ptep, src_ptep, dst_pte, src_pte, dst_addr, src_addr)
         break
     if src_anon_vma is not None:
         anon_vma_unlock_write(src_anon_vma)
@@ -145,10 +185,10 @@ def move_pages_pte(
     if p is not None:
         unlock_page(p)
         put_huge_page(p)
-    return err
+    return err, pages
 
 
-@modelled("mm/userfaultfd.c", versions="v6.8", section="C.13a", steps=8)
+@modelled("mm/userfaultfd.c", versions="v6.8 .. v6.17", section="C.13a", steps=8)
 def move_present_pte(
     mm: mm_struct,
     dst_vma: vm_area_struct,
@@ -182,9 +222,115 @@ def move_present_pte(
     return 0
 
 
-@modelled("mm/userfaultfd.c", versions="v6.8 .. v6.13", section="C.13b", steps=5)
-def move_swap_pte(src_ptep: pte_slot, dst_ptep: pte_slot, src_pte: pte_t, dst_pte: pte_t) -> int:
-    """Move one swap entry. Like the seed's, without a look at the swap cache: the bug fixed by c50f8e6053b0 (E-6)."""
+@modelled("mm/userfaultfd.c", versions="v6.18", section="C.13a", steps=9)
+def move_present_ptes(
+    mm: mm_struct,
+    dst_vma: vm_area_struct,
+    first: page,
+    src_anon_vma: anon_vma,
+    dst_ptep: pte_slot,
+    src_ptep: pte_slot,
+    dst_pte: pte_t,
+    src_pte: pte_t,
+    dst_addr: int,
+    src_addr: int,
+    left: int,
+) -> tuple[int, int, page | None]:
+    """Move a run of pages under both PTLs: the first folio and its anon_vma are locked, the others are tried.
+
+    Returns (error, pages moved, the first folio if it is still locked and referenced by the caller).
+    """
+    p = first
+    held = True
+    err = 0
+    done = 0
+    double_pt_lock(dst_ptep.table, src_ptep.table)
+    if src_ptep.pte != src_pte or dst_ptep.pte != dst_pte:
+        double_pt_unlock(dst_ptep.table, src_ptep.table)
+        return -EAGAIN, 0, first
+    if first.compound or first.pincount > 0 or not first.anon_exclusive:
+        double_pt_unlock(dst_ptep.table, src_ptep.table)
+        return -EBUSY, 0, first
+    # The page table holds a reference.
+    put_page_testzero(first)
+    mask = (1 << config.HPAGE_PMD_ORDER) - 1
+    dst_number, src_number = (dst_addr >> config.PAGE_SHIFT) & mask, (src_addr >> config.PAGE_SHIFT) & mask
+    while True:
+        src, dst = src_ptep.table.pte[src_number + done], dst_ptep.table.pte[dst_number + done]
+        orig = ptep_get_and_clear(src)
+        if p.pincount > 0:
+            set_pte(src, orig)
+            err = -EBUSY
+            break
+        p.mapping = dst_vma.anon_vma
+        p.index = linear_page_index(dst_vma, dst_addr + (done << config.PAGE_SHIFT))
+        writable = (dst_vma.vm_flags & vm.WRITE) != 0
+        set_pte(dst, pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=orig.dirty))
+        reached("a page was moved")
+        done += 1
+        if done << config.PAGE_SHIFT >= left or src_number + done > mask or dst_number + done > mask:
+            break
+        unlock_page(p)
+        following = batched_move_candidate(
+            src_ptep.table.pte[src_number + done], dst_ptep.table.pte[dst_number + done], src_anon_vma
+        )
+        if following is None:
+            held = False
+            break
+        p = following
+    flush_tlb_range(mm, src_addr, src_addr + (done << config.PAGE_SHIFT))
+    if held:
+        unlock_page(p)
+    double_pt_unlock(dst_ptep.table, src_ptep.table)
+    return (0 if done > 0 else err), done, None
+
+
+@modelled("mm/userfaultfd.c", function="check_ptes_for_batched_move", versions="v6.18", section="C.13a", steps=3)
+def batched_move_candidate(src_ptep: pte_slot, dst_ptep: pte_slot, src_anon_vma: anon_vma) -> page | None:
+    """The next page of a run, locked, if it may be moved under the locks held."""
+    if dst_ptep.pte.kind != PteKind.NONE:
+        return None
+    pte = src_ptep.pte
+    if pte.kind != PteKind.PRESENT or pte.special:
+        return None
+    p = pte.page
+    if not trylock_page(p):
+        return None
+    if not p.anon_exclusive or p.compound or p.mapping is not src_anon_vma:
+        unlock_page(p)
+        return None
+    return p
+
+
+@modelled("mm/userfaultfd.c", versions="v6.9 .. v6.18", section="C.13a", steps=3)
+def move_zeropage_pte(
+    mm: mm_struct, dst_ptep: pte_slot, src_ptep: pte_slot, dst_pte: pte_t, src_pte: pte_t, src_addr: int
+) -> int:
+    """Move an entry of the zero page: nothing but the entry moves."""
+    double_pt_lock(dst_ptep.table, src_ptep.table)
+    if src_ptep.pte != src_pte or dst_ptep.pte != dst_pte:
+        double_pt_unlock(dst_ptep.table, src_ptep.table)
+        return -EAGAIN
+    ptep_clear_flush(mm, src_addr, src_ptep)
+    set_pte(dst_ptep, pte_t(kind=PteKind.PRESENT, special=True))
+    double_pt_unlock(dst_ptep.table, src_ptep.table)
+    return 0
+
+
+@modelled("mm/userfaultfd.c", versions="v6.8 .. v6.13; v6.14 .. v6.18 with the swap cache", section="C.13b", steps=5)
+def move_swap_pte(
+    dst_vma: vm_area_struct,
+    p: page | None,
+    src_ptep: pte_slot,
+    dst_ptep: pte_slot,
+    src_pte: pte_t,
+    dst_pte: pte_t,
+    dst_addr: int,
+) -> int:
+    """Move one swap entry, and since v6.14 what the swap cache holds for it: `p`, locked.
+
+    v6.8 is like the seed's, without a look at the swap cache: the bug fixed by c50f8e6053b0 (E-6).
+    """
     if src_pte.kind == PteKind.MIGRATION:
         migration_entry_wait(src_ptep.table, src_ptep)
         return -EAGAIN
@@ -192,8 +338,18 @@ def move_swap_pte(src_ptep: pte_slot, dst_ptep: pte_slot, src_pte: pte_t, dst_pt
         return -EFAULT
     if not src_pte.exclusive:
         return -EBUSY
+    # The folio may have left the swap cache until it was locked.
+    if p is not None and p.swapcache is not src_pte.slot:
+        return -EAGAIN
     double_pt_lock(dst_ptep.table, src_ptep.table)
     if src_ptep.pte != src_pte or dst_ptep.pte != dst_pte:
+        double_pt_unlock(dst_ptep.table, src_ptep.table)
+        return -EAGAIN
+    if p is not None:
+        p.mapping = dst_vma.anon_vma
+        p.index = linear_page_index(dst_vma, dst_addr)
+    elif era.move_swap_cache and src_pte.slot.has_cache:
+        # It was swapped in meanwhile, and waits in the cache.
         double_pt_unlock(dst_ptep.table, src_ptep.table)
         return -EAGAIN
     ptep_get_and_clear(src_ptep)
@@ -205,7 +361,7 @@ def move_swap_pte(src_ptep: pte_slot, dst_ptep: pte_slot, src_pte: pte_t, dst_pt
 
 @modelled(
     "mm/huge_memory.c",
-    versions="v6.8.0 .. v6.8.7",
+    versions="v6.8.0 .. v6.8.7; v6.8.8 .. v6.18 with the mapping last",
     section="C.14",
     steps=12,
     omits="the mmu notifier; one PMD lock a process",
@@ -241,14 +397,18 @@ def move_pages_huge_pmd(
     elif p.pincount > 0 or not p.anon_exclusive:
         err = -EBUSY
     else:
-        p.mapping = dst_vma.anon_vma
-        p.index = linear_page_index(dst_vma, dst_addr)
+        if not era.huge_move_clears_first:
+            p.mapping = dst_vma.anon_vma
+            p.index = linear_page_index(dst_vma, dst_addr)
         set_pmd(src_pmdp, pmd_t())
         flush_tlb_pmd(mm, src_addr)
         if p.pincount > 0:
             set_pmd(src_pmdp, src_pmd)
             err = -EBUSY
         else:
+            if era.huge_move_clears_first:
+                p.mapping = dst_vma.anon_vma
+                p.index = linear_page_index(dst_vma, dst_addr)
             writable = (dst_vma.vm_flags & vm.WRITE) != 0
             set_pmd(dst_pmdp, pmd_t(kind=PmdKind.HUGE, page=p, write=writable, dirty=True))
             dst_pmdp.deposited = src_pmdp.deposited
@@ -263,19 +423,30 @@ def move_pages_huge_pmd(
 
 
 @modelled(
-    "mm/userfaultfd.c", versions="v6.8", section="C.13", steps=4, omits="access flags beyond VM_WRITE, special VMAs"
+    "mm/userfaultfd.c",
+    versions="v6.8 .. v6.18",
+    section="C.13",
+    steps=4,
+    omits="hugetlb, PFN maps and other special VMAs",
 )
 def validate_move_areas(
-    src_vma: vm_area_struct | None, dst_vma: vm_area_struct | None, src_start: int, dst_start: int, length: int
+    src_vma: vm_area_struct | None,
+    dst_vma: vm_area_struct | None,
+    src_start: int,
+    dst_start: int,
+    length: int,
+    ctx: userfaultfd_ctx,
 ) -> int:
     """The checks under mmap_lock: 0 or -EINVAL."""
     if src_vma is None or src_vma.vm_flags & vm.SHARED or src_start + length > src_vma.vm_end:
         return -EINVAL
     if dst_vma is None or dst_vma.vm_flags & vm.SHARED or dst_start + length > dst_vma.vm_end:
         return -EINVAL
-    if (src_vma.vm_flags ^ dst_vma.vm_flags) & (vm.WRITE | vm.LOCKED) or not src_vma.vm_flags & vm.WRITE:
+    if (src_vma.vm_flags ^ dst_vma.vm_flags) & (vm.READ | vm.WRITE | vm.EXEC | vm.LOCKED):
         return -EINVAL
-    if not dst_vma.vm_flags & vm.USERFAULT:
+    if not src_vma.vm_flags & vm.WRITE:
+        return -EINVAL
+    if not dst_vma.vm_flags & (vm.USERFAULT | vm.UFFD_WP) or dst_vma.ctx is not ctx:
         return -EINVAL
     if src_vma.vm_file is not None or dst_vma.vm_file is not None:
         return -EINVAL
@@ -285,12 +456,14 @@ def validate_move_areas(
 @modelled(
     "mm/userfaultfd.c",
     function="move_pages",
-    versions="v6.8",
+    versions="v6.8 .. v6.18",
     section="C.13",
     steps=9,
     omits="fatal signals, huge zero pages; progress and errno are one value here, as in remap_anon_pages",
 )
-def uffdio_move(mm: mm_struct, dst_start: int, src_start: int, length: int, mode: int) -> int:
+def uffdio_move(
+    mm: mm_struct, dst_start: int, src_start: int, length: int, mode: int, ctx: userfaultfd_ctx = NULL
+) -> int:
     """Move [src, src + length) to [dst, dst + length) (bytes): the bytes moved, or the negative errno if none were."""
     mask = (1 << config.PAGE_SHIFT) - 1
     if (src_start | dst_start | length) & mask or mode & ~3 or length <= 0:
@@ -298,9 +471,15 @@ def uffdio_move(mm: mm_struct, dst_start: int, src_start: int, length: int, mode
     down_read(mm.mmap_sem)
     if mm.mmap_changing != 0:
         up_read(mm.mmap_sem)
-        return -EINVAL
+        return -EAGAIN if era.per_vma_locks else -EINVAL
     src_vma, dst_vma = find_vma(mm, src_start), find_vma(mm, dst_start)
-    err = validate_move_areas(src_vma, dst_vma, src_start, dst_start, length)
+    if era.per_vma_locks:
+        if dst_vma is not None:
+            anon_vma_prepare(dst_vma)
+        if src_vma is None or dst_vma is None:
+            up_read(mm.mmap_sem)
+            return -ENOENT
+    err = validate_move_areas(src_vma, dst_vma, src_start, dst_start, length, ctx)
     if err != 0 or src_vma is None or dst_vma is None:
         up_read(mm.mmap_sem)
         return err
@@ -336,14 +515,14 @@ def move_one(
     size = 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
     src_pmdp, dst_pmdp = pmd_offset(mm, src_addr), pmd_offset(mm, dst_addr)
     src_pmd = src_pmdp.pmd
+    dst_pmd = dst_pmdp.pmd
+    if dst_pmd.kind == PmdKind.HUGE:
+        return -EEXIST, 0
     if src_pmd.kind == PmdKind.NONE:
         if not mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES:
             return -ENOENT, 0
         pte_alloc(mm, src_addr)
         return -EAGAIN, 0
-    dst_pmd = dst_pmdp.pmd
-    if dst_pmd.kind == PmdKind.HUGE:
-        return -EEXIST, 0
     if src_pmd.kind == PmdKind.HUGE:
         spin_lock(pmd_lockptr(src_pmdp))
         if src_pmdp.pmd != src_pmd:
@@ -359,7 +538,7 @@ def move_one(
         split_huge_pmd(mm, src_pmdp, src_pmd, src_addr)
         return -EAGAIN, 0
     dst_table = pte_alloc(mm, dst_addr)
-    return move_pages_pte(mm, dst_vma, src_vma, dst_table, src_pmd.table, dst_addr, src_addr, mode), 1
+    return move_pages_pte(mm, dst_vma, src_vma, dst_table, src_pmd.table, dst_addr, src_addr, left, mode)
 
 
 @modelled(

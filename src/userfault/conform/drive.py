@@ -1,0 +1,131 @@
+"""Runs: sequence after sequence of a profile, on one core or several, stopped and resumed at will."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ..kernel.agent import Agent
+from .compare import Divergence, compare
+from .generate import PROFILES, Generator, Profile
+from .operations import Op
+from .shrink import shrink
+from .world import World
+
+CHUNK = 10
+"""Sequences that a worker does before it reports."""
+
+
+class ConformError(Exception):
+    """A run can't be what was asked for: what, on what, and what to do."""
+
+
+@dataclass
+class Progress:
+    """How far a run is. done: numbers of the sequences that agree; operations: in these."""
+
+    profile: str
+    seed: int
+    done: set[int]
+    operations: int = 0
+
+    def save(self, path: Path) -> None:
+        data = {"profile": self.profile, "seed": self.seed, "operations": self.operations, "done": sorted(self.done)}
+        fresh = path.with_suffix(path.suffix + ".new")
+        fresh.write_text(json.dumps(data))
+        fresh.replace(path)
+
+    @staticmethod
+    def load(path: Path, profile: str, seed: int) -> Progress:
+        """What was saved, or nothing done. Raises ConformError if the file is of another run."""
+        if not path.exists():
+            return Progress(profile, seed, set())
+        try:
+            data = json.loads(path.read_text())
+            found = Progress(data["profile"], data["seed"], set(data["done"]), data["operations"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConformError(f"{path} is no file of a run ({error}): name another one, or remove it") from None
+        if (found.profile, found.seed) != (profile, seed):
+            raise ConformError(
+                f"{path} is of profile {found.profile} and seed {found.seed}, not of {profile} and {seed}: "
+                "ask for these, or name another file"
+            )
+        return found
+
+
+def profile_named(name: str) -> Profile:
+    """A profile. Raises ConformError for an unknown name."""
+    if name not in PROFILES:
+        raise ConformError(f"there is no profile {name!r}: one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def sequence_of(profile: Profile, seed: int, number: int) -> tuple[Op, ...]:
+    """Sequence `number` of a run: it depends on nothing else."""
+    return tuple(Generator(profile, random.Random(f"{profile.name}/{seed}/{number}")).sequence())
+
+
+@cache
+def agent_for(name: str) -> Agent:
+    profile = PROFILES[name]
+    return Agent(profile.window.start, profile.window.pages, profile.length)
+
+
+def check(profile: Profile, sequence: Sequence[Op]) -> Divergence | int:
+    """Do a sequence on a fresh model and a fresh process: the first divergence, or how many operations agree."""
+    agent = agent_for(profile.name)
+    return compare(agent, World(profile.window, agent.hash_page), sequence)
+
+
+def chunk(name: str, seed: int, numbers: Sequence[int]) -> list[tuple[int, Divergence | int]]:
+    """What a worker does: some sequences, up to the first that diverges."""
+    out: list[tuple[int, Divergence | int]] = []
+    profile = profile_named(name)
+    for number in numbers:
+        result = check(profile, sequence_of(profile, seed, number))
+        out.append((number, result))
+        if isinstance(result, Divergence):
+            break
+    return out
+
+
+def run(
+    name: str, seed: int, operations: int, *, jobs: int = 1, progress: Progress | None = None
+) -> Iterator[Progress | Divergence]:
+    """Do sequences until `operations` agree: the progress after each few, or the first divergence, which is the last."""
+    profile = profile_named(name)
+    now = progress if progress is not None else Progress(name, seed, set())
+    wanted = -(-operations // profile.length)
+    left = [number for number in range(wanted) if number not in now.done]
+    chunks = [left[at : at + CHUNK] for at in range(0, len(left), CHUNK)]
+    if jobs == 1:
+        results: Iterator[list[tuple[int, Divergence | int]]] = (chunk(name, seed, each) for each in chunks)
+        yield from _collect(results, now)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        futures = [pool.submit(chunk, name, seed, each) for each in chunks]
+        try:
+            yield from _collect((each.result() for each in as_completed(futures)), now)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _collect(results: Iterator[list[tuple[int, Divergence | int]]], now: Progress) -> Iterator[Progress | Divergence]:
+    for part in results:
+        for number, result in part:
+            if isinstance(result, Divergence):
+                yield result
+                return
+            now.done.add(number)
+            now.operations += result
+        yield now
+
+
+def shrunk(profile: Profile, found: Divergence) -> Divergence:
+    """The divergence with as short a sequence as can be had."""
+    return shrink(found, lambda sequence: check(profile, sequence))

@@ -1,0 +1,133 @@
+"""Random sequences. A profile says which operations come how often; most arguments are such that something happens."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from .operations import Op
+from .world import HUGE_PAGES, PAGE, Window
+
+BASE = 0x2000_0000_0000
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What sequences are like. length: operations in one; weights: how often each operation comes."""
+
+    name: str
+    doc: str
+    window: Window
+    length: int
+    weights: dict[str, int] = field(default_factory=dict)
+
+
+MOVES = Profile(
+    "moves",
+    "small pages in one process: mappings, registrations, touches and moves, across a border of page tables",
+    Window(BASE, HUGE_PAGES - 24, 40),
+    120,
+    {"mmap": 6, "munmap": 3, "load": 14, "store": 20, "dontneed": 8, "register": 10, "unregister": 3, "move": 30},
+)
+PROFILES = {each.name: each for each in (MOVES,)}
+
+
+class Generator:
+    """Draws operations for a profile; what it knows of the state is what it asked for, not what came of it."""
+
+    def __init__(self, profile: Profile, rng: random.Random) -> None:
+        self.profile, self.rng = profile, rng
+        self.names = list(profile.weights)
+        self.totals = list(profile.weights.values())
+        self.processes = [0]
+
+    def sequence(self) -> list[Op]:
+        """A prologue that maps most of the window, and then random operations."""
+        window = self.profile.window
+        first, pages = window.first, window.pages
+        out = [
+            Op(0, "mmap", (first * PAGE, (pages // 2 - 1) * PAGE, 3)),
+            Op(0, "mmap", ((first + pages // 2) * PAGE, (pages // 2 - 1) * PAGE, 3)),
+            Op(0, "register", (0, (first + pages // 2) * PAGE, (pages // 2 - 1) * PAGE, 1)),
+        ]
+        while len(out) < self.profile.length:
+            out.append(self.draw())
+        return out
+
+    def draw(self) -> Op:
+        name = self.rng.choices(self.names, self.totals)[0]
+        args: tuple[int, ...] = getattr(self, f"draw_{name}")()
+        return Op(self.rng.choice(self.processes), name, args)
+
+    # -- arguments ----------------------------------------------------------------------------------------------------
+
+    def page(self) -> int:
+        """The address of a page of the window, seldom of one just outside."""
+        window = self.profile.window
+        if self.rng.random() < 0.02:
+            return (window.first + self.rng.choice((-1, window.pages, window.pages + 1))) * PAGE
+        return (window.first + self.rng.randrange(window.pages)) * PAGE
+
+    def length(self, most: int = 8) -> int:
+        pages = min(int(self.rng.expovariate(0.5)) + 1, most)
+        return pages * PAGE
+
+    def odd(self, value: int) -> int:
+        """Now and then a value that is wrong."""
+        if self.rng.random() < 0.02:
+            return self.rng.choice(
+                (value + 1, value + 100, value - 1, 0, -PAGE, 1 << 47, (1 << 64) - PAGE, 1 << 63, PAGE * 1000)
+            )
+        return value
+
+    def span(self) -> tuple[int, int]:
+        """A range for an operation that forgets contents: whatever is wrong with it, it ends in the window."""
+        addr, length = self.inside(self.page(), self.length())
+        if self.rng.random() < 0.03:
+            return self.rng.choice(((addr + 1, length), (addr, length - 1), (addr, 0), (addr, -PAGE), (addr, -addr)))
+        return addr, length
+
+    def odd_span(self) -> tuple[int, int]:
+        """A range for an operation that leaves what it does not know alone."""
+        return self.odd(self.page()), self.odd(self.length())
+
+    def inside(self, addr: int, length: int) -> tuple[int, int]:
+        """A range cut to the window: what maps or unmaps must not leave it."""
+        window = self.profile.window
+        start = max(addr, window.first * PAGE)
+        end = min(addr + length, (window.first + window.pages) * PAGE)
+        return (start, end - start) if end > start else (window.first * PAGE, PAGE)
+
+    def draw_mmap(self) -> tuple[int, ...]:
+        prot = self.rng.choices((3, 1, 0, 7), (20, 2, 1, 1))[0]
+        return (*self.inside(self.page(), self.length(12)), prot)
+
+    def draw_munmap(self) -> tuple[int, ...]:
+        addr, length = self.inside(self.page(), self.length())
+        return (addr + self.rng.choice((0,) * 30 + (1,)), length)
+
+    def draw_load(self) -> tuple[int, ...]:
+        return (self.page() + 8 * self.rng.randrange(512),)
+
+    def draw_store(self) -> tuple[int, ...]:
+        return (self.page() + 8 * self.rng.randrange(512), self.rng.randrange(1, 1 << 16))
+
+    def draw_dontneed(self) -> tuple[int, ...]:
+        return self.span()
+
+    def draw_register(self) -> tuple[int, ...]:
+        fd = int(self.rng.random() < 0.05)
+        return (fd, *self.odd_span(), self.rng.choices((1, 3, 2, 0, 4, 8), (20, 4, 2, 1, 1, 1))[0])
+
+    def draw_unregister(self) -> tuple[int, ...]:
+        return (int(self.rng.random() < 0.05), *self.odd_span())
+
+    def draw_move(self) -> tuple[int, ...]:
+        mode = self.rng.choices((0, 2, 1, 3, 4), (10, 5, 2, 2, 1))[0]
+        return (
+            int(self.rng.random() < 0.03),
+            self.odd(self.page()),
+            self.odd(self.page()),
+            self.odd(self.length()),
+            mode,
+        )

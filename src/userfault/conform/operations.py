@@ -1,0 +1,204 @@
+"""The operations of a sequence: how each is done to the kernel, how to the model, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..kernel.agent import LOAD, MASK, STORE, SYSCALL, Answer, Command
+from ..model import fs_userfaultfd as uffd
+from ..model import madvise, mmap, user
+from ..model.mm_types import mm_struct, vm
+from .world import World
+
+SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_IOCTL, SYS_MADVISE = 9, 10, 11, 16, 28
+MAP_FIXED_PRIVATE_ANONYMOUS = 0x32
+PROT = {1: vm.READ, 2: vm.WRITE, 4: vm.EXEC}
+UNWRITTEN = 57005
+"""What an output field holds that the kernel did not write."""
+CONTEXT_FD = 200
+"""The userfaultfds have this number and the following ones."""
+UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_MOVE = 0xC020AA00, 0x8010AA01, 0xC028AA05
+
+
+class Outcome(NamedTuple):
+    """What an operation gives back: its result (negative: the errno), an output field, the signal that an access raised."""
+
+    result: int
+    out: int = 0
+    signal: int = 0
+
+
+class Op(NamedTuple):
+    """One operation of a sequence. Addresses are bytes from the window's base."""
+
+    process: int
+    name: str
+    args: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An operation. parameters: names of its arguments; `@name` is an address, `:name` a length.
+
+    command: (base, process, arguments) -> what the agent does. outcome: its answer. apply: the model's.
+    """
+
+    parameters: tuple[str, ...]
+    doc: str
+    command: Callable[[int, int, tuple[int, ...]], Command]
+    apply: Callable[..., Outcome]
+    out: int = -1
+    """Which scratch word the call writes its output field to; -1: none."""
+
+    def outcome(self, answer: Answer) -> Outcome:
+        if answer.signal:
+            return Outcome(0, 0, answer.signal)
+        return Outcome(answer.value, signed(answer.scratch[self.out]) if self.out >= 0 else 0)
+
+
+def signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
+
+
+def prot_flags(prot: int) -> int:
+    return sum(int(flag) for bit, flag in PROT.items() if prot & bit)
+
+
+def by_value(result: int) -> Outcome:
+    return Outcome(result)
+
+
+def accessed(result: int) -> Outcome:
+    """user.py's accesses return the signal, negative."""
+    return Outcome(0, 0, -result) if result < 0 else Outcome(result)
+
+
+def load_word(world: World, mm: mm_struct, addr: int) -> Outcome:
+    data = user.peek(mm, addr, 8)
+    if isinstance(data, int):
+        return Outcome(0, 0, -data)
+    return Outcome(signed(int.from_bytes(data, "little")))
+
+
+def store_word(world: World, mm: mm_struct, addr: int, value: int) -> Outcome:
+    done = user.poke(mm, addr, value.to_bytes(8, "little"))
+    return Outcome(0, 0, -done if done < 0 else 0)
+
+
+def ioctl(request: int, scratch: Callable[[int, tuple[int, ...]], tuple[int, ...]]) -> Callable[..., Command]:
+    """An ioctl of a userfaultfd: the first argument says of which."""
+
+    def command(base: int, process: int, args: tuple[int, ...]) -> Command:
+        return Command(SYSCALL, process, SYS_IOCTL, (CONTEXT_FD + args[0], request, 0), 0b100, scratch(base, args[1:]))
+
+    return command
+
+
+def uffd_outcome(answer: tuple[int, int | None]) -> Outcome:
+    result, out = answer
+    return Outcome(result, UNWRITTEN if out is None else out)
+
+
+def advice(number: int) -> Callable[..., Command]:
+    return lambda base, process, a: Command(SYSCALL, process, SYS_MADVISE, (base + a[0], a[1], number))
+
+
+KINDS: dict[str, Kind] = {
+    "mmap": Kind(
+        ("@addr", ":length", "prot"),
+        "mmap(MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS)",
+        lambda base, process, a: Command(
+            SYSCALL, process, SYS_MMAP, (base + a[0], a[1], a[2], MAP_FIXED_PRIVATE_ANONYMOUS, (1 << 64) - 1, 0)
+        ),
+        lambda world, mm, addr, length, prot: Outcome(mmap.sys_mmap(mm, addr, length, prot_flags(prot))),
+    ),
+    "munmap": Kind(
+        ("@addr", ":length"),
+        "munmap",
+        lambda base, process, a: Command(SYSCALL, process, SYS_MUNMAP, (base + a[0], a[1])),
+        lambda world, mm, addr, length: Outcome(mmap.sys_munmap(mm, addr, length)),
+    ),
+    "load": Kind(
+        ("@addr",),
+        "read a word",
+        lambda base, process, a: Command(LOAD, process, 0, (base + a[0],)),
+        load_word,
+    ),
+    "store": Kind(
+        ("@addr", "value"),
+        "write a word",
+        lambda base, process, a: Command(STORE, process, 0, (base + a[0], a[1])),
+        store_word,
+    ),
+    "dontneed": Kind(
+        ("@addr", ":length"),
+        "madvise(MADV_DONTNEED)",
+        advice(4),
+        lambda world, mm, addr, length: Outcome(madvise.madvise_dontneed(mm, addr, length)),
+    ),
+    "register": Kind(
+        ("fd", "@addr", ":length", "mode"),
+        "UFFDIO_REGISTER",
+        ioctl(UFFDIO_REGISTER, lambda base, a: (base + a[0], a[1], a[2], UNWRITTEN)),
+        lambda world, mm, fd, addr, length, mode: uffd_outcome(
+            uffd.userfaultfd_register(world.contexts[fd], addr, length, mode)
+        ),
+        out=3,
+    ),
+    "unregister": Kind(
+        ("fd", "@addr", ":length"),
+        "UFFDIO_UNREGISTER",
+        ioctl(UFFDIO_UNREGISTER, lambda base, a: (base + a[0], a[1])),
+        lambda world, mm, fd, addr, length: Outcome(uffd.userfaultfd_unregister(world.contexts[fd], addr, length)),
+    ),
+    "move": Kind(
+        ("fd", "@dst", "@src", ":length", "mode"),
+        "UFFDIO_MOVE",
+        ioctl(UFFDIO_MOVE, lambda base, a: (base + a[0], base + a[1], a[2], a[3], UNWRITTEN)),
+        lambda world, mm, fd, dst, src, length, mode: uffd_outcome(
+            uffd.userfaultfd_move(world.contexts[fd], mm, dst, src, length, mode)
+        ),
+        out=4,
+    ),
+}
+
+
+def command(op: Op, base: int) -> Command:
+    """What the agent does for an operation in a window at `base`."""
+    return KINDS[op.name].command(base, op.process, op.args)
+
+
+def outcome(op: Op, answer: Answer) -> Outcome:
+    """What the kernel gave back. A mapping's address is not compared: it was given."""
+    found = KINDS[op.name].outcome(answer)
+    if op.name == "mmap" and found.result > 0:
+        return Outcome(0)
+    return found
+
+
+def apply(op: Op, world: World) -> Outcome:
+    """What the model gives back. Addresses wrap at 64 bits, and are relative again afterwards; lengths are unsigned."""
+    kind = KINDS[op.name]
+    base = world.window.base
+    args = []
+    for name, value in zip(kind.parameters, op.args, strict=True):
+        if name[0] == "@":
+            value = (base + value & MASK) - base
+        elif name[0] == ":":
+            value &= MASK
+        args.append(value)
+    return kind.apply(world, world.mm(op.process), *args)
+
+
+def text(op: Op) -> str:
+    """`P0 move fd=0 dst=p12 src=p3 length=2p mode=0`."""
+    parts = []
+    for name, value in zip(KINDS[op.name].parameters, op.args, strict=True):
+        if name[0] in "@:":
+            shown = f"{value // 4096}p" if value % 4096 == 0 else f"{value // 4096}p+{value % 4096}"
+            parts.append(f"{name[1:]}={shown}")
+        else:
+            parts.append(f"{name}={value:#x}" if value > 9 else f"{name}={value}")
+    return " ".join([f"P{op.process}", op.name, *parts])

@@ -1,0 +1,66 @@
+"""A divergence as text: the sequence as a listing, both sides' states next to each other, and how to see it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from . import words
+from .compare import Divergence
+from .operations import Op, Outcome, text
+
+
+def listing(sequence: tuple[Op, ...]) -> Iterator[str]:
+    """One numbered line an operation."""
+    for at, op in enumerate(sequence):
+        yield f"{at:4d}  {text(op)}"
+
+
+def outcome(found: Outcome | None) -> str:
+    if found is None:
+        return "nothing"
+    if found.signal:
+        return f"signal {found.signal}"
+    return f"{found.result}, output {found.out}"
+
+
+def lines(found: Divergence, first_page: int) -> Iterator[str]:
+    """The whole report. first_page: the number of the window's first page."""
+    yield f"model and kernel part at operation {found.at}: {found.what}"
+    yield ""
+    yield from listing(found.sequence)
+    yield ""
+    yield f"model:  {outcome(found.model)}"
+    yield f"kernel: {outcome(found.kernel)}"
+    if found.note:
+        yield f"note:   {found.note}"
+    for state, seen in zip(found.model_states, found.kernel_states, strict=False):
+        if state.vmas != seen.vmas:
+            yield f"P{state.process} VMAs, model:  {vmas(state.vmas, first_page)}"
+            yield f"P{state.process} VMAs, kernel: {vmas(seen.vmas, first_page)}"
+    for which, at in found.places:
+        state, seen = found.model_states[which], found.kernel_states[which]
+        model, kernel = words.describe(state.words[at]), words.describe(seen.words[at])
+        yield f"P{state.process} page {first_page + at}: model {model:50s} kernel {kernel}"
+        if model == kernel:
+            yield f"    contents: model {state.contents[at]:#x}, kernel {seen.contents[at]:#x}"
+
+
+def vmas(found: tuple[tuple[int, int, int], ...], first_page: int) -> str:
+    def prot(flags: int) -> str:
+        return "".join(letter if flags & bit else "-" for bit, letter in ((1, "r"), (2, "w"), (4, "x")))
+
+    return " ".join(f"{first_page + start}-{first_page + end}:{prot(flags)}" for start, end, flags in found)
+
+
+def to_json(sequence: tuple[Op, ...]) -> str:
+    """A sequence for `userfault conform --replay`."""
+    return json.dumps([[op.process, op.name, *op.args] for op in sequence], separators=(",", ":"))
+
+
+def from_json(given: str) -> tuple[Op, ...]:
+    """The sequence that to_json wrote. Raises ValueError."""
+    out = []
+    for process, name, *args in json.loads(given):
+        out.append(Op(process, name, tuple(args)))
+    return tuple(out)

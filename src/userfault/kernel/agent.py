@@ -1,0 +1,251 @@
+"""The process that operations are done to (native/agent.c): lists of system calls and accesses, and what was seen after each."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import select
+import signal
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..native import library, why_missing
+
+PROCESSES = 8
+SCRATCH = 8
+SYSCALL, LOAD, STORE, FORK, EXIT = range(5)
+
+OP = struct.Struct("<IIQ6QQ8Q")
+RESULT = struct.Struct("<qq8Q")
+HEADER_BYTES = 8 + 64 * 16
+CONTROL_BYTES = 8192
+MASK = (1 << 64) - 1
+
+
+class Command(NamedTuple):
+    """One operation. kind: SYSCALL, LOAD, STORE, FORK or EXIT; process: who does it.
+
+    number, arguments: the system call's; arguments whose bit is set in `pointers` are byte offsets into the scratch words, which
+    the call reads and writes. LOAD and STORE take an address and a word; FORK the new process's number.
+    """
+
+    kind: int
+    process: int
+    number: int = 0
+    arguments: tuple[int, ...] = ()
+    pointers: int = 0
+    scratch: tuple[int, ...] = ()
+
+
+class Answer(NamedTuple):
+    """What an operation returned. value: the system call's result or -errno, or the word loaded; signal: what an access raised."""
+
+    value: int
+    signal: int
+    scratch: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of one process after an operation: its VMAs (first page, end page, flags) and two words a page."""
+
+    process: int
+    vmas: tuple[tuple[int, int, int], ...]
+    words: memoryview
+    contents: memoryview
+
+
+class AgentError(Exception):
+    """The agent could not do its work: what failed, and what to do."""
+
+
+class Control(ctypes.Structure):
+    """struct agent."""
+
+    _fields_ = (
+        ("base", ctypes.c_uint64),
+        ("pages", ctypes.c_uint64),
+        ("ops", ctypes.c_uint64),
+        ("done", ctypes.c_uint64),
+        ("contents", ctypes.c_uint64),
+        ("record_bytes", ctypes.c_uint64),
+        ("pid", ctypes.c_int64 * PROCESSES),
+        ("parent", ctypes.c_int32 * PROCESSES),
+        ("command", ctypes.c_int32 * 2 * PROCESSES),
+        ("answer", ctypes.c_int32 * 2 * PROCESSES),
+        ("pagemap", ctypes.c_int32 * PROCESSES),
+        ("maps", ctypes.c_int32 * PROCESSES),
+        ("kpagecount", ctypes.c_int32),
+        ("kpageflags", ctypes.c_int32),
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a list of operations. done: how many were finished; hung: the deadline passed in the next one."""
+
+    answers: list[Answer]
+    records: list[list[Seen]]
+    done: int
+    hung: bool
+    status: int
+
+
+class Agent:
+    """Shared memory for runs of up to `capacity` operations in a window of `pages` pages at `base` (bytes).
+
+    Raises AgentError where the native library is missing.
+    """
+
+    def __init__(self, base: int, pages: int, capacity: int) -> None:
+        lib = library()
+        if lib is None:
+            raise AgentError(why_missing())
+        self._lib = lib
+        lib.uf_agent_sizes.restype = ctypes.c_uint64
+        sizes = [lib.uf_agent_sizes(what) for what in range(5)]
+        if sizes != [OP.size, RESULT.size, HEADER_BYTES, ctypes.sizeof(Control), PROCESSES]:
+            raise AgentError("the native library is of another version: reinstall userfault")
+        self.base, self.pages, self.capacity = base, pages, capacity
+        self._seen_bytes = HEADER_BYTES + pages * 16
+        self._record_bytes = 8 + PROCESSES * self._seen_bytes
+        self._ops_at = CONTROL_BYTES
+        self._results_at = self._ops_at + capacity * OP.size
+        self._records_at = -(-(self._results_at + capacity * RESULT.size) // 4096) * 4096
+        self._memory = mmap.mmap(-1, self._records_at + capacity * self._record_bytes)
+        self._view = memoryview(self._memory)
+        self._control = Control.from_buffer(self._memory)
+        self._at = ctypes.addressof(self._control)
+
+    def run(
+        self,
+        commands: Sequence[Command],
+        setup: Callable[[], None],
+        *,
+        seconds: float,
+        observed: bool = True,
+        slice: int = 0,
+    ) -> Run:
+        """Do the operations in a fresh process, after `setup` in it; kill it and its children when `seconds` are over.
+
+        slice: pages whose contents are looked at after each operation, a different part each time (0: all).
+        """
+        if len(commands) > self.capacity:
+            raise AgentError(
+                f"{len(commands)} operations are more than the {self.capacity} that the agent was made for"
+            )
+        for number, each in enumerate(commands):
+            arguments = [value & MASK for value in each.arguments]
+            scratch = [value & MASK for value in each.scratch]
+            OP.pack_into(
+                self._memory,
+                self._ops_at + number * OP.size,
+                each.kind,
+                each.process,
+                each.number,
+                *arguments,
+                *(0,) * (6 - len(arguments)),
+                each.pointers,
+                *scratch,
+                *(0,) * (SCRATCH - len(scratch)),
+            )
+        control = self._control
+        ctypes.memset(self._at, 0, ctypes.sizeof(control))
+        control.base, control.pages, control.ops = self.base, self.pages, len(commands)
+        control.contents, control.record_bytes = slice, self._record_bytes
+        pid = os.fork()
+        if pid == 0:
+            self._child(setup, observed)
+        status, hung = wait_for(pid, seconds)
+        for child in control.pid[1:]:
+            if child > 0:
+                kill(child)
+        done = int(control.done)
+        answers = []
+        for number in range(done):
+            value, raised, *scratch = RESULT.unpack_from(self._memory, self._results_at + number * RESULT.size)
+            answers.append(Answer(value, raised, tuple(scratch)))
+        records = [self._record(number) for number in range(done)] if observed else []
+        return Run(answers, records, done, hung, status)
+
+    def _child(self, setup: Callable[[], None], observed: bool) -> None:
+        try:
+            setup()
+            failed = self._lib.uf_agent_open(ctypes.c_void_p(self._at))
+            if not failed:
+                self._lib.uf_agent_run(
+                    ctypes.c_void_p(self._at),
+                    ctypes.c_void_p(self._at + self._ops_at),
+                    ctypes.c_void_p(self._at + self._results_at),
+                    ctypes.c_void_p(self._at + self._records_at),
+                    int(observed),
+                )
+                os._exit(0)
+        except BaseException as error:
+            os.write(2, f"userfault: the agent could not be set up: {error}\n".encode())
+        os._exit(1)
+
+    def _record(self, number: int) -> list[Seen]:
+        at = self._records_at + number * self._record_bytes
+        (live,) = struct.unpack_from("<Q", self._memory, at)
+        out = []
+        for which in range(live):
+            start = at + 8 + which * self._seen_bytes
+            process, vmas = struct.unpack_from("<II", self._memory, start)
+            listed = struct.unpack_from(f"<{4 * vmas}I", self._memory, start + 8)
+            words = start + HEADER_BYTES
+            contents = words + self.pages * 8
+            out.append(
+                Seen(
+                    process,
+                    tuple(zip(listed[0::4], listed[1::4], listed[2::4], strict=True)),
+                    self._view[words:contents].cast("Q"),
+                    self._view[contents : contents + self.pages * 8].cast("Q"),
+                )
+            )
+        return out
+
+    def hash_page(self, data: bytes) -> int:
+        """The word that stands for a page's contents."""
+        function = self._lib.uf_hash_page
+        function.restype = ctypes.c_uint64
+        return int(function(data.ljust(4096, b"\0")))
+
+
+def wait_for(pid: int, seconds: float) -> tuple[int, bool]:
+    """Wait for a process, which is killed when the time is over: its status, and whether it was."""
+    with open_pidfd(pid) as handle:
+        poll = select.poll()
+        poll.register(handle.fileno(), select.POLLIN)
+        end = time.monotonic() + seconds
+        while not poll.poll(max(0.0, end - time.monotonic()) * 1000):
+            if time.monotonic() >= end:
+                kill(pid)
+                return os.waitpid(pid, 0)[1], True
+    return os.waitpid(pid, 0)[1], False
+
+
+class open_pidfd:
+    """A file descriptor of a process, closed at the end."""
+
+    def __init__(self, pid: int) -> None:
+        self._fd = os.pidfd_open(pid)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def __enter__(self) -> open_pidfd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

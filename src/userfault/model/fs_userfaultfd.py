@@ -1,0 +1,164 @@
+"""fs/userfaultfd.c: the ioctls of a userfaultfd, with their results as user space sees them: (0 or -errno, the output field).
+
+The output field is None where the kernel does not write it. Addresses and lengths are bytes, and may be any value.
+"""
+
+from __future__ import annotations
+
+from .catalogue import modelled
+from .errno import EAGAIN, EBUSY, EINVAL
+from .lang import NULL
+from .locks import down_write, up_write
+from .machine import config
+from .mm_types import mm_struct, userfaultfd_ctx, vm, vm_area_struct
+from .userfaultfd import uffdio_move
+from .vma import vma_modify
+
+UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_REGISTER_MODE_MINOR = 1, 2, 4
+UFFD_FLAGS = int(vm.USERFAULT | vm.UFFD_WP)
+RANGE_IOCTLS = 0x13C
+"""Bits of the ioctls that a range may be used with: WAKE, COPY, ZEROPAGE, MOVE, POISON."""
+WRITEPROTECT_IOCTL = 1 << 6
+
+
+@modelled("fs/userfaultfd.c", versions="v4.3 .. v6.18", section="F.1", steps=1)
+def validate_range(start: int, length: int) -> int:
+    """Aligned, not empty, within user addresses: 0 or -EINVAL."""
+    mask = (1 << config.PAGE_SHIFT) - 1
+    if start & mask or length & mask:
+        return -EINVAL
+    return validate_unaligned_range(start, length)
+
+
+@modelled("fs/userfaultfd.c", versions="v6.3 .. v6.18", section="F.1", steps=1)
+def validate_unaligned_range(start: int, length: int) -> int:
+    """As validate_range, for a source that need not be aligned."""
+    mask = (1 << config.PAGE_SHIFT) - 1
+    if length & mask or length <= 0 or length > config.TASK_SIZE - config.MMAP_MIN_ADDR:
+        return -EINVAL
+    if start < config.MMAP_MIN_ADDR or start >= config.TASK_SIZE or length > config.TASK_SIZE - start:
+        return -EINVAL
+    return 0
+
+
+@modelled(
+    "fs/userfaultfd.c",
+    versions="v4.3 .. v6.18",
+    section="F.1",
+    steps=4,
+    omits="shmem, hugetlb and files: every VMA is anonymous",
+)
+def userfaultfd_register(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int | None]:
+    """UFFDIO_REGISTER: (0, the bits of the range's ioctls), or the error."""
+    if mode == 0 or mode & ~7:
+        return -EINVAL, None
+    err = validate_range(start, length)
+    if err != 0:
+        return err, None
+    flags = 0
+    if mode & UFFDIO_REGISTER_MODE_MISSING:
+        flags |= int(vm.USERFAULT)
+    if mode & UFFDIO_REGISTER_MODE_WP:
+        flags |= int(vm.UFFD_WP)
+    mm = ctx.mm
+    down_write(mm.mmap_sem)
+    err = may_register(ctx, start, start + length, mode)
+    if err != 0:
+        up_write(mm.mmap_sem)
+        return err, None
+    userfaultfd_register_range(ctx, start, start + length, flags)
+    up_write(mm.mmap_sem)
+    return 0, RANGE_IOCTLS | (WRITEPROTECT_IOCTL if flags & vm.UFFD_WP else 0)
+
+
+def may_register(ctx: userfaultfd_ctx, start: int, end: int, mode: int) -> int:
+    """Is every VMA of the range anonymous and free for this context? Holes do not matter if anything is mapped."""
+    found = False
+    for vma in ctx.mm.mmap:
+        if vma.vm_end > start and vma.vm_start < end:
+            found = True
+            # Minor faults are for shmem and hugetlb.
+            if mode & UFFDIO_REGISTER_MODE_MINOR:
+                return -EINVAL
+            if vma.ctx is not None and vma.ctx is not ctx:
+                return -EBUSY
+    return 0 if found else -EINVAL
+
+
+@modelled("mm/userfaultfd.c", versions="v6.13 (fs/userfaultfd.c before) .. v6.18", section="F.1", steps=2)
+def userfaultfd_register_range(ctx: userfaultfd_ctx, start: int, end: int, flags: int) -> None:
+    """Give the part of each VMA that lies in the range to the context, unless it has these modes already."""
+    at = start
+    while True:
+        vma = next_vma(ctx.mm, at, end)
+        if vma is None:
+            break
+        if not (vma.ctx is ctx and vma.vm_flags & flags == flags):
+            first, last = max(at, vma.vm_start), min(end, vma.vm_end)
+            vma = vma_modify(ctx.mm, vma, first, last, (vma.vm_flags & ~UFFD_FLAGS) | flags, ctx)
+            vma.ctx = ctx
+            vma.vm_flags = (vma.vm_flags & ~UFFD_FLAGS) | flags
+        at = vma.vm_end
+
+
+def next_vma(mm: mm_struct, start: int, end: int) -> vm_area_struct | None:
+    """The first VMA that has a part in [start, end)."""
+    for vma in mm.mmap:
+        if vma.vm_end > start and vma.vm_start < end and start < end:
+            return vma
+    return None
+
+
+@modelled("fs/userfaultfd.c", versions="v4.3 .. v6.18", section="F.1", steps=3, omits="waking who waits for a fault")
+def userfaultfd_unregister(ctx: userfaultfd_ctx, start: int, length: int) -> int:
+    """UFFDIO_UNREGISTER: 0 or -EINVAL."""
+    err = validate_range(start, length)
+    if err != 0:
+        return err
+    mm = ctx.mm
+    end = start + length
+    down_write(mm.mmap_sem)
+    if next_vma(mm, start, end) is None:
+        up_write(mm.mmap_sem)
+        return -EINVAL
+    for vma in mm.mmap:
+        if vma.vm_end > start and vma.vm_start < end and vma.ctx is not None and vma.ctx is not ctx:
+            up_write(mm.mmap_sem)
+            return -EINVAL
+    at = start
+    while True:
+        each = next_vma(mm, at, end)
+        if each is None:
+            break
+        if each.ctx is not None:
+            each = userfaultfd_clear_vma(mm, each, max(at, each.vm_start), min(end, each.vm_end))
+        at = each.vm_end
+    up_write(mm.mmap_sem)
+    return 0
+
+
+@modelled("mm/userfaultfd.c", versions="v6.13 .. v6.18", section="F.1", steps=2)
+def userfaultfd_clear_vma(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> vm_area_struct:
+    """Take a part of a VMA from its context."""
+    vma = vma_modify(mm, vma, start, end, vma.vm_flags & ~UFFD_FLAGS, NULL)
+    vma.ctx = NULL
+    vma.vm_flags = vma.vm_flags & ~UFFD_FLAGS
+    return vma
+
+
+@modelled("fs/userfaultfd.c", versions="v6.8 .. v6.18", section="F.1", steps=3, omits="waking who waits; a dying mm")
+def userfaultfd_move(
+    ctx: userfaultfd_ctx, current: mm_struct, dst: int, src: int, length: int, mode: int
+) -> tuple[int, int | None]:
+    """UFFDIO_MOVE by a process whose address space is `current`: (0 or -errno, bytes moved or -errno)."""
+    mm = ctx.mm
+    if mm.mmap_changing != 0:
+        return -EAGAIN, -EAGAIN
+    if mm is not current:
+        return -EINVAL, None
+    if validate_range(dst, length) != 0 or validate_range(src, length) != 0 or mode & ~3:
+        return -EINVAL, None
+    done = uffdio_move(mm, dst, src, length, mode, ctx)
+    if done < 0:
+        return done, done
+    return (0 if done == length else -EAGAIN), done

@@ -1,0 +1,299 @@
+"""mm/vma.c (before v6.11 part of mm/mmap.c): VMAs are split, and equal neighbours merged.
+
+Only with `config.SPLIT_VMAS`: without it the bounds of a VMA are constants of a checked program. mmap_sem is held for writing.
+"""
+
+from __future__ import annotations
+
+from .catalogue import modelled
+from .huge_memory import hpage_size, split_mapped
+from .lang import NULL, atomic, raw
+from .locks import down_write, up_write
+from .machine import config
+from .mm_types import PmdKind, anon_vma, mm_struct, userfaultfd_ctx, vm, vm_area_struct
+from .pgtable import pmd_offset
+from .rmap import anon_vma_clone, unlink_anon_vmas
+from .slab import vm_area_alloc, vm_area_free
+
+STICKY = int(vm.MAYBE_GUARD)
+"""Flags in which neighbours may differ: the merged VMA has them if one of the two had."""
+
+
+@atomic
+@raw
+def vma_link(mm: mm_struct, vma: vm_area_struct) -> None:
+    """Into the address space, in the order of addresses."""
+    later = 0
+    for each in mm.mmap:
+        if each.vm_start > vma.vm_start:
+            later += 1
+    place = len(mm.mmap) - later
+    mm.mmap.append(vma)
+    while later > 0:
+        first = mm.mmap[place]
+        mm.mmap.remove(first)
+        mm.mmap.append(first)
+        later -= 1
+
+
+def vma_before(mm: mm_struct, addr: int) -> vm_area_struct | None:
+    """The VMA that ends at an address."""
+    for vma in mm.mmap:
+        if vma.vm_end == addr:
+            return vma
+    return None
+
+
+def vma_from(mm: mm_struct, addr: int) -> vm_area_struct | None:
+    """The VMA that begins at an address."""
+    for vma in mm.mmap:
+        if vma.vm_start == addr:
+            return vma
+    return None
+
+
+def lock_trees(vma: vm_area_struct) -> None:
+    if vma.anon_vma is not None:
+        down_write(vma.anon_vma.root.rwsem)
+
+
+def unlock_trees(vma: vm_area_struct) -> None:
+    if vma.anon_vma is not None:
+        up_write(vma.anon_vma.root.rwsem)
+
+
+@modelled("mm/huge_memory.c", versions="v4.5 .. v6.18", section="C.9", steps=1)
+def split_huge_pmd_at(mm: mm_struct, addr: int) -> None:
+    """vma_adjust_trans_huge: a huge page may not lie across a new border."""
+    if addr & (hpage_size() - 1):
+        pmdp = pmd_offset(mm, addr)
+        pmd = pmdp.pmd
+        if pmd.kind == PmdKind.HUGE:
+            split_mapped(pmdp, pmd)
+
+
+@modelled(
+    "mm/vma.c", function="__split_vma", versions="v3.10 (mm/mmap.c) .. v6.18", section="C.4", omits="map_count's limit"
+)
+def split_vma(mm: mm_struct, vma: vm_area_struct, addr: int) -> vm_area_struct:
+    """Cut a VMA in two at `addr` (bytes); returns the upper part, which is new. Both are in the same trees."""
+    new = vm_area_alloc()
+    new.vm_mm = mm
+    new.vm_start = addr
+    new.vm_end = vma.vm_end
+    new.vm_pgoff = vma.vm_pgoff + ((addr - vma.vm_start) >> config.PAGE_SHIFT)
+    new.vm_flags = vma.vm_flags
+    new.vm_file = vma.vm_file
+    new.ctx = vma.ctx
+    anon_vma_clone_split(new, vma)
+    split_huge_pmd_at(mm, addr)
+    lock_trees(vma)
+    vma.vm_end = addr
+    vma_link(mm, new)
+    unlock_trees(vma)
+    return new
+
+
+def anon_vma_clone_split(dst: vm_area_struct, src: vm_area_struct) -> None:
+    """Not a fork: the clone has the same anon_vma."""
+    dst.anon_vma = src.anon_vma
+    if src.anon_vma is not None:
+        anon_vma_clone(dst, src)
+
+
+def is_fork_child(vma: vm_area_struct) -> bool:
+    """May the VMA hold pages of a parent? Such VMAs are not given to others, so that their trees stay small."""
+    return vma.anon_vma is not None and len(vma.anon_vma_chain) != 1
+
+
+@modelled("mm/vma.c", function="is_mergeable_anon_vma", versions="v6.16 .. v6.18", section="C.1", steps=1)
+def anon_vmas_fit(target: vm_area_struct, vma: vm_area_struct | None, av: anon_vma) -> bool:
+    """May `target` take over `vma` (None: a new range) whose anon_vma is `av`?"""
+    if target.anon_vma is None and av is not None:
+        return vma is None or not is_fork_child(vma)
+    if target.anon_vma is not None and av is None:
+        return not is_fork_child(target)
+    return target.anon_vma is av
+
+
+@modelled("mm/vma.c", function="can_vma_merge_before, can_vma_merge_after", versions="v6.16 .. v6.18", section="C.1")
+def can_merge(
+    target: vm_area_struct,
+    vma: vm_area_struct | None,
+    av: anon_vma,
+    flags: int,
+    ctx: userfaultfd_ctx,
+    pgoff: int,
+) -> bool:
+    """Is `target` like what is described? `pgoff`: the page offset of the description at target's first page."""
+    return (
+        (target.vm_flags ^ flags) & ~STICKY == 0
+        and target.vm_file is None
+        and target.ctx is ctx
+        and target.vm_pgoff == pgoff
+        and anon_vmas_fit(target, vma, av)
+    )
+
+
+@modelled(
+    "mm/vma.c",
+    function="vma_merge_existing_range",
+    versions="v6.13 .. v6.18",
+    section="C.1",
+    steps=4,
+    omits="failure for want of memory; special mappings",
+)
+def vma_merge_existing(
+    mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int, ctx: userfaultfd_ctx
+) -> vm_area_struct | None:
+    """Give [start, end) of a VMA to the neighbours that are like what it becomes. The VMA that covers it, or None."""
+    prev: vm_area_struct | None = None
+    after: vm_area_struct | None = None
+    av = vma.anon_vma
+    pgoff = vma.vm_pgoff + ((start - vma.vm_start) >> config.PAGE_SHIFT)
+    if start == vma.vm_start:
+        prev = vma_before(mm, start)
+        if prev is not None and not can_merge(
+            prev, vma, av, flags, ctx, pgoff - ((prev.vm_end - prev.vm_start) >> config.PAGE_SHIFT)
+        ):
+            prev = None
+    if end == vma.vm_end:
+        after = vma_from(mm, end)
+        if after is not None:
+            if not can_merge(after, vma, av, flags, ctx, pgoff + ((end - start) >> config.PAGE_SHIFT)):
+                after = None
+            elif prev is not None and prev.anon_vma is not None and after.anon_vma is not None:
+                if prev.anon_vma is not after.anon_vma:
+                    after = None
+    whole = start == vma.vm_start and end == vma.vm_end
+    sticky = (vma.vm_flags | flags) & STICKY
+    if prev is not None and after is not None:
+        sticky |= after.vm_flags & STICKY
+        share_anon_vma(prev, after if after.anon_vma is not None else vma)
+        absorb(mm, prev, vma)
+        absorb(mm, prev, after)
+        prev.vm_flags |= sticky
+        return prev
+    if prev is not None:
+        share_anon_vma(prev, vma)
+        if whole:
+            absorb(mm, prev, vma)
+        else:
+            move_border(mm, prev, vma, end)
+        prev.vm_flags |= sticky
+        return prev
+    if after is not None:
+        share_anon_vma(after, vma)
+        if whole:
+            absorb(mm, after, vma)
+        else:
+            move_border(mm, vma, after, start)
+        after.vm_flags |= sticky
+        return after
+    return None
+
+
+def share_anon_vma(dst: vm_area_struct, src: vm_area_struct) -> None:
+    """dup_anon_vma: the VMA that grows is found wherever the other one was."""
+    if dst.anon_vma is None and src.anon_vma is not None:
+        dst.anon_vma = src.anon_vma
+        anon_vma_clone(dst, src)
+
+
+def move_border(mm: mm_struct, low: vm_area_struct, high: vm_area_struct, border: int) -> None:
+    """The border between two neighbours moves."""
+    split_huge_pmd_at(mm, border)
+    lock_trees(low)
+    pages = (border - high.vm_start) >> config.PAGE_SHIFT
+    low.vm_end = border
+    high.vm_start = border
+    high.vm_pgoff += pages
+    unlock_trees(low)
+
+
+def absorb(mm: mm_struct, keeper: vm_area_struct, gone: vm_area_struct) -> None:
+    """A neighbour takes a VMA's whole range; its links to anon_vmas go (anon_vma_merge)."""
+    lock_trees(keeper)
+    mm.mmap.remove(gone)
+    if keeper.vm_end == gone.vm_start:
+        keeper.vm_end = gone.vm_end
+    else:
+        mm.mmap.remove(keeper)
+        keeper.vm_pgoff -= (keeper.vm_start - gone.vm_start) >> config.PAGE_SHIFT
+        keeper.vm_start = gone.vm_start
+        vma_link(mm, keeper)
+    unlock_trees(keeper)
+    if gone.anon_vma is not None:
+        unlink_anon_vmas(gone)
+    gone.anon_vma = NULL
+    gone.ctx = NULL
+    vm_area_free(gone)
+
+
+@modelled("mm/vma.c", versions="v6.6 (as vma_modify_*) .. v6.18", section="C.1")
+def vma_modify(
+    mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int, ctx: userfaultfd_ctx
+) -> vm_area_struct:
+    """The VMA for [start, end) alone, to be given new flags: merged with neighbours that have them, or split off."""
+    if flags == vma.vm_flags and ctx is vma.ctx:
+        return vma
+    merged = vma_merge_existing(mm, vma, start, end, flags, ctx)
+    if merged is not None:
+        return merged
+    if vma.vm_start < start:
+        vma = split_vma(mm, vma, start)
+    if vma.vm_end > end:
+        split_vma(mm, vma, end)
+    return vma
+
+
+@modelled(
+    "mm/vma.c",
+    function="__mmap_region",
+    versions="v6.13 .. v6.18",
+    section="C.1",
+    steps=3,
+    omits="files, limits, population",
+)
+def mmap_region(mm: mm_struct, start: int, end: int, flags: int) -> vm_area_struct:
+    """A new anonymous mapping where nothing is mapped: it makes a neighbour longer, or is a VMA of its own."""
+    pages = (end - start) >> config.PAGE_SHIFT
+    pgoff = start >> config.PAGE_SHIFT
+    prev, after = vma_before(mm, start), vma_from(mm, end)
+    if prev is not None:
+        length = (prev.vm_end - prev.vm_start) >> config.PAGE_SHIFT
+        if not can_merge(prev, None, NULL, flags, NULL, pgoff - length):
+            prev = None
+    if after is not None:
+        if not can_merge(after, None, NULL, flags, NULL, pgoff + pages):
+            after = None
+        elif prev is not None and prev.anon_vma is not None and after.anon_vma is not None:
+            if prev.anon_vma is not after.anon_vma:
+                after = None
+    if prev is not None:
+        if after is not None:
+            share_anon_vma(prev, after)
+        lock_trees(prev)
+        prev.vm_end = end
+        unlock_trees(prev)
+        if after is not None:
+            prev.vm_flags |= after.vm_flags & STICKY
+            absorb(mm, prev, after)
+        return prev
+    if after is not None:
+        lock_trees(after)
+        mm.mmap.remove(after)
+        after.vm_start = start
+        after.vm_pgoff -= pages
+        vma_link(mm, after)
+        unlock_trees(after)
+        return after
+    vma = vm_area_alloc()
+    vma.vm_mm = mm
+    vma.vm_start = start
+    vma.vm_end = end
+    vma.vm_pgoff = pgoff
+    vma.vm_flags = flags
+    vma.ctx = NULL
+    vma_link(mm, vma)
+    return vma

@@ -1,0 +1,443 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The process that operations are done to: it executes a list of system calls and memory accesses, in itself and in
+ * processes that it forks, and after each one records what can be seen of a window of addresses.
+ *
+ * Everything that happens between two records is here and not in Python: an interpreter in the same process would touch memory
+ * of its own, and a record a system call at a time is too slow. Nothing is decided here.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/types.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { PROCESSES = 8, SCRATCH = 8, VMAS = 64, PAGE = 4096 };
+enum kind { SYSCALL, LOAD, STORE, FORK, EXIT, WAIT };
+
+struct op {
+	uint32_t kind, process;
+	uint64_t nr, arg[6];
+	uint64_t pointers; /* bit i: arg[i] is a byte offset into scratch */
+	uint64_t scratch[SCRATCH];
+};
+
+struct result {
+	int64_t value; /* the system call's, or -errno; the word loaded */
+	int64_t signal;
+	uint64_t scratch[SCRATCH];
+};
+
+/* Where a record goes: for each observed process a header, its VMAs, and two words a page. */
+struct vma {
+	uint32_t first, last, flags, unused;
+};
+
+struct header {
+	uint32_t process, vmas;
+	struct vma vma[VMAS];
+};
+
+struct agent {
+	uint64_t base, pages;    /* the window */
+	uint64_t ops, done;      /* how many there are, how many are finished (shared: tells where a hang is) */
+	uint64_t contents;       /* pages whose contents are hashed after each operation; 0: all */
+	uint64_t record_bytes;   /* distance between two records */
+	int64_t pid[PROCESSES];
+	int32_t parent[PROCESSES];
+	int32_t command[PROCESSES][2], answer[PROCESSES][2];
+	int32_t pagemap[PROCESSES], maps[PROCESSES];
+	int32_t kpagecount, kpageflags;
+};
+
+static sigjmp_buf escape;
+static volatile sig_atomic_t armed;
+
+static void on_signal(int number)
+{
+	if (!armed) {
+		signal(number, SIG_DFL);
+		raise(number);
+		return;
+	}
+	siglongjmp(escape, number);
+}
+
+static int64_t perform_access(struct op *op, struct result *out)
+{
+	volatile uint64_t *where = (volatile uint64_t *)op->arg[0];
+	int caught = sigsetjmp(escape, 0);
+
+	if (caught) {
+		armed = 0;
+		out->signal = caught;
+		return 0;
+	}
+	armed = 1;
+	if (op->kind == STORE)
+		*where = op->arg[1];
+	else
+		out->value = (int64_t)*where;
+	armed = 0;
+	return 0;
+}
+
+static void perform_syscall(struct op *op, struct result *out)
+{
+	uint64_t a[6];
+	long value;
+
+	memcpy(out->scratch, op->scratch, sizeof(out->scratch));
+	for (int i = 0; i < 6; i++)
+		a[i] = op->pointers >> i & 1 ? (uint64_t)((char *)out->scratch + op->arg[i]) : op->arg[i];
+	errno = 0;
+	value = syscall((long)op->nr, a[0], a[1], a[2], a[3], a[4], a[5]);
+	out->value = value == -1 && errno ? -errno : value;
+}
+
+/* Read and write a whole small message; a process that is gone ends us. */
+static void send_byte(int fd)
+{
+	while (write(fd, "", 1) != 1)
+		if (errno != EINTR)
+			_exit(3);
+}
+
+static void wait_byte(int fd)
+{
+	char c;
+	ssize_t got;
+
+	while ((got = read(fd, &c, 1)) != 1)
+		if (got == 0 || errno != EINTR)
+			_exit(3);
+}
+
+static void serve(struct agent *a, struct op *ops, struct result *results, int me);
+
+static void perform(struct agent *a, struct op *ops, struct result *results, uint64_t n, int me)
+{
+	struct op *op = &ops[n];
+	struct result *out = &results[n];
+	pid_t pid;
+
+	switch (op->kind) {
+	case LOAD:
+	case STORE:
+		perform_access(op, out);
+		break;
+	case FORK:
+		pid = fork();
+		if (pid == 0) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			serve(a, ops, results, (int)op->arg[0]);
+		}
+		a->pid[op->arg[0]] = pid;
+		a->parent[op->arg[0]] = me;
+		out->value = pid < 0 ? -errno : 0;
+		break;
+	case WAIT:
+		out->value = waitpid((pid_t)a->pid[op->arg[0]], NULL, 0) < 0 ? -errno : 0;
+		break;
+	case EXIT:
+		_exit(0);
+	default:
+		perform_syscall(op, out);
+	}
+}
+
+/* A forked process: one operation a byte. The operation is the one that the agent is at. */
+static void serve(struct agent *a, struct op *ops, struct result *results, int me)
+{
+	for (;;) {
+		wait_byte(a->command[me][0]);
+		perform(a, ops, results, a->done, me);
+		send_byte(a->answer[me][1]);
+	}
+}
+
+static int open_proc(int64_t pid, const char *name)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%lld/%s", (long long)pid, name);
+	return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+static void in_process(struct agent *a, int process)
+{
+	send_byte(a->command[process][1]);
+	wait_byte(a->answer[process][0]);
+}
+
+static void run_one(struct agent *a, struct op *ops, struct result *results, uint64_t n)
+{
+	struct op *op = &ops[n];
+	int p = (int)op->process, other;
+
+	memset(&results[n], 0, sizeof(results[n]));
+	if (a->pid[p] <= 0) {
+		results[n].value = -ESRCH;
+		return;
+	}
+	if (op->kind == EXIT && p != 0) {
+		send_byte(a->command[p][1]);
+		/* Its parent may be gone too: then it is ours (we are a subreaper). */
+		other = a->parent[p];
+		if (other == 0 || a->pid[other] <= 0) {
+			waitpid((pid_t)a->pid[p], NULL, 0);
+		} else {
+			op->kind = WAIT;
+			op->arg[0] = (uint64_t)p;
+			in_process(a, other);
+			op->kind = EXIT;
+		}
+		close(a->pagemap[p]);
+		close(a->maps[p]);
+		a->pid[p] = 0;
+		return;
+	}
+	if (p == 0)
+		perform(a, ops, results, n, 0);
+	else
+		in_process(a, p);
+	if (op->kind == FORK && results[n].value == 0) {
+		p = (int)op->arg[0];
+		a->pagemap[p] = open_proc(a->pid[p], "pagemap");
+		a->maps[p] = open_proc(a->pid[p], "maps");
+		if (a->pagemap[p] < 0 || a->maps[p] < 0)
+			_exit(4);
+	}
+}
+
+/* -- what can be seen ------------------------------------------------------------------------------------------- */
+
+/* A page's contents in one word; 0 for a page of zeroes. */
+EXPORT uint64_t uf_hash_page(const void *page)
+{
+	const uint64_t *word = page;
+	uint64_t lane[4] = {0, 0, 0, 0};
+
+	for (int i = 0; i < PAGE / 8; i += 4)
+		for (int k = 0; k < 4; k++)
+			lane[k] = (lane[k] ^ word[i + k]) * 0x9e3779b97f4a7c15u + (lane[k] >> 29);
+	return lane[0] ^ (lane[1] * 3) ^ (lane[2] * 5) ^ (lane[3] * 7);
+}
+
+struct scan_region {
+	uint64_t start, end, categories;
+};
+
+struct scan_arg {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+
+struct procmap {
+	uint64_t size, query_flags, query_addr, vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode;
+	uint32_t dev_major, dev_minor, vma_name_size, build_id_size;
+	uint64_t vma_name_addr, build_id_addr;
+};
+
+#define PAGEMAP_SCAN _IOWR('f', 16, struct scan_arg)
+#define PROCMAP_QUERY _IOWR('f', 17, struct procmap)
+#define COVERING_OR_NEXT 0x10
+
+enum { MAX_PAGES = 8192 };
+static uint64_t entry[MAX_PAGES], count[MAX_PAGES], flags[MAX_PAGES];
+static uint32_t slot_of[MAX_PAGES];
+static struct scan_region region[MAX_PAGES];
+
+/* The bits of a word, from the lowest: what pagemap says (6), PAGEMAP_SCAN (9), kpagecount (8), kpageflags (10), class. */
+static const int pagemap_bits[] = {63, 62, 61, 58, 57, 56};
+static const int flag_bits[] = {12, 34, 22, 15, 16, 21, 24, 13};
+
+static void observe_pages(struct agent *a, int p, uint64_t *word, uint64_t *content)
+{
+	uint64_t n = a->pages, base = a->base, i, k;
+	struct scan_arg scan = {.size = sizeof(scan), .start = base, .end = base + n * PAGE, .vec = (uint64_t)region,
+				.vec_len = MAX_PAGES, .return_mask = 0x1ff};
+	long found;
+
+	if (pread(a->pagemap[p], entry, n * 8, (off_t)(base / PAGE * 8)) != (ssize_t)(n * 8))
+		memset(entry, 0, sizeof(entry));
+	for (i = 0; i < n; i++) {
+		word[i] = 0;
+		content[i] = 0;
+		for (k = 0; k < 6; k++)
+			word[i] |= (entry[i] >> pagemap_bits[k] & 1) << k;
+	}
+	found = ioctl(a->pagemap[p], PAGEMAP_SCAN, &scan);
+	for (long r = 0; r < found; r++)
+		for (i = (region[r].start - base) / PAGE; i < (region[r].end - base) / PAGE; i++)
+			word[i] |= (region[r].categories & 0x1ff) << 6;
+	for (i = 0; i < n; i = k) {
+		uint64_t pfn = entry[i] & ((1ull << 55) - 1), length;
+
+		k = i + 1;
+		if (!(entry[i] >> 63))
+			continue;
+		while (k < n && entry[k] >> 63 && (entry[k] & ((1ull << 55) - 1)) == pfn + (k - i))
+			k++;
+		length = (k - i) * 8;
+		if (pread(a->kpagecount, count + i, length, (off_t)(pfn * 8)) != (ssize_t)length ||
+		    pread(a->kpageflags, flags + i, length, (off_t)(pfn * 8)) != (ssize_t)length)
+			_exit(5);
+		for (uint64_t at = i; at < k; at++) {
+			word[at] |= (count[at] > 255 ? 255 : count[at]) << 15;
+			for (uint64_t bit = 0; bit < 8; bit++)
+				word[at] |= (flags[at] >> flag_bits[bit] & 1) << (23 + bit);
+		}
+	}
+}
+
+static void observe_contents(struct agent *a, int p, uint64_t *content, uint64_t first, uint64_t last)
+{
+	static char copy[PAGE];
+
+	for (uint64_t i = first; i < last; i++) {
+		void *page = (void *)(a->base + i * PAGE);
+
+		/* A read of a present page changes nothing but the accessed bit. */
+		if (!(entry[i] >> 63))
+			continue;
+		if (p == 0) {
+			if (sigsetjmp(escape, 0) == 0) {
+				armed = 1;
+				content[i] = uf_hash_page(page);
+			} else {
+				content[i] = 1;
+			}
+			armed = 0;
+		} else {
+			struct iovec to = {copy, PAGE}, from = {page, PAGE};
+
+			if (process_vm_readv((pid_t)a->pid[p], &to, 1, &from, 1, 0) == PAGE)
+				content[i] = uf_hash_page(copy);
+			else
+				content[i] = 1;
+		}
+	}
+}
+
+/* Which entries name the same page or the same swap slot: the class is 1 + the first place where it is seen. */
+static uint64_t seen_key[4 * MAX_PAGES];
+static uint32_t seen_at[4 * MAX_PAGES];
+static uint64_t seen_epoch[4 * MAX_PAGES], epoch;
+
+static void classify(uint64_t *word, uint64_t n, uint64_t offset)
+{
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t key, at;
+
+		if (!(entry[i] >> 62))
+			continue;
+		key = (entry[i] & ((1ull << 55) - 1)) << 2 | entry[i] >> 62;
+		at = key * 0x9e3779b97f4a7c15u >> 49;
+		while (seen_epoch[at] == epoch && seen_key[at] != key)
+			at = (at + 1) & (4 * MAX_PAGES - 1);
+		if (seen_epoch[at] != epoch) {
+			seen_epoch[at] = epoch;
+			seen_key[at] = key;
+			seen_at[at] = (uint32_t)(offset + i + 1);
+		}
+		word[i] |= (uint64_t)seen_at[at] << 40;
+	}
+	(void)slot_of;
+}
+
+static void observe_vmas(struct agent *a, int p, struct header *out)
+{
+	uint64_t at = a->base, end = a->base + a->pages * PAGE;
+
+	out->vmas = 0;
+	while (out->vmas < VMAS) {
+		struct procmap q = {.size = sizeof(q), .query_flags = COVERING_OR_NEXT, .query_addr = at};
+
+		if (ioctl(a->maps[p], PROCMAP_QUERY, &q) || q.vma_start >= end)
+			break;
+		out->vma[out->vmas++] = (struct vma){(uint32_t)((q.vma_start - a->base) / PAGE),
+						     (uint32_t)((q.vma_end - a->base) / PAGE), (uint32_t)q.vma_flags, 0};
+		at = q.vma_end;
+		if (at >= end)
+			break;
+	}
+}
+
+static void observe(struct agent *a, uint64_t n, char *record)
+{
+	uint64_t each = sizeof(struct header) + a->pages * 16, live = 0;
+	uint64_t slice = a->contents ? a->contents : a->pages;
+	uint64_t first = a->contents ? n * slice % a->pages : 0;
+
+	epoch++;
+	for (int p = 0; p < PROCESSES; p++) {
+		struct header *out = (struct header *)(record + 8 + live * each);
+		uint64_t *word = (uint64_t *)(out + 1);
+
+		if (a->pid[p] <= 0)
+			continue;
+		out->process = (uint32_t)p;
+		observe_pages(a, p, word, word + a->pages);
+		observe_contents(a, p, word + a->pages, first, first + slice < a->pages ? first + slice : a->pages);
+		classify(word, a->pages, live * a->pages);
+		observe_vmas(a, p, out);
+		live++;
+	}
+	*(uint64_t *)record = live;
+}
+
+EXPORT uint64_t uf_agent_sizes(int what)
+{
+	uint64_t sizes[] = {sizeof(struct op), sizeof(struct result), sizeof(struct header), sizeof(struct agent), PROCESSES};
+
+	return what < 5 ? sizes[what] : 0;
+}
+
+/*
+ * Run the operations from a->done on, with a record before the first and after each. Returns 0; a deadline is the caller's
+ * business: it kills us. `observed`: whether records are wanted.
+ */
+EXPORT int uf_agent_run(struct agent *a, struct op *ops, struct result *results, char *records, int observed)
+{
+	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_NODEFER};
+
+	sigaction(SIGSEGV, &action, NULL);
+	sigaction(SIGBUS, &action, NULL);
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	for (uint64_t n = a->done; n < a->ops; n++) {
+		run_one(a, ops, results, n);
+		if (observed)
+			observe(a, n, records + n * a->record_bytes);
+		a->done = n + 1;
+	}
+	return 0;
+}
+
+/* Open what is needed to observe; the caller is the process that operations will be done to. Returns 0 or -errno. */
+EXPORT int uf_agent_open(struct agent *a)
+{
+	a->pid[0] = getpid();
+	a->pagemap[0] = open_proc(a->pid[0], "pagemap");
+	a->maps[0] = open_proc(a->pid[0], "maps");
+	a->kpagecount = open("/proc/kpagecount", O_RDONLY | O_CLOEXEC);
+	a->kpageflags = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+	if (a->pagemap[0] < 0 || a->maps[0] < 0 || a->kpagecount < 0 || a->kpageflags < 0)
+		return -errno;
+	for (int p = 1; p < PROCESSES; p++)
+		if (pipe2(a->command[p], O_CLOEXEC) || pipe2(a->answer[p], O_CLOEXEC))
+			return -errno;
+	return 0;
+}
