@@ -73,12 +73,17 @@ class SourceError(Exception):
         self.errno, self.transient = errno, transient
         super().__init__(operation, source, offset_bytes, length_bytes, cause)
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """The message without the traceback."""
         where = f" {self.length_bytes} bytes at offset {self.offset_bytes} of" if self.operation in _WITH_RANGE else ""
         text = f"{self.operation}{where} {self.source} failed: {self.cause}"
         if self.remedy:
             text = f"{text.rstrip('.')}; {self.remedy}"
-        return f"{text}\n{self.details.rstrip()}" if self.details else text
+        return text
+
+    def __str__(self) -> str:
+        return f"{self.summary}\n{self.details.rstrip()}" if self.details else self.summary
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SourceError.from_record, (self.to_record(),)

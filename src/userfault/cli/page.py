@@ -1,0 +1,48 @@
+"""`userfault page`: memory that is paged in user space."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import click
+
+
+@click.group("page")
+def command() -> None:
+    """Memory that is paged in user space."""
+
+
+@command.command("serve")
+@click.argument("what")
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    default="127.0.0.1:7437",
+    show_default=True,
+    help="[::1]:PORT for IPv6; port 0: any.",
+)
+@click.option("--writable", is_flag=True, help="Let clients write pages back.")
+def serve(what: str, listen: str, writable: bool) -> None:
+    """Give out the pages of WHAT, a file or URL, to other processes and hosts, until interrupted.
+
+    They read it as tcp://HOST:PORT. Whoever reaches the port may: there is no authentication.
+    """
+    from ..paging.source import SourceError
+    from ..paging.sources import open_source
+    from ..paging.tcp import PageServer
+
+    try:
+        source = open_source(what, writable=writable)
+        server = PageServer(source, listen, writable=writable)
+    except (SourceError, OSError, ValueError, TypeError) as error:
+        click.echo(f"userfault page serve: {error.summary if isinstance(error, SourceError) else error}", err=True)
+        sys.exit(2)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with server:
+        click.echo(f"{source.name} ({source.size_bytes} bytes) on tcp://{server.address}")
+        sys.stdout.flush()
+        try:
+            server.serve()
+        except KeyboardInterrupt:
+            click.echo("closing", err=True)
