@@ -188,7 +188,7 @@ def bound_locals(program: ir.Program) -> None:
 
     The engines report a value outside a range as a violation of `range`, so an unsound bound can't pass silently.
     """
-    owners: list[ir.Thread | ir.Spec] = [*program.threads, *program.invariants, *program.finals]
+    owners: list[ir.Thread | ir.Spec] = [*program.threads, *program.invariants, *program.finals, *program.observers]
     for owner in owners:
         _bound(program, owner.code, owner.locals)
 

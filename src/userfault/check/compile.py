@@ -143,6 +143,7 @@ def compile_program(
     roots: Iterable[Any] = (),
     invariants: Sequence[Call] = (),
     finals: Sequence[Call] = (),
+    observers: Sequence[Call] = (),
     names: dict[int, str] | None = None,
     substitute: dict[Callable[..., Any], Callable[..., Any]] | None = None,
     ignore: frozenset[str] = frozenset(),
@@ -151,6 +152,7 @@ def compile_program(
 
     roots: objects whose pools are snapshotted first (their order names the objects).
     invariants: checked after every step. finals: checked in states where every thread has ended.
+    observers: for outcomes.py: each reads a value of a final state into its `into`, an object that nobody else writes.
     names: id(object) -> its name in traces. substitute: function -> the mutant compiled in its place.
     ignore: properties that are not checked.
     Raises CompileError for code outside the subset.
@@ -159,10 +161,10 @@ def compile_program(
     for thread in threads:
         for call in [*thread.calls, *thread.at_end]:
             args += [*call.args, *(call.into[:1] if call.into else ())]
-    for call in [*invariants, *finals]:
-        args += call.args
+    for call in [*invariants, *finals, *observers]:
+        args += [*call.args, *(call.into[:1] if call.into else ())]
     unit = Unit(name, Heap(args, len(threads), dict(names or {})), substitute or {}, ignore)
-    return unit.build(threads, invariants, finals)
+    return unit.build(threads, invariants, finals, observers)
 
 
 class Unit:
@@ -195,9 +197,15 @@ class Unit:
         self.lengths: dict[tuple[type, str, bool], int] = {}
         self.starts: dict[tuple[type, str, tuple[int, ...] | None, int | None], frozenset[int]] = {}
 
-    def build(self, threads: Sequence[ThreadSpec], invariants: Sequence[Call], finals: Sequence[Call]) -> ir.Program:
+    def build(
+        self,
+        threads: Sequence[ThreadSpec],
+        invariants: Sequence[Call],
+        finals: Sequence[Call],
+        observers: Sequence[Call],
+    ) -> ir.Program:
         makers = [partial(self.thread_body, number, spec) for number, spec in enumerate(threads)]
-        makers += [partial(self.spec_body, call) for call in [*invariants, *finals]]
+        makers += [partial(self.spec_body, call) for call in [*invariants, *finals, *observers]]
         bodies: list[Body] = []
         trusts: list[set[tuple[type, str, int]]] = []
         for make in makers:
@@ -217,9 +225,12 @@ class Unit:
             program.threads.append(ir.Thread(spec.name, bodies[number].code, bodies[number].locals, group))
         specs = [
             ir.Spec(call.fn.__name__, body.code, body.locals)
-            for call, body in zip([*invariants, *finals], bodies[len(threads) :], strict=True)
+            for call, body in zip([*invariants, *finals, *observers], bodies[len(threads) :], strict=True)
         ]
-        program.invariants, program.finals = specs[: len(invariants)], specs[len(invariants) :]
+        program.invariants = specs[: len(invariants)]
+        program.finals = specs[len(invariants) : len(invariants) + len(finals)]
+        program.observers = specs[len(invariants) + len(finals) :]
+        program.observed = [self.cell_of(*call.into) for call in observers if call.into is not None]
         bound_locals(program)
         return program
 
@@ -233,8 +244,15 @@ class Unit:
         body.finish()
         return body
 
+    def cell_of(self, obj: Any, name: str) -> int:
+        """The cell of an object's field."""
+        kind = struct_fields(type(obj))[name]
+        return self.base(type(obj), name) + (self.heap.encode(RefT((type(obj),)), obj) - 1) * self.length(
+            type(obj), name, kind
+        )
+
     def spec_body(self, call: Call) -> Body:
-        body = Body(self, cpu=0, spec=True)
+        body = Body(self, cpu=0, spec=True, writes=call.into is not None)
         body.call_toplevel(call)
         body.finish()
         return body
@@ -423,11 +441,12 @@ class Unit:
 class Body:
     """The code of one thread (or invariant) while it is being emitted."""
 
-    def __init__(self, unit: Unit, cpu: int, spec: bool) -> None:
+    def __init__(self, unit: Unit, cpu: int, spec: bool, writes: bool = True) -> None:
         self.unit = unit
         self.heap = unit.heap
         self.cpu = cpu
         self.spec = spec
+        self.writes = writes
         self.code: list[ir.Instr] = []
         self.targets: list[tuple[int, str, Label]] = []
         self.locals: list[ir.Local] = []
@@ -687,7 +706,7 @@ class Body:
 
     def store(self, struct: type, name: str, kind: Type, obj: Val, at: Val | None, value: Val, node: ast.AST) -> None:
         unit = self.unit
-        if self.spec:
+        if not self.writes:
             self.refuse(node, "an invariant writes", "a ghost function that the model calls")
         length = unit.length(struct, name, kind)
         known = self.value(obj) if obj.operand < 0 else 0

@@ -18,7 +18,8 @@ PLAIN = 200_000
 ENGINES = ("auto", "python", "native")
 
 
-def _engine(name: str) -> ModuleType:
+def choose_engine(name: str) -> ModuleType:
+    """The module that searches. Raises CheckError if there is none of that name, or it was not built."""
     if name not in ENGINES:
         raise CheckError(f"there is no engine {name!r}: one of {', '.join(ENGINES)}")
     if name == "python":
@@ -37,7 +38,7 @@ def run(program: ir.Program, options: Options | None = None, engine: str = "auto
     """
     options = options or Options()
     started = time.perf_counter()
-    module = _engine(engine)
+    module = choose_engine(engine)
     reduce = options.persistent or options.symmetry
     first = replace(options, max_states=min(options.max_states, PLAIN) if reduce else options.max_states)
     result: Result = module.explore(program, first)
@@ -56,5 +57,5 @@ def fewest_switches(
     program: ir.Program, target: Failure, options: Options | None = None, engine: str = "auto"
 ) -> list[Move] | None:
     """The schedule to a violation with the fewest context switches, then the fewest steps."""
-    moves: list[Move] | None = _engine(engine).fewest_switches(program, target, options)
+    moves: list[Move] | None = choose_engine(engine).fewest_switches(program, target, options)
     return moves

@@ -137,7 +137,7 @@ class Thread:
 class Spec:
     """Code over the shared cells that runs in one go: an invariant, or the condition on final states.
 
-    It may read cells, never write them; it FAILs or runs to END.
+    It may read cells, never write them; it FAILs or runs to END. An observer (outcomes.py) writes the one cell that is its own.
     """
 
     name: str
@@ -157,6 +157,9 @@ class Program:
     sometimes: list[str] = field(default_factory=list)
     invariants: list[Spec] = field(default_factory=list)
     finals: list[Spec] = field(default_factory=list)
+    observers: list[Spec] = field(default_factory=list)
+    observed: list[int] = field(default_factory=list)
+    """The cell that each observer writes."""
 
     def const(self, value: int) -> int:
         """The operand for a constant."""

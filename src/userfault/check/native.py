@@ -11,7 +11,7 @@ import ctypes
 import threading
 import time
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..native import library
@@ -70,6 +70,7 @@ class _Options(ctypes.Structure):
         ("workers", ctypes.c_int32),
         ("keep_going", ctypes.c_int32),
         ("liveness", ctypes.c_int32),
+        ("collect", ctypes.c_int32),
     )
 
 
@@ -86,6 +87,8 @@ class _Result(ctypes.Structure):
         ("reached", ctypes.c_uint64 * 4),
         ("moves", ctypes.POINTER(ctypes.c_int32)),
         ("moves_length", ctypes.c_int64),
+        ("ends", ctypes.POINTER(ctypes.c_uint64)),
+        ("ends_count", ctypes.c_int64),
     )
 
 
@@ -483,7 +486,11 @@ _last: dict[str, Any] = {}
 
 
 def _call(
-    program: ir.Program, options: Options, target: int | None, reduction: Reduction | None = None
+    program: ir.Program,
+    options: Options,
+    target: int | None,
+    reduction: Reduction | None = None,
+    collect: bool = False,
 ) -> tuple[_Result, list[Move], Encoder]:
     lib = library()
     if lib is None:
@@ -494,6 +501,7 @@ def _call(
     encoder = _last["encoder"]
     struct, keep = encoder.program_struct(reduction)
     c_options, out = _c_options(options), _Result()
+    c_options.collect = collect
     lib.uf_stop(0)
 
     def search() -> None:
@@ -543,6 +551,29 @@ def explore_reduced(program: ir.Program, reduction: Reduction, options: Options 
 def _explore(program: ir.Program, options: Options, reduction: Reduction | None) -> Result:
     started = time.perf_counter()
     out, moves, _ = _call(program, options, None, reduction)
+    result = _result(program, out, moves)
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def final_states(
+    program: ir.Program, options: Options, reduction: Reduction | None = None
+) -> tuple[Result, list[list[int]]]:
+    """Search past violations; the result, and the cells of every final state that breaks nothing."""
+    options = replace(options, keep_going=True, liveness=False)
+    out, moves, encoder = _call(program, options, None, reduction, collect=True)
+    words = encoder.layout.words
+    ends = []
+    for at in range(0, out.ends_count * words, words):
+        state = out.ends[at : at + words]
+        ends.append(
+            [(state[p.word] >> p.shift & (1 << p.bits) - 1) + p.lo for p in encoder.layout.cells],
+        )
+    library().uf_free(out.ends)  # type: ignore[union-attr]
+    return _result(program, out, moves), ends
+
+
+def _result(program: ir.Program, out: _Result, moves: list[Move]) -> Result:
     failures = _failures(program)
     result = Result("holds", engine="native")
     result.states, result.transitions, result.cyclic = out.states, out.transitions, bool(out.cyclic)
@@ -557,7 +588,6 @@ def _explore(program: ir.Program, options: Options, reduction: Reduction | None)
     elif out.verdict in (2, 4):
         result.verdict = "bound"
     result.bytes_per_state = out.bytes / max(out.states, 1)
-    result.seconds = time.perf_counter() - started
     return result
 
 

@@ -7,6 +7,7 @@ import importlib
 import click
 
 VERBS = {
+    "run": "Race litmus tests on the running kernel, and compare them with the model.",
     "check": "Explore every interleaving of litmus tests and say what holds.",
     "replay": "Show exactly the trace that a replay string stands for.",
     "model": "List the modelled kernel functions: source, versions, steps, omissions.",

@@ -43,7 +43,7 @@ def command(
     from ..check import native
     from ..check.errors import CheckError
     from ..litmus import LitmusError, jobs_for, matrix_jobs
-    from .run import Job, Outcome, perform_all
+    from .jobs import Job, Outcome, perform_all
     from .show import best_of, line, print_trace, summary
 
     if engine == "auto" and not native.available():

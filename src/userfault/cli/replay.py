@@ -14,7 +14,7 @@ def command(string: str) -> None:
     from ..check.errors import CheckError
     from ..check.trace import render
     from ..litmus import LitmusError
-    from .run import decode
+    from .jobs import decode
 
     try:
         replay = decode(string)

@@ -1,136 +1,54 @@
-"""Running litmus tests: one job a (test, era, mutant), on all cores."""
+"""`userfault run`: litmus tests on the running kernel."""
 
 from __future__ import annotations
 
-import gc
-import os
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+import json
+import sys
 
-from ..check.engine import fewest_switches, run
-from ..check.errors import CheckError
-from ..check.ir import Program
-from ..check.result import Move, Options, Result
-from ..check.trace import decode_schedule, encode_schedule
-from ..litmus import compile_test, expected, load
+import click
+
+EXIT_MISMATCH, EXIT_USAGE, EXIT_BOUND = 1, 2, 3
 
 
-@dataclass(frozen=True)
-class Job:
-    """What to check. `test`: a library name or a file."""
+@click.command("run")
+@click.argument("tests", nargs=-1, metavar="[TEST]...")
+@click.option("--rounds", default=10_000, show_default=True, type=click.IntRange(1), help="Rounds of each test.")
+@click.option("--seconds", default=10.0, show_default=True, help="A test ends then, whatever its rounds.")
+@click.option("--pin/--no-pin", default=True, show_default=True, help="Bind each thread to a CPU of its own.")
+@click.option("--compare", "comparing", is_flag=True, help="Every outcome must be one that the model allows.")
+@click.option("--seed", default=1, show_default=True, help="Of the delays.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def command(
+    tests: tuple[str, ...], rounds: int, seconds: float, pin: bool, comparing: bool, seed: int, as_json: bool
+) -> None:
+    """Race TESTs (library names or files; default: all that this kernel can run) on the running kernel.
 
-    test: str
-    era: str
-    mutant: str = ""
+    Exit codes: 0 nothing that a test or the model rules out was seen, 1 something was, 2 usage or environment, 3 a round
+    did not end, or the model was not explored to its end.
+    """
+    from ..check.errors import CheckError
+    from ..conform.races.report import report, summary
+    from ..conform.races.run import run_test
+    from ..kernel.errors import KernelError
+    from ..litmus import LitmusError, library, load
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of it: a line of `check`, an object of `--json`. seconds: compiling and searching."""
-
-    test: str
-    era: str
-    mutant: str
-    verdict: str
-    property: str
-    states: int
-    transitions: int
-    seconds: float
-    steps: int
-    replay: str
-    expected: bool
-    found: str
-    unreached: tuple[str, ...]
-    engine: str
-
-    def json(self) -> dict[str, object]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Replay:
-    """A replay string taken apart."""
-
-    job: Job
-    program: Program
-    moves: list[Move]
-    lasso: int
-
-
-def decode(string: str) -> Replay:
-    """The program and the schedule of a replay string. Raises CheckError or LitmusError for anything else."""
-    head, colon, schedule = string.rpartition(":")
-    test, at, era = head.rpartition("@")
-    if not (colon and at and test):
-        raise CheckError(
-            f"{string!r} is not a replay string: expected TEST@ERA:SCHEDULE, the last line of a counterexample"
-        )
-    era, _, mutant = era.partition("~")
-    schedule, _, lasso = schedule.partition("!")
-    if lasso and not lasso.isdigit():
-        raise CheckError(f"{lasso!r} does not say at which step a cycle begins: expected a number behind `!`")
-    program = compile_test(load(test), era, mutant or None)
-    return Replay(Job(test, era, mutant), program, decode_schedule(schedule), int(lasso) if lasso else -1)
-
-
-def replay_string(job: Job, result: Result) -> str:
-    """`TEST@ERA[~MUTANT]:SCHEDULE[!STEP]`; `!` says where the cycle of a livelock begins."""
-    mutant = f"~{job.mutant}" if job.mutant else ""
-    lasso = f"!{result.lasso}" if result.lasso >= 0 else ""
-    return f"{job.test}@{job.era}{mutant}:{encode_schedule(result.schedule)}{lasso}"
-
-
-def perform(job: Job, options: Options, engine: str = "auto") -> Outcome:
-    """Compile and search one test; a counterexample is the one with the fewest context switches."""
-    started = time.perf_counter()
-    test = load(job.test)
-    # A compilation keeps nearly all that it allocates: collecting meanwhile is a sixth of its time, and frees nothing.
-    gc.disable()
+    done = []
     try:
-        program = compile_test(test, job.era, job.mutant or None)
-    finally:
-        gc.enable()
-    result = run(program, options, engine)
-    if result.verdict == "violated" and result.failure is not None and result.lasso < 0:
-        best = fewest_switches(program, result.failure, options, engine)
-        if best is not None:
-            result.schedule = best
-    verdict, prop = expected(test, job.era, job.mutant or None)
-    unreached = tuple(name for name in program.sometimes if name not in result.reached)
-    missing = tuple(name for name in test.sometimes if name in unreached) if result.verdict == "holds" else ()
-    found = result.failure.property if result.failure is not None else ""
-    return Outcome(
-        test=job.test,
-        era=job.era,
-        mutant=job.mutant,
-        verdict=result.verdict,
-        property=found,
-        states=result.states,
-        transitions=result.transitions,
-        seconds=time.perf_counter() - started,
-        steps=len(result.schedule),
-        replay=replay_string(job, result) if result.schedule else "",
-        expected=result.verdict == verdict and found == prop and not missing,
-        found=result.failure.message if result.failure is not None else "",
-        unreached=missing,
-        engine=result.engine,
-    )
-
-
-def perform_all(jobs: Sequence[Job], options: Options, engine: str = "auto") -> Iterator[Outcome]:
-    """The outcomes in the order of the jobs, computed on all cores."""
-    cores = len(os.sched_getaffinity(0))
-    if len(jobs) == 1 or cores == 1:
-        for job in jobs:
-            yield perform(job, options, engine)
-        return
-    # What is loaded by now stays: the collector need not look at it again in every worker.
-    gc.collect()
-    gc.freeze()
-    with ProcessPoolExecutor(cores, mp_context=get_context("fork")) as pool:
-        futures = [pool.submit(perform, job, options, engine) for job in jobs]
-        for future in futures:
-            yield future.result()
+        for test in [load(name) for name in tests] or library():
+            outcome = run_test(test, rounds, seconds, pin, comparing, seed)
+            done.append(outcome)
+            if as_json:
+                click.echo(json.dumps(outcome.json()))
+            elif tests or not outcome.skipped:
+                click.echo(report(outcome) + "\n")
+    except (CheckError, KernelError, LitmusError) as error:
+        click.echo(f"userfault run: {error}", err=True)
+        sys.exit(EXIT_USAGE)
+    if not as_json:
+        click.echo(summary(done))
+    if any(outcome.surprise for outcome in done):
+        sys.exit(EXIT_MISMATCH)
+    if any(outcome.bound for outcome in done):
+        sys.exit(EXIT_BOUND)
+    if tests and all(outcome.skipped for outcome in done):
+        sys.exit(EXIT_USAGE)

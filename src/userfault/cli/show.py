@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from ..check.trace import WIDTH, render
-from .run import Outcome, decode
+from .jobs import Outcome, decode
 
 
 def line(outcome: Outcome) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from ..check.ir import Program
 from ..model.era import ERAS
-from .ast import Test
+from .ast import At, Atom, Formula, Test
 from .errors import LitmusError
 from .matrix import generate, matrix_jobs
 from .mutants import Mutant, find_mutant, mutant_library
@@ -19,6 +20,7 @@ __all__ = [
     "LitmusError",
     "Mutant",
     "Test",
+    "compile_outcomes",
     "compile_test",
     "expected",
     "jobs_for",
@@ -26,6 +28,7 @@ __all__ = [
     "load",
     "matrix_jobs",
     "mutant_library",
+    "outcome_program",
 ]
 
 
@@ -63,6 +66,23 @@ def compile_test(test: Test, era: str, mutant: str | None = None) -> Program:
     from .build import Builder
 
     return Builder(test, era).program(mutant)
+
+
+def compile_outcomes(test: Test, era: str) -> Program:
+    """The program of a test for `check.outcomes`: whose final states are read as `test.outcome`. Raises LitmusError."""
+    from .build import Builder
+
+    return Builder(test, era).program(None, outcome=True)
+
+
+def outcome_program(test: Test, era: str, outcome: Sequence[int]) -> Program:
+    """The program of a test in which reaching that outcome breaks the property `condition`: for a trace to it."""
+    from .build import Builder
+
+    pairs = zip(test.outcome, outcome, strict=True)
+    atoms = tuple(Atom(At(1, 1), value, "=", number) for value, number in pairs)
+    goal = replace(test, quantifier="~exists", condition=Formula("and", atoms), ignore=frozenset())
+    return Builder(goal, era).program(None)
 
 
 def expected(test: Test, era: str, mutant: str | None = None) -> tuple[str, str]:

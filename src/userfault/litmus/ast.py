@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -59,15 +61,46 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Value:
+    """Part of a final state. kind: `register` (0:r0), `memory` ([A:2]), `mapcount` (mapcount(P)), or a page's state:
+    `present`, `swapped`, `wp` (present(A:2)), 1 or 0.
+    """
+
+    kind: str
+    name: str
+    number: int = 0
+
+    def __str__(self) -> str:
+        if self.kind == "register":
+            return f"{self.number}:{self.name}"
+        if self.kind == "memory":
+            return f"[{self.name}:{self.number}]"
+        if self.kind == "mapcount":
+            return f"mapcount({self.name})"
+        return f"{self.kind}({self.name}:{self.number})"
+
+
+@dataclass(frozen=True)
 class Atom:
     """`0:r0 = 1`, `[A:2] = 7`, `mapcount(P) = 1`."""
 
     at: At
-    kind: str
-    name: str
-    number: int
+    of: Value
     compare: str
     value: int
+
+    def holds(self, value: int) -> bool:
+        return _COMPARE[self.compare](value, self.value)
+
+
+_COMPARE: dict[str, Callable[[int, int], bool]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +109,11 @@ class Formula:
 
     kind: str
     parts: tuple[Formula | Atom, ...]
+
+    def holds(self, final: Mapping[Value, int]) -> bool:
+        """Is it true of a final state?"""
+        parts = (part.holds(final[part.of]) if isinstance(part, Atom) else part.holds(final) for part in self.parts)
+        return not next(parts) if self.kind == "not" else any(parts) if self.kind == "or" else all(parts)
 
 
 @dataclass(frozen=True)
@@ -92,6 +130,8 @@ class Test:
     """A litmus test. `text` is the file, `file` its name for messages.
 
     ignore: properties that are not checked in it, because another test is about them and they would break first.
+    locations: what an outcome shows besides what the condition speaks of. kernel_only: why no era of the model runs it (empty:
+    some do).
     """
 
     __test__: ClassVar[bool] = False  # not a class of tests, whatever its name
@@ -105,9 +145,34 @@ class Test:
     sometimes: tuple[str, ...]
     ignore: frozenset[str]
     expect: tuple[Expectation, ...]
+    locations: tuple[tuple[At, Value], ...] = ()
+    kernel_only: str = ""
     file: str = ""
     text: str = field(default="", repr=False)
 
     @property
     def eras(self) -> tuple[str, ...]:
         return tuple(each.era for each in self.expect)
+
+    @property
+    def outcome(self) -> tuple[Value, ...]:
+        """What tells final states apart: every register, then what `locations` and the condition name."""
+        found: dict[Value, None] = {}
+        for number, column in enumerate(self.threads):
+            for op in column.operations:
+                if op.register:
+                    found[Value("register", op.register, number)] = None
+        for _, value in self.locations:
+            found[value] = None
+        for atom in atoms(self.condition):
+            found[atom.of] = None
+        return tuple(found)
+
+
+def atoms(node: Formula | Atom | None) -> Iterator[Atom]:
+    """The atoms of a condition, in its order."""
+    if isinstance(node, Atom):
+        yield node
+    elif node is not None:
+        for part in node.parts:
+            yield from atoms(part)

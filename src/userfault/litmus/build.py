@@ -32,7 +32,7 @@ from ..model.properties import ALWAYS
 from ..model.rmap import anon_vma_prepare
 from ..model.slab import anon_vma_chain_new, get_page, put_page
 from ..model.vmscan import shrink_page
-from .ast import At, Atom, Column, Formula, Operation, Setup, Test, Vma
+from .ast import At, Atom, Column, Formula, Operation, Setup, Test, Value, Vma, atoms
 from .errors import LitmusError, at_place
 from .mutants import substitutes
 from .operations import OPERATIONS
@@ -54,7 +54,8 @@ class Builder:
     def fail(self, at: At, problem: str, instead: str) -> LitmusError:
         return at_place(self.test.file, at.line, at.column, self.test.text, problem, instead)
 
-    def program(self, mutant: str | None) -> Program:
+    def program(self, mutant: str | None, outcome: bool = False) -> Program:
+        """outcome: for `check.outcomes`: the final states are read, not judged."""
         if self.era not in eras.ERAS:
             raise LitmusError(f"there is no era {self.era!r}: one of {', '.join(eras.ERAS)}")
         if self.era not in self.test.eras:
@@ -66,7 +67,8 @@ class Builder:
         threads = [self.thread(number, column) for number, column in enumerate(self.test.threads)]
         self.provide()
         self.name_objects()
-        finals = [Call(self.condition())] if self.test.condition is not None else []
+        finals = [Call(self.condition())] if self.test.condition is not None and not outcome else []
+        observers = [self.observer(number, value) for number, value in enumerate(self.test.outcome)] if outcome else []
         return compile_program(
             self.test.name,
             threads,
@@ -76,6 +78,7 @@ class Builder:
             names=self.names,
             substitute=substitutes(mutant) if mutant else None,
             ignore=self.test.ignore,
+            observers=observers,
         )
 
     # -- the initial state --------------------------------------------------------------------------------------------
@@ -274,7 +277,7 @@ class Builder:
         fn, values = kind.call(self.mms.get(column.mm, None), args)  # type: ignore[arg-type]
         into = None
         if op.register:
-            into = (self.register(number, op.register), "value")
+            into = (self.register_of(number, op.register), "value")
         return Call(fn, values, into)
 
     def arguments(self, op: Operation, shape: tuple[str, ...]) -> list[Any]:
@@ -306,7 +309,7 @@ class Builder:
                 raise self.fail(op.at, f"expected {want}, found {value}", f"{op.name} {' '.join(shape)}")
         return out
 
-    def register(self, number: int, name: str) -> register:
+    def register_of(self, number: int, name: str) -> register:
         key = (number, name)
         if key not in self.registers:
             self.registers[key] = register()
@@ -318,7 +321,7 @@ class Builder:
 
     def condition(self) -> Callable[[], None]:
         """The condition as a function for the checker: its text is made from the formula."""
-        scope: dict[str, Any] = {"check": check, "reached": reached, "content": content}
+        scope: dict[str, Any] = {"check": check, "reached": reached, **STATES}
         assert self.test.condition is not None
         expression = self.expression(self.test.condition, scope)
         words = {"forall": "", "~exists": "not "}.get(self.test.quantifier)
@@ -339,18 +342,47 @@ class Builder:
             return "(" + f" {node.kind} ".join(self.expression(part, scope) for part in node.parts) + ")"
         compare = "==" if node.compare == "=" else node.compare
         name = f"v{len(scope)}"
-        if node.kind == "register":
-            if (node.number, node.name) not in self.registers:
-                raise self.fail(
-                    node.at, f"no operation sets {node.number}:{node.name}", "`r0 = OPERATION` in that thread"
-                )
-            scope[name] = self.registers[node.number, node.name]
+        at = node.at
+        if node.of.kind == "register":
+            scope[name] = self.known_register(node.of, at)
             return f"({name}.value {compare} {node.value})"
-        if node.kind == "memory":
-            scope[name] = self.known_mm(node.name, node.at)
-            return f"(content({name}, {node.number}) {compare} {node.value})"
-        scope[name] = self.known_page(node.name, node.at)
-        return f"({name}.mapcount.counter {compare} {node.value})"
+        if node.of.kind == "mapcount":
+            scope[name] = self.known_page(node.of.name, at)
+            return f"({name}.mapcount.counter {compare} {node.value})"
+        scope[name] = self.known_mm(node.of.name, at)
+        if node.of.kind not in STATES:
+            raise self.fail(at, f"the model of {self.era} knows no {node.of.kind}", '`kernel only "reason"`')
+        return f"({node.of.kind}({name}, {node.of.number}) {compare} {node.value})"
+
+    def known_register(self, value: Value, at: At) -> register:
+        if (value.number, value.name) not in self.registers:
+            raise self.fail(at, f"no operation sets {value}", "`r0 = OPERATION` in that thread")
+        return self.registers[value.number, value.name]
+
+    # -- the outcome --------------------------------------------------------------------------------------------------
+
+    def observer(self, number: int, value: Value) -> Call:
+        """Writes part `number` of the outcome to a register of its own."""
+        out = register()
+        machine.registers.append(out)
+        self.names[id(out)] = f"outcome {number}"
+        at = next((at for at, each in self.test.locations if each == value), At(1, 1))
+        at = next((atom.at for atom in atoms(self.test.condition) if atom.of == value), at)
+        if value.kind == "register":
+            return Call(register_value, (self.known_register(value, at),), (out, "value"))
+        if value.kind == "mapcount":
+            return Call(page_mapcount, (self.known_page(value.name, at),), (out, "value"))
+        if value.kind not in STATES:
+            raise self.fail(at, f"the model of {self.era} knows no {value.kind}", '`kernel only "reason"`')
+        return Call(STATES[value.kind], (self.known_mm(value.name, at), value.number), (out, "value"))
+
+
+def register_value(of: register) -> int:
+    return of.value
+
+
+def page_mapcount(p: page) -> int:
+    return p.mapcount.counter
 
 
 def content(mm: mm_struct, number: int) -> int:
@@ -366,3 +398,23 @@ def content(mm: mm_struct, number: int) -> int:
     if pte.kind == PteKind.SWAP:
         return pte.slot.data if pte.slot.cache is None else pte.slot.cache.data  # type: ignore[return-value]
     return -1
+
+
+def present(mm: mm_struct, number: int) -> int:
+    """1 if the page table maps a page there."""
+    pmd = mm.pmd[number >> 1].pmd
+    if pmd.kind == PmdKind.HUGE:
+        return 1
+    return int(pmd.kind == PmdKind.TABLE and pmd.table.pte[number & 1].pte.kind == PteKind.PRESENT)
+
+
+def swapped(mm: mm_struct, number: int) -> int:
+    """1 if the page table holds an entry that is no mapping: swap, migration."""
+    pmd = mm.pmd[number >> 1].pmd
+    if pmd.kind != PmdKind.TABLE:
+        return 0
+    kind = pmd.table.pte[number & 1].pte.kind
+    return int(kind != PteKind.NONE and kind != PteKind.PRESENT)
+
+
+STATES = {"memory": content, "content": content, "present": present, "swapped": swapped}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import signal
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
 
-from .ast import At, Atom, Column, Expectation, Formula, Operation, Setup, Test, Vma
+from .ast import At, Atom, Column, Expectation, Formula, Operation, Setup, Test, Value, Vma
 from .errors import LitmusError, at_place
 
 _FRIENDLY = {
@@ -78,6 +80,8 @@ class _Reader:
         sometimes: list[str] = []
         ignore: set[str] = set()
         expect: list[Expectation] = []
+        locations: tuple[tuple[At, Value], ...] = ()
+        kernel_only = ""
         for part in rest:
             if part is None:
                 continue
@@ -85,6 +89,10 @@ class _Reader:
             if part.data == "condition":
                 quantifier = str(part.children[0])
                 condition = self.formula(part.children[1])
+            elif part.data == "locations":
+                locations = tuple((self.at(each), self.value(each)) for each in part.children)
+            elif part.data == "kernel_only":
+                kernel_only = " ".join(str(part.children[0])[1:-1].split())
             elif part.data == "ignore":
                 ignore.add(str(part.children[0]))
             elif part.data == "sometimes":
@@ -106,6 +114,8 @@ class _Reader:
             sometimes=tuple(sometimes),
             ignore=frozenset(ignore),
             expect=tuple(expect),
+            locations=locations,
+            kernel_only=kernel_only,
             file=self.file,
             text=self.text,
         )
@@ -193,15 +203,29 @@ class _Reader:
         assert isinstance(node, Tree)
         if node.data == "compare":
             value, compare, number = node.children
-            assert isinstance(value, Tree)
-            parts = [str(each) for each in value.children]
-            kind = str(value.data)
-            if kind == "register":
-                name, place = parts[1], int(parts[0])
-            elif kind == "memory":
-                name, place = parts[0], int(parts[1])
-            else:
-                name, place = parts[0], 0
-            return Atom(self.at(node), kind, name, place, str(compare), int(str(number)))
+            assert isinstance(number, Token)
+            return Atom(self.at(node), self.value(value), str(compare), self.number(number))
         kind = {"disjunction": "or", "conjunction": "and", "negation": "not"}[str(node.data)]
         return Formula(kind, tuple(self.formula(each) for each in node.children if isinstance(each, Tree)))
+
+    def value(self, node: Any) -> Value:
+        assert isinstance(node, Tree)
+        parts = [str(each) for each in node.children]
+        kind = str(node.data)
+        if kind == "register":
+            return Value(kind, parts[1], int(parts[0]))
+        if kind == "memory":
+            return Value(kind, parts[0], int(parts[1]))
+        if kind == "mapcount":
+            return Value(kind, parts[0])
+        return Value(parts[0], parts[1], int(parts[2]))
+
+    def number(self, token: Token) -> int:
+        """A number, or the negative errno or signal of its name."""
+        if token.type == "INT":
+            return int(token)
+        name = str(token)[1:]
+        code = getattr(signal if name.startswith("SIG") else errno, name, None)
+        if not isinstance(code, int):
+            raise self.fail(self.at(token), f"{name} is no errno and no signal", "such as -EEXIST or -SIGBUS")
+        return -code

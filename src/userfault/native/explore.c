@@ -69,7 +69,7 @@ typedef struct {
 
 typedef struct {
     int64_t max_states, max_bytes;
-    int32_t workers, keep_going, liveness;
+    int32_t workers, keep_going, liveness, collect;
 } options;
 
 typedef struct {
@@ -80,6 +80,8 @@ typedef struct {
     uint64_t reached[4];
     int32_t *moves;  // (thread, number of choices, choices...) repeated; free with uf_free
     int64_t moves_length;
+    uint64_t *ends;  // with `collect`: the packed final states that break nothing; free with uf_free
+    int64_t ends_count;
 } result;
 
 enum { R_OK = -1, R_BLOCKED = -2, R_LOCAL = -3 };
@@ -867,7 +869,28 @@ static int32_t *copy_regs(const int32_t *from, int rows, int columns)
 
 EXPORT void uf_stop(int stop) { atomic_store(&stop_requested, stop); }
 EXPORT int64_t uf_progress(void) { return atomic_load(&progress_states); }
-EXPORT void uf_free(int32_t *moves) { free(moves); }
+EXPORT void uf_free(void *made) { free(made); }
+
+// The final states among those stored. 0 if there is no memory for them.
+static int collect_ends(const search *g, result *out)
+{
+    const program *p = g->p;
+    int64_t total = atomic_load(&g->t.count), room = 0;
+    for (int64_t n = 0; n < total; n++) {
+        if ((g->t.parents[n] & BAD) || (g->t.parents[n] == HOLE && n)) continue;
+        const uint64_t *s = state_at(&g->t, n);
+        int ended = 1;
+        for (int t = 0; t < p->threads; t++) ended &= pc_of(p, s, t) == p->pc_end[t];
+        if (!ended) continue;
+        if (out->ends_count == room) {
+            uint64_t *more = realloc(out->ends, (size_t)(room = room * 2 + 64) * (size_t)p->words * 8);
+            if (!more) return 0;
+            out->ends = more;
+        }
+        copy(out->ends + out->ends_count++ * p->words, s, p->words);
+    }
+    return 1;
+}
 
 EXPORT int uf_explore(const program *p, const options *o, result *out)
 {
@@ -958,6 +981,7 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
     out->bytes = total * (8 * p->words + 4) + (int64_t)(g.t.slot_mask + 1) * 4;
     out->cyclic = atomic_load(&g.cyclic);
     int32_t *regs = g.workers[0].regs;
+    if (o->collect && !collect_ends(&g, out)) memory = 1;
     if (atomic_load(&g.local_loop)) out->verdict = 3;
     else if (memory) out->verdict = 5;
     else if (g.worst >= 0) {

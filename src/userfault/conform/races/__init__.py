@@ -1,0 +1,1 @@
+"""Litmus tests on the running kernel, and their outcomes beside those that the model allows."""

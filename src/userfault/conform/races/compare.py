@@ -1,0 +1,73 @@
+"""Is every outcome that the kernel showed one that the model allows?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...check.engine import fewest_switches, run
+from ...check.outcomes import Outcome, find_outcomes
+from ...check.result import Move, Options
+from ...litmus import Test, compile_outcomes, outcome_program
+from .histogram import Histogram
+from .lower import Unrunnable
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The model's outcome that differs in the fewest values from one that it does not allow, and a run to it."""
+
+    values: Outcome
+    era: str
+    schedule: tuple[Move, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """allowed: what the model allows, seen or not. complete: False if the model was not explored to the end, so that
+    "not allowed" can't be said. mismatches: seen, how often, and the nearest that is allowed (None: nothing is).
+    """
+
+    era: str
+    allowed: frozenset[Outcome]
+    complete: bool
+    broken: str
+    states: int
+    mismatches: tuple[tuple[Outcome, int, Nearest | None], ...]
+    unseen: int
+
+
+def compare(histogram: Histogram, era: str, options: Options | None = None, engine: str = "auto") -> Comparison:
+    """Explore the test on an era and look up what was seen. Raises Unrunnable where the era has no such test."""
+    test = histogram.test
+    if test.kernel_only:
+        raise Unrunnable(f"no era of the model runs it: {test.kernel_only}", "without --compare, the kernel alone")
+    if era not in test.eras:
+        raise Unrunnable(f"it says nothing of {era} (it has {', '.join(test.eras)})", f"add `expect {era} ...`")
+    found = find_outcomes(compile_outcomes(test, era), options, engine)
+    seen = {row.values: row.count for row in histogram.rows}
+    mismatches = []
+    for values, count in seen.items():
+        if values not in found.outcomes and found.complete:
+            mismatches.append((values, count, nearest(test, era, values, found.outcomes)))
+    return Comparison(
+        era=era,
+        allowed=frozenset(found.outcomes),
+        complete=found.complete,
+        broken=found.failure.property if found.failure is not None else "",
+        states=found.states,
+        mismatches=tuple(mismatches),
+        unseen=len(found.outcomes - seen.keys()),
+    )
+
+
+def nearest(test: Test, era: str, values: Outcome, allowed: set[Outcome]) -> Nearest | None:
+    """The closest of the model's outcomes, and the run to it with the fewest context switches."""
+    if not allowed:
+        return None
+    best = min(allowed, key=lambda each: (sum(a != b for a, b in zip(each, values, strict=True)), each))
+    program = outcome_program(test, era, best)
+    result = run(program)
+    if result.failure is None:
+        return None
+    moves = fewest_switches(program, result.failure) or result.schedule
+    return Nearest(best, era, tuple(moves))

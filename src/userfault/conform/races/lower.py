@@ -1,0 +1,288 @@
+"""From a litmus test to a race on the running kernel: what is an object in the model is an address here.
+
+Page n of an address space is the n-th small page behind the test's base. In a test with huge pages, page 2k is the first 4 KiB
+of the k-th 2 MiB behind it, page 2k + 1 the second, and a range of whole pairs is all of their 2 MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ...kernel.race import Op, Race
+from ...litmus.ast import Column, Operation, Setup, Test, Value, Vma
+from ...litmus.errors import LitmusError, at_place
+
+SMALL, BLOCK = 1 << 12, 1 << 21
+READ, WRITE = 1, 2
+MISSING, MISSING_WP = 1, 3
+DONTNEED, FREE, DONTFORK, DOFORK, WILLNEED, COLD, PAGEOUT, COLLAPSE = 4, 8, 10, 11, 3, 20, 21, 25
+
+
+class Unrunnable(Exception):
+    """The running kernel can't be asked this test's question: why, and what to do."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}: {remedy}")
+        self.reason, self.remedy = reason, remedy
+
+
+@dataclass
+class Lowered:
+    """A test as a race; fields: what the values of its outcomes are, in their order. needs: what must be there to run it."""
+
+    test: Test
+    race: Race
+    fields: tuple[Value, ...]
+    needs: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How an operation of the format is done here.
+
+    op: makes the kernel's operation from its arguments. result: what it returns means the same in both worlds. needs: what
+    must be there.
+    """
+
+    op: Callable[[_Lowering, int, list[int | str]], Op]
+    result: bool = True
+    needs: tuple[str, ...] = ()
+
+
+def lower(test: Test) -> Lowered:
+    """Raises Unrunnable, or LitmusError for what is no test at all."""
+    return _Lowering(test).lower()
+
+
+@dataclass
+class _Lowering:
+    test: Test
+    mms: dict[str, int] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Page -> its address space and number, where it lies in the beginning."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    needs: set[str] = field(default_factory=set)
+    huge: bool = False
+
+    def fail(self, op: Operation | Setup | Vma | Column, problem: str, instead: str) -> LitmusError:
+        return at_place(self.test.file, op.at.line, op.at.column, self.test.text, problem, instead)
+
+    # -- addresses ----------------------------------------------------------------------------------------------------
+
+    def at(self, page: int) -> int:
+        """Bytes from the base to a page."""
+        return (page >> 1) * BLOCK + (page & 1) * SMALL if self.huge else page * SMALL
+
+    def length(self, first: int, count: int) -> int:
+        """Bytes of `count` pages from `first`. Raises Unrunnable for a range that is no whole block and not one page."""
+        if not self.huge or count == 1:
+            return count * SMALL
+        if first % 2 or count % 2:
+            raise Unrunnable(
+                f"pages {first} to {first + count - 1} are no whole huge pages",
+                "one page, or an even first page and length",
+            )
+        return count // 2 * BLOCK
+
+    def place(self, page: str) -> int:
+        """Where a page lies in the beginning, for the operations of the kernel on a page."""
+        return self.at(self.places[page][1])
+
+    # -- the test -----------------------------------------------------------------------------------------------------
+
+    def lower(self) -> Lowered:
+        test = self.test
+        vmas = [each for each in test.init if isinstance(each, Vma)]
+        setups = [each for each in test.init if isinstance(each, Setup)]
+        self.huge = any(each.huge for each in vmas) or any(
+            op.name == "collapse" for column in test.threads for op in column.operations
+        )
+        for vma in vmas:
+            self.mms.setdefault(vma.mm, len(self.mms))
+        lists: list[list[Op]] = [[] for _ in self.mms]
+        made: list[Op] = []
+        for vma in vmas:
+            lists[self.mms[vma.mm]] += self.contents(vma)
+        for line in setups:
+            if line.what == "fork":
+                parent, child = line.names
+                if self.mms.get(parent) != 0 or child in self.mms:
+                    raise Unrunnable(f"{child} is forked from {parent}", "fork new address spaces from the first one")
+                self.mms[child] = len(lists)
+                lists.append([])
+                made.append(Op("child", (self.mms[child], 0)))
+        made = [Op("child", (mm, 1)) for mm in range(1, len({vma.mm for vma in vmas}))] + made
+        lists[0] += made
+        for vma in vmas:
+            lists[self.mms[vma.mm]] += self.flags(vma)
+        for line in setups:
+            self.setup(line, lists)
+        registers: dict[Value, int] = {}
+        fields = test.outcome
+        threads = []
+        for number, column in enumerate(test.threads):
+            mm = self.mms.get(column.mm, 0)
+            ops = []
+            for operation in column.operations:
+                op = self.operation(mm, column, operation)
+                if operation.register:
+                    value = Value("register", operation.register, number)
+                    registers[value] = fields.index(value)
+                    op = Op(op.name, op.args, registers[value])
+                ops.append(op)
+            threads.append((mm, tuple(ops)))
+        while len(lists) < len(self.mms):
+            lists.append([])
+        for mm in range(1, len(lists)):
+            if sum(each == mm for each, _ in threads) > 1:
+                raise Unrunnable("two threads run in an address space that was forked", "one thread in each of them")
+        observe: list[list[Op]] = [[] for _ in lists]
+        for number, value in enumerate(fields):
+            if value.kind != "register":
+                self.observe(number, value, observe, lists)
+        for each in observe:
+            # Reading a page brings it in: the look at its state comes before.
+            each.sort(key=lambda op: op.name == "content")
+        race = Race(
+            setup=tuple(map(tuple, lists)),
+            threads=tuple(threads),
+            observe=tuple(map(tuple, observe)),
+            fields=len(fields),
+            huge=self.huge,
+        )
+        return Lowered(test, race, fields, frozenset(self.needs))
+
+    def contents(self, vma: Vma) -> list[Op]:
+        first, count = vma.first, vma.last - vma.first
+        at, length = self.at(first), self.length(first, count)
+        ops = [Op("map", (at, length, int("shared" in vma.flags), READ | WRITE))]
+        for number, page in enumerate(vma.pages):
+            if page in self.tokens:
+                raise self.fail(vma, f"page {page} is mapped already", "share pages by `fork`")
+            token = self.tokens[page] = len(self.tokens) + 1
+            self.places[page] = (self.mms[vma.mm], first + number)
+            if vma.huge:
+                self.needs.add("thp")
+                ops.append(Op("huge", (at, token, int(self.uses("collapse")))))
+            else:
+                ops.append(Op("store", (self.at(first + number), token)))
+        return ops
+
+    def flags(self, vma: Vma) -> list[Op]:
+        at, length = self.at(vma.first), self.length(vma.first, vma.last - vma.first)
+        ops = []
+        if "dontcopy" in vma.flags:
+            ops.append(Op("advise", (at, length, DONTFORK)))
+        if "userfault" in vma.flags:
+            self.needs.add("userfaultfd")
+            ops.append(Op("register", (at, length, MISSING_WP if self.uses("wp") else MISSING)))
+        if "locked" in vma.flags:
+            ops.append(Op("lock", (at, length)))
+        if "readonly" in vma.flags:
+            ops.append(Op("protect", (at, length, READ)))
+        return ops
+
+    def uses(self, *names: str) -> bool:
+        return any(op.name in names for column in self.test.threads for op in column.operations)
+
+    def setup(self, line: Setup, lists: list[list[Op]]) -> None:
+        if line.what == "swapout":
+            self.needs.add("swap")
+            mm, page = self.places[line.names[0]]
+            lists[mm].append(Op("swapout", (self.at(page), SMALL)))
+            if "cached" in line.names:
+                lists[mm].append(Op("advise", (self.at(page), SMALL, WILLNEED)))
+        elif line.what == "pin":
+            raise Unrunnable("nothing pins a page in the initial state here", "`pin` in a thread")
+        # `pool` and `ksm` are about the model's own limits.
+
+    def operation(self, mm: int, column: Column, operation: Operation) -> Op:
+        kind = KINDS.get(operation.name)
+        if kind is None:
+            raise Unrunnable(
+                f"{operation.name} can't be done from user space" + UNSEEN.get(operation.name, ""),
+                "`userfault check` explores it on the model",
+            )
+        if operation.register and not kind.result:
+            raise Unrunnable(
+                f"what {operation.name} returns is not the kernel's to say", f"leave out `{operation.register} =`"
+            )
+        self.needs.update(kind.needs)
+        return kind.op(self, mm, list(operation.args))
+
+    def observe(self, number: int, value: Value, observe: list[list[Op]], lists: list[list[Op]]) -> None:
+        if value.kind == "mapcount":
+            self.needs.add("kpagecount")
+            mm, page = self.places[value.name]
+            slot = list(self.places).index(value.name)
+            lists[mm].append(Op("remember", (self.at(page), slot)))
+            observe[mm].append(Op("mapcount", (slot,), number))
+            return
+        if value.name not in self.mms:
+            raise Unrunnable(f"there is no address space {value.name}", "name one of the test")
+        op = "content" if value.kind == "memory" else f"is_{value.kind}"
+        observe[self.mms[value.name]].append(Op(op, (self.at(value.number),), number))
+
+
+# -- operations -------------------------------------------------------------------------------------------------------
+
+
+def _int(value: int | str) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _page_op(name: str) -> Callable[[_Lowering, int, list[int | str]], Op]:
+    return lambda low, mm, args: Op(name, (low.at(_int(args[0])),))
+
+
+def _range_op(name: str, *more: int) -> Callable[[_Lowering, int, list[int | str]], Op]:
+    def made(low: _Lowering, mm: int, args: list[int | str]) -> Op:
+        first, count = _int(args[0]), _int(args[1]) if len(args) > 1 else 1
+        return Op(name, (low.at(first), low.length(first, count), *more))
+
+    return made
+
+
+def _move(low: _Lowering, mm: int, args: list[int | str]) -> Op:
+    dst, src, count = _int(args[0]), _int(args[2]), _int(args[3]) if len(args) > 3 else 1
+    return Op("move", (low.at(dst), low.at(src), low.length(src, count), 2 * int("holes" in args)))
+
+
+def _value_op(name: str) -> Callable[[_Lowering, int, list[int | str]], Op]:
+    return lambda low, mm, args: Op(name, (low.at(_int(args[0])), _int(args[1])))
+
+
+def _fork(low: _Lowering, mm: int, args: list[int | str]) -> Op:
+    child = low.mms.setdefault(str(args[0]), len(low.mms))
+    return Op("fork", (child,))
+
+
+def _advise_page(advice: int) -> Callable[[_Lowering, int, list[int | str]], Op]:
+    """The kernel's own actor on a page, provoked where the page lies in the beginning."""
+    return lambda low, mm, args: Op("advise", (low.place(str(args[0])), SMALL, advice))
+
+
+KINDS: dict[str, Kind] = {
+    "load": Kind(_page_op("load")),
+    "store": Kind(_value_op("store")),
+    "touch": Kind(_page_op("touch")),
+    "move": Kind(_move, needs=("move",)),
+    "copy": Kind(_value_op("copy"), needs=("userfaultfd",)),
+    "munmap": Kind(_range_op("munmap")),
+    "dontneed": Kind(_range_op("advise", DONTNEED)),
+    "dontfork": Kind(_range_op("advise", DONTFORK)),
+    "dofork": Kind(_range_op("advise", DOFORK)),
+    "userfault": Kind(_range_op("register", MISSING), needs=("userfaultfd",)),
+    "fork": Kind(_fork),
+    "reclaim": Kind(_advise_page(PAGEOUT), result=False, needs=("swap",)),
+    "split": Kind(_advise_page(COLD), result=False, needs=("thp",)),
+    "pinwrite": Kind(_value_op("vmwrite"), result=False),
+}
+
+UNSEEN = {
+    "get_anon_vma": ": a reference to an anon_vma leaves no trace there",
+    "referenced": ": nothing asks reclaim to look at one page",
+    "idle": ": it takes /sys/kernel/mm/page_idle and a physical address",
+}

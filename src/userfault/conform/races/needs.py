@@ -1,0 +1,72 @@
+"""What a test needs of this machine, and the remedy where it is missing."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from ...kernel.race import Op, Race, run_race
+from .lower import BLOCK, MISSING, READ, SMALL, WRITE, Lowered, Unrunnable
+
+RW = READ | WRITE
+
+
+def _tried(setup: tuple[Op, ...], op: Op) -> int:
+    """What an operation returns here, after `setup`; the negative errno of a setup that fails."""
+    seen = run_race(Race((setup,), ((0, (Op(op.name, op.args, 0),)),), ((),), 1, huge=False), 1)
+    return next(iter(seen.counts), (seen.failure,))[0]
+
+
+def _userfaultfd() -> str:
+    failed = _tried((Op("map", (0, SMALL, 0, RW)),), Op("register", (0, SMALL, MISSING)))
+    return "" if failed >= 0 else f"userfaultfd: {os.strerror(-failed)}"
+
+
+def _move() -> str:
+    if problem := _userfaultfd():
+        return problem
+    setup = (
+        Op("map", (0, SMALL, 0, RW)),
+        Op("store", (0, 1)),
+        Op("map", (2 * SMALL, SMALL, 0, RW)),
+        Op("register", (2 * SMALL, SMALL, MISSING)),
+    )
+    moved = _tried(setup, Op("move", (2 * SMALL, 0, SMALL, 0)))
+    return "" if moved == 1 else f"UFFDIO_MOVE: {os.strerror(-moved)}"
+
+
+def _swap() -> str:
+    lines = Path("/proc/swaps").read_text().splitlines()
+    return "" if len(lines) > 1 else "no swap is on"
+
+
+def _thp() -> str:
+    failed = _tried((Op("map", (0, BLOCK, 0, RW)),), Op("huge", (0, 1, 0)))
+    return "" if failed >= 0 else f"no huge page: {os.strerror(-failed)}"
+
+
+def _kpagecount() -> str:
+    return "" if os.access("/proc/kpagecount", os.R_OK) else "/proc/kpagecount can't be read"
+
+
+NEEDS = {
+    "userfaultfd": (_userfaultfd, "run as root, or `sysctl vm.unprivileged_userfaultfd=1`"),
+    "move": (_move, "a kernel of v6.8 or later with userfaultfd"),
+    "swap": (_swap, "as root, `userfault run` brings its own swap; else `swapon` some"),
+    "thp": (_thp, "`echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`"),
+    "kpagecount": (_kpagecount, "run as root"),
+}
+
+
+@cache
+def missing(need: str) -> str:
+    """Why a need is not met here; empty if it is."""
+    return NEEDS[need][0]()
+
+
+def require(lowered: Lowered) -> None:
+    """Raises Unrunnable for the first thing that is missing."""
+    for need in sorted(lowered.needs):
+        if problem := missing(need):
+            raise Unrunnable(problem, NEEDS[need][1])

@@ -1,0 +1,130 @@
+"""Running litmus tests on this kernel, and holding what they show against the test and the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...kernel.race import Outcomes, run_race
+from ...litmus import Test
+from .compare import Comparison, compare
+from .eras import running_era
+from .histogram import Histogram, make_histogram, show_outcome
+from .lower import Unrunnable, lower
+from .needs import require
+
+
+@dataclass
+class Run:
+    """What came of a test. skipped: why it did not run, with the remedy; not_compared: why no model was asked."""
+
+    test: Test
+    skipped: str = ""
+    histogram: Histogram | None = None
+    seen: Outcomes | None = None
+    comparison: Comparison | None = None
+    not_compared: str = ""
+    era: str = ""
+    known: str = ""
+    hang: str = ""
+
+    @property
+    def surprise(self) -> bool:
+        """Something was seen that the test or the model rules out."""
+        if self.comparison is not None and self.comparison.mismatches:
+            return True
+        return self.judged and self.histogram is not None and not self.histogram.validated
+
+    @property
+    def judged(self) -> bool:
+        """Does the test's author expect the condition of this kernel, in every round?"""
+        if self.test.quantifier == "exists" or self.test.condition is None:
+            return False
+        if self.test.kernel_only:
+            return True
+        return any((each.era, each.verdict) == (self.era, "holds") for each in self.test.expect)
+
+    @property
+    def bound(self) -> bool:
+        return bool(self.hang) or (self.comparison is not None and not self.comparison.complete)
+
+    def json(self) -> dict[str, object]:
+        out: dict[str, object] = {"test": self.test.name, "skipped": self.skipped}
+        if self.histogram is not None and self.seen is not None:
+            fields = self.histogram.fields
+            out |= {
+                "rounds": self.seen.rounds,
+                "failures": self.seen.failures,
+                "seconds": self.histogram.seconds,
+                "fields": [str(each) for each in fields],
+                "histogram": [
+                    {"count": row.count, "values": list(row.values), "witness": row.witness}
+                    for row in self.histogram.rows
+                ],
+                "observation": self.histogram.observation,
+                "validated": self.histogram.validated,
+                "hang": self.hang,
+            }
+        if self.comparison is not None:
+            out |= {
+                "era": self.comparison.era,
+                "allowed": len(self.comparison.allowed),
+                "unseen": self.comparison.unseen,
+                "complete": self.comparison.complete,
+                "mismatches": [
+                    {"outcome": show_outcome(self.test, self.histogram.fields, values), "count": count}
+                    for values, count, _ in self.comparison.mismatches
+                    if self.histogram is not None
+                ],
+            }
+        out["not_compared"] = self.not_compared
+        out["surprise"] = self.surprise
+        return out
+
+
+def run_test(
+    test: Test,
+    rounds: int,
+    seconds: float = 0.0,
+    pin: bool = True,
+    comparing: bool = False,
+    seed: int = 1,
+    patience: float = 10.0,
+) -> Run:
+    """Race a test on this kernel, and compare it with the model if asked. Raises LitmusError, KernelError, CheckError."""
+    out = Run(test)
+    try:
+        lowered = lower(test)
+        require(lowered)
+    except Unrunnable as why:
+        out.skipped = str(why)
+        return out
+    seen = out.seen = run_race(lowered.race, rounds, seconds, pin, patience, seed)
+    if seen.failures and seen.failures >= seen.rounds and not seen.counts:
+        out.skipped = _never(lowered.race.setup[0], seen)
+        return out
+    if seen.hangs:
+        stands = [f"P{t} in `{_operation(test, t, at)}`" for t, at in seen.hangs]
+        out.hang = f"round {seen.rounds + 1} did not end within {patience:g} s: {', '.join(stands) or 'no thread runs'}"
+    out.histogram = make_histogram(test, lowered.fields, seen)
+    out.era, out.known = running_era()
+    if comparing:
+        try:
+            if not out.era:
+                raise Unrunnable(f"the model has no era for this kernel ({out.known})", "run without --compare")
+            out.comparison = compare(out.histogram, out.era)
+        except Unrunnable as why:
+            out.not_compared = str(why)
+    return out
+
+
+def _never(setup: tuple[object, ...], seen: Outcomes) -> str:
+    import os
+
+    step = setup[seen.failed_at] if 0 <= seen.failed_at < len(setup) else "the initial state"
+    why = os.strerror(-seen.failure) if seen.failure < 0 else "a child failed"
+    return f"its initial state never came about ({step}: {why}): see `userfault probe`"
+
+
+def _operation(test: Test, thread: int, at: int) -> str:
+    op = test.threads[thread].operations[at]
+    return " ".join([op.name, *map(str, op.args)])

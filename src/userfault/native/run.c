@@ -1,0 +1,84 @@
+// Litmus tests on the running kernel: the rounds of race.h, with the threads' operations from lists.
+//
+// kernel/race.py makes the lists, starts a process with uf_race_start and reads its results from the shared memory.
+#include "race.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+#define OPERATIONS(X) \
+    X(map) X(advise) X(protect) X(lock) X(unlock) X(register) X(huge) X(swapout) X(load) X(store) X(touch) X(move) X(copy) \
+    X(zeropage) X(wp) X(poison) X(wake) X(munmap) X(mremap) X(vmread) X(vmwrite) X(vmsplice) X(splice) X(sleep) X(look) \
+    X(is_present) X(is_swapped) X(is_wp) X(content) X(remember) X(mapcount) X(fork) X(child)
+
+#define POINTER(name) op_##name,
+#define NAME(name) #name " "
+
+static long (*const operations[])(char *, long, long, long, long) = {OPERATIONS(POINTER)};
+
+// An operation of a list: its arguments, and the field that takes its result (-1: none).
+struct operation {
+    int32_t what, field;
+    int64_t x, y, z, w;
+};
+
+struct list {
+    int32_t count;
+    const struct operation *operations;
+};
+
+// A test as lists: setup and observe for each address space, one for each thread.
+struct program {
+    int32_t threads, mms, fields, huge, blocking, events;
+    int32_t mm_of[MAX_THREADS];
+    struct list setup[MAX_MMS], thread[MAX_THREADS], observe[MAX_MMS];
+};
+
+static const struct program *program;
+
+static long run_list(char *base, const struct list *list, _Atomic int32_t *at, int until_it_fails)
+{
+    for (int i = 0; i < list->count; i++) {
+        const struct operation *o = &list->operations[i];
+        if (at) atomic_store_explicit(at, i + 1, memory_order_relaxed);
+        long r = operations[o->what](base, o->x, o->y, o->z, o->w);
+        if (o->field >= 0) set(o->field, r);
+        if (until_it_fails && r < 0) return r;
+    }
+    return 0;
+}
+
+static long setup(char *base, int mm) { return run_list(base, &program->setup[mm], &shared->setting_up, 1); }
+static void thread(char *base, int number) { run_list(base, &program->thread[number], &shared->at[number], 0); }
+static void observe(char *base, int mm) { run_list(base, &program->observe[mm], 0, 0); }
+
+EXPORT const char *uf_race_operations(void) { return OPERATIONS(NAME); }
+EXPORT int64_t uf_race_shared_bytes(void) { return sizeof(struct shared); }
+EXPORT int64_t uf_race_results_at(void) { return offsetof(struct shared, rounds); }
+EXPORT int64_t uf_race_at(void) { return offsetof(struct shared, setting_up); }
+
+// Start a process that runs the rounds: its pid, or -errno. `results` is memory that is shared with it. It is killed when
+// the caller ends; the caller waits for it, and kills its process group when it takes too long.
+EXPORT int64_t uf_race_start(const struct program *given, void *results, int64_t rounds, int64_t ns, int32_t pin,
+                             uint64_t start)
+{
+    pid_t parent = getpid(), pid = fork();
+    if (pid != 0) return ret(pid);
+    setpgid(0, 0);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);
+    static struct test lists;
+    program = given;
+    shared = results;
+    lists = (struct test){
+        .threads = given->threads, .mms = given->mms, .fields = given->fields, .huge = given->huge,
+        .blocking = given->blocking, .events = given->events, .before = empty_pipes,
+        .setup = setup, .thread = thread, .observe = observe,
+    };
+    memcpy(lists.mm_of, given->mm_of, sizeof lists.mm_of);
+    pinned = pin;
+    seed ^= start * 0x9e3779b97f4a7c15u;
+    long r = prepare(&lists);
+    shared->ended = r < 0 ? (int32_t)r : (int32_t)run_rounds(rounds, ns);
+    if (!shared->ended) shared->ended = 1;
+    _exit(0);
+}
