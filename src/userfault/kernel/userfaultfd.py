@@ -1,0 +1,396 @@
+"""`Userfault`: a userfaultfd with its ioctls and events.
+
+Every ioctl answers with a `Progress`: the errno and the field that the kernel wrote, as values. Which errors are worth another try
+is a property of the protocol and not of a caller's policy, so it is here: `Progress.outcome`, and `*_all` helpers that loop.
+Source: fs/userfaultfd.c, mm/userfaultfd.c of v6.18; ioctl_userfaultfd(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import errno
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from . import uapi
+from .syscalls import Result, errno_name, ioctl, userfaultfd
+from .uapi import (
+    CopyMode,
+    Event,
+    Feature,
+    Ioctl,
+    MoveMode,
+    PagefaultFlag,
+    RegisterMode,
+    WriteprotectMode,
+)
+
+UNTOUCHED = -0x5EAD_BEEF
+"""What the field of an ioctl holds before the call: the kernel does not write it where it refuses the arguments at the door."""
+
+DEVICE = "/dev/userfaultfd"
+
+
+class Outcome(enum.Enum):
+    """What a caller can do about the result of an ioctl."""
+
+    DONE = "done"
+    RETRY = "retry"
+    """The same call may succeed: an event is queued, a lock was busy, a part was done."""
+    LOST_RACE = "lost race"
+    """Somebody else resolved the address first (EEXIST), or moved the source away (ENOENT of MOVE)."""
+    GONE = "gone"
+    """The memory, its registration or its process is gone (ENOENT, ESRCH)."""
+    BUSY = "busy"
+    """EBUSY of MOVE: the page is shared, pinned, or not anonymous. It may be for a moment only (O_DIRECT) or for good."""
+    REFUSED = "refused"
+    """The call is wrong, or not allowed: it fails again."""
+
+
+_GENERAL = {
+    0: Outcome.DONE,
+    errno.EAGAIN: Outcome.RETRY,
+    errno.EINTR: Outcome.RETRY,
+    errno.EEXIST: Outcome.LOST_RACE,
+    errno.ENOENT: Outcome.GONE,
+    errno.ESRCH: Outcome.GONE,
+    errno.EBUSY: Outcome.BUSY,
+}
+
+
+class Progress(NamedTuple):
+    """What an ioctl did. `field` is what the kernel wrote into .copy, .move, .zeropage, .mapped or .updated: bytes done or
+    -errno; None where it wrote nothing."""
+
+    errno: int
+    field: int | None
+    moves: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes were done, 0 or more."""
+        return max(0, self.field or 0)
+
+    @property
+    def ok(self) -> bool:
+        """Everything that was asked for is done."""
+        return self.errno == 0
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.moves and self.errno == errno.ENOENT:
+            return Outcome.LOST_RACE
+        return _GENERAL.get(self.errno, Outcome.REFUSED)
+
+    def __str__(self) -> str:
+        field = "-" if self.field is None else self.field if self.field >= 0 else f"-{errno_name(-self.field)}"
+        return f"{errno_name(self.errno)}/{field}"
+
+
+@dataclass(frozen=True)
+class Pagefault:
+    """Somebody touched `address` (bytes; exact with EXACT_ADDRESS, else the page's) and waits. `thread` is 0 without THREAD_ID."""
+
+    address: int
+    flags: PagefaultFlag
+    thread: int
+
+
+@dataclass(frozen=True)
+class Forked:
+    """The process forked; `child` is a userfaultfd for the child's memory, which the receiver must close."""
+
+    child: Userfault
+
+
+@dataclass(frozen=True)
+class Remapped:
+    """mremap(2) moved `length` bytes from `source` to `target`."""
+
+    source: int
+    target: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Removed:
+    """madvise(2) DONTNEED or REMOVE emptied [start, end)."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Unmapped:
+    """munmap(2) took [start, end) away."""
+
+    start: int
+    end: int
+
+
+Message = Pagefault | Forked | Remapped | Removed | Unmapped
+
+
+class UserfaultError(OSError):
+    """A userfaultfd can't be had or used; the text says what to do about it."""
+
+
+class Userfault:
+    """An open userfaultfd of this process; a context manager that closes it.
+
+    Closing the last descriptor of it makes the kernel fill missing pages with zeroes and wake all waiters.
+
+    features: what UFFDIO_API is asked for. user_mode_only: None tries without first, then with (which needs no privilege, and in
+    which system calls on a missing page fail with EFAULT). device: None tries the system call, then /dev/userfaultfd; True and
+    False take one of them only. nonblocking: reads answer "nothing there"; a blocking descriptor can't be polled (POLLERR).
+
+    Raises UserfaultError (an OSError): EPERM, EACCES (no privilege), ENOSYS (no such kernel), EINVAL (a feature that this kernel
+    lacks), each with its remedy.
+    """
+
+    def __init__(
+        self,
+        features: Feature = Feature(0),  # noqa: B008 (a constant)
+        *,
+        user_mode_only: bool | None = None,
+        device: bool | None = None,
+        nonblocking: bool = True,
+        fd: int | None = None,
+    ) -> None:
+        self._fd = _open(user_mode_only, device, nonblocking) if fd is None else fd
+        self.features = Feature(0)
+        self._api = uapi.uffdio_api()
+        self._register = uapi.uffdio_register()
+        self._range = uapi.uffdio_range()
+        self._copy = uapi.uffdio_copy()
+        self._zeropage = uapi.uffdio_zeropage()
+        self._move = uapi.uffdio_move()
+        self._writeprotect = uapi.uffdio_writeprotect()
+        self._continue = uapi.uffdio_continue()
+        self._poison = uapi.uffdio_poison()
+        if fd is None:
+            try:
+                self._handshake(features)
+            except BaseException:
+                self.close()
+                raise
+
+    def _handshake(self, features: Feature) -> None:
+        self._api.api, self._api.features = 0xAA, int(features)
+        answer = ioctl(self._fd, Ioctl.API, ctypes.addressof(self._api))
+        if answer.errno == errno.EINVAL and features:
+            lacking = features & ~supported_features()
+            names = ", ".join(each.name or "?" for each in Feature if each & lacking) or "this combination"
+            raise UserfaultError(
+                errno.EINVAL,
+                f"the running kernel has no userfaultfd feature {names}: see `userfault probe` for what it has",
+            )
+        if answer.errno == errno.EPERM:
+            raise UserfaultError(
+                errno.EPERM, "EVENT_FORK needs CAP_SYS_PTRACE: run as root, or grant it with `setcap cap_sys_ptrace+ep`"
+            )
+        answer.or_raise("UFFDIO_API")
+        self.features = Feature(self._api.features)
+
+    def fileno(self) -> int:
+        """The descriptor. Raises UserfaultError (EBADF) once closed."""
+        if self._fd < 0:
+            raise UserfaultError(errno.EBADF, "this userfaultfd is closed: open a new one")
+        return self._fd
+
+    def close(self) -> None:
+        """Close the descriptor; closing twice is fine."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def detach(self) -> int:
+        """Give the descriptor away: the caller closes it."""
+        fd, self._fd = self.fileno(), -1
+        return fd
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def register(self, start: int, length: int, mode: RegisterMode = RegisterMode.MISSING) -> Result:
+        """UFFDIO_REGISTER: faults of [start, start+length) come here. The value is the mask of ioctls for the range (`Ioctl.bit`)."""
+        self._register.range.start, self._register.range.len = start, length
+        self._register.mode, self._register.ioctls = int(mode), 0
+        answer = ioctl(self.fileno(), Ioctl.REGISTER, ctypes.addressof(self._register))
+        return Result(self._register.ioctls, 0) if answer.ok else answer
+
+    def unregister(self, start: int, length: int) -> Result:
+        """UFFDIO_UNREGISTER: faults are the kernel's again; waiters are woken."""
+        return self._on_range(Ioctl.UNREGISTER, start, length)
+
+    def wake(self, start: int, length: int) -> Result:
+        """UFFDIO_WAKE: whoever waits for these pages tries again (and waits again where they are still missing)."""
+        return self._on_range(Ioctl.WAKE, start, length)
+
+    def _on_range(self, request: Ioctl, start: int, length: int) -> Result:
+        self._range.start, self._range.len = start, length
+        return ioctl(self.fileno(), request, ctypes.addressof(self._range))
+
+    def copy(self, dst: int, src: int, length: int, mode: int = 0) -> Progress:
+        """UFFDIO_COPY: fill missing pages at `dst` with what is at `src` in this process."""
+        it = self._copy
+        it.dst, it.src, it.len, it.mode, it.copy = dst, src, length, mode, UNTOUCHED
+        return _progress(ioctl(self.fileno(), Ioctl.COPY, ctypes.addressof(it)), it.copy)
+
+    def zeropage(self, start: int, length: int, mode: int = 0) -> Progress:
+        """UFFDIO_ZEROPAGE: map the zero page at missing pages."""
+        it = self._zeropage
+        it.range.start, it.range.len, it.mode, it.zeropage = start, length, mode, UNTOUCHED
+        return _progress(ioctl(self.fileno(), Ioctl.ZEROPAGE, ctypes.addressof(it)), it.zeropage)
+
+    def move(self, dst: int, src: int, length: int, mode: int = 0) -> Progress:
+        """UFFDIO_MOVE: the pages at `src` become those at `dst`, and `src` becomes missing. Both lie in this process."""
+        it = self._move
+        it.dst, it.src, it.len, it.mode, it.move = dst, src, length, mode, UNTOUCHED
+        return _progress(ioctl(self.fileno(), Ioctl.MOVE, ctypes.addressof(it)), it.move, moves=True)
+
+    def writeprotect(self, start: int, length: int, mode: int = int(WriteprotectMode.WP)) -> Result:
+        """UFFDIO_WRITEPROTECT: set (WP) or clear (0) the protection of the pages. It reports no progress: all or an errno."""
+        it = self._writeprotect
+        it.range.start, it.range.len, it.mode = start, length, mode
+        return ioctl(self.fileno(), Ioctl.WRITEPROTECT, ctypes.addressof(it))
+
+    def continue_(self, start: int, length: int, mode: int = 0) -> Progress:
+        """UFFDIO_CONTINUE: map what the page cache of the shared memory holds (minor faults)."""
+        it = self._continue
+        it.range.start, it.range.len, it.mode, it.mapped = start, length, mode, UNTOUCHED
+        return _progress(ioctl(self.fileno(), Ioctl.CONTINUE, ctypes.addressof(it)), it.mapped)
+
+    def poison(self, start: int, length: int, mode: int = 0) -> Progress:
+        """UFFDIO_POISON: whoever touches these missing pages gets SIGBUS, also after the userfaultfd is closed."""
+        it = self._poison
+        it.range.start, it.range.len, it.mode, it.updated = start, length, mode, UNTOUCHED
+        return _progress(ioctl(self.fileno(), Ioctl.POISON, ctypes.addressof(it)), it.updated)
+
+    def move_all(self, dst: int, src: int, length: int, *, holes: bool = False, deadline_s: float = 1.0) -> Progress:
+        """`move` until all is moved or an error is final; EAGAIN and a passing EBUSY are tried again for `deadline_s` seconds.
+
+        The result's bytes are those of all calls together, its errno that of the last.
+        """
+        mode = int(MoveMode.ALLOW_SRC_HOLES) if holes else 0
+        return _loop(lambda done: self.move(dst + done, src + done, length - done, mode), length, deadline_s)
+
+    def copy_all(self, dst: int, src: int, length: int, *, wp: bool = False, deadline_s: float = 1.0) -> Progress:
+        """`copy` until all is copied or an error is final; EAGAIN is tried again for `deadline_s` seconds."""
+        mode = int(CopyMode.WP) if wp else 0
+        return _loop(lambda done: self.copy(dst + done, src + done, length - done, mode), length, deadline_s)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether a message can be read; waits for one, at most `timeout_s`. The descriptor must be non-blocking."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        for _fd, events in poll.poll(None if timeout_s is None else max(0, int(timeout_s * 1000))):
+            if events & select.POLLERR:
+                raise UserfaultError(
+                    errno.EINVAL, "a blocking userfaultfd can't be polled: open it with nonblocking=True"
+                )
+            return True
+        return False
+
+    def read(self, most: int = 1) -> list[Message]:
+        """Up to `most` messages; none where nothing is there (non-blocking). Reading a FORK lets fork(2) return."""
+        try:
+            data = os.read(self.fileno(), most * uapi.UFFD_MSG.size)
+        except BlockingIOError:
+            return []
+        return list(_decode(data))
+
+
+def _progress(answer: Result, field: int, *, moves: bool = False) -> Progress:
+    return Progress(answer.errno, None if field == UNTOUCHED else field, moves)
+
+
+def _loop(step: Callable[[int], Progress], length: int, deadline_s: float) -> Progress:
+    done, deadline = 0, time.monotonic() + deadline_s
+    while True:
+        each = step(done)
+        done += each.bytes
+        again = each.outcome in (Outcome.RETRY, Outcome.BUSY) and (each.bytes > 0 or time.monotonic() < deadline)
+        if each.ok or done >= length or not again:
+            return Progress(each.errno if done < length else 0, done or each.field, each.moves)
+        if not each.bytes:
+            time.sleep(0)
+
+
+def _decode(data: bytes) -> Iterator[Message]:
+    for event, one, two, three in uapi.UFFD_MSG.iter_unpack(data):
+        match event:
+            case Event.PAGEFAULT:
+                yield Pagefault(two, PagefaultFlag(one), three & 0xFFFF_FFFF)
+            case Event.FORK:
+                yield Forked(Userfault(fd=one & 0xFFFF_FFFF))
+            case Event.REMAP:
+                yield Remapped(one, two, three)
+            case Event.REMOVE:
+                yield Removed(one, two)
+            case Event.UNMAP:
+                yield Unmapped(one, two)
+            case _:
+                raise UserfaultError(
+                    errno.EPROTO, f"unknown userfaultfd event {event:#x}: this version of userfault is too old"
+                )
+
+
+def supported_features() -> Feature:
+    """What the running kernel offers this user; none where no userfaultfd can be had."""
+    try:
+        with Userfault() as uffd:
+            return uffd.features
+    except OSError:
+        return Feature(0)
+
+
+def _open(user_mode_only: bool | None, device: bool | None, nonblocking: bool) -> int:
+    flags = os.O_CLOEXEC | (os.O_NONBLOCK if nonblocking else 0)
+    refused = Result(-1, errno.ENOSYS)
+    for only in (False, True) if user_mode_only is None else (user_mode_only,):
+        if device is not True:
+            refused = userfaultfd(flags | (uapi.USER_MODE_ONLY if only else 0))
+            if refused.ok:
+                return refused.value
+        if device is not False and not only:
+            answer = _open_device(flags)
+            if answer.ok:
+                return answer.value
+            refused = answer if device else refused
+    remedies = {
+        errno.EPERM: "run as root, grant CAP_SYS_PTRACE, set vm.unprivileged_userfaultfd=1, or ask for user_mode_only",
+        errno.EACCES: f"give this user access to {DEVICE} (udev rule or setfacl)",
+        errno.ENOENT: f"this kernel has no {DEVICE} (since v6.1): use the system call",
+        errno.ENOSYS: "this kernel is built without CONFIG_USERFAULTFD, or a seccomp filter hides it (containers): allow it there",
+    }
+    raise UserfaultError(
+        refused.errno,
+        f"no userfaultfd to be had ({errno_name(refused.errno)}): {remedies.get(refused.errno, os.strerror(refused.errno))}",
+    )
+
+
+def _open_device(flags: int) -> Result:
+    try:
+        control = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        return Result(-1, error.errno or errno.EIO)
+    try:
+        # The flags are the argument itself, not a pointer to it.
+        return ioctl(control, Ioctl.NEW, flags)
+    finally:
+        os.close(control)
+
+
+__all__ = ["Outcome", "Progress", "Userfault", "UserfaultError", "supported_features"]

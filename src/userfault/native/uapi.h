@@ -1,0 +1,163 @@
+// The kernel's user-space interface as far as we use it, in a table of our own: distributions ship headers older than the kernel
+// that runs. C code includes this and never <linux/userfaultfd.h> or <asm-generic/mman-common.h>'s newer names.
+// kernel/uapi.py is the same in Python; tests/kernel/test_uapi.py compares the two, and both with the system's headers where those
+// know a name. That a name is here says nothing about the running kernel: probe.
+#pragma once
+#include <stdint.h>
+#include <sys/ioctl.h>
+
+// userfaultfd(2), ioctl_userfaultfd(2)
+struct uffdio_range {
+    uint64_t start, len;
+};
+struct uffdio_api {
+    uint64_t api, features, ioctls;
+};
+struct uffdio_register {
+    struct uffdio_range range;
+    uint64_t mode, ioctls;
+};
+struct uffdio_copy {
+    uint64_t dst, src, len, mode;
+    int64_t copy;
+};
+struct uffdio_zeropage {
+    struct uffdio_range range;
+    uint64_t mode;
+    int64_t zeropage;
+};
+struct uffdio_move {
+    uint64_t dst, src, len, mode;
+    int64_t move;
+};
+struct uffdio_writeprotect {
+    struct uffdio_range range;
+    uint64_t mode;
+};
+struct uffdio_continue {
+    struct uffdio_range range;
+    uint64_t mode;
+    int64_t mapped;
+};
+struct uffdio_poison {
+    struct uffdio_range range;
+    uint64_t mode;
+    int64_t updated;
+};
+struct uffd_msg {
+    uint8_t event, reserved1;
+    uint16_t reserved2;
+    uint32_t reserved3;
+    union {
+        struct {
+            uint64_t flags, address;
+            uint32_t ptid;
+        } pagefault;
+        struct {
+            uint32_t ufd;
+        } fork;
+        struct {
+            uint64_t from, to, len;
+        } remap;
+        struct {
+            uint64_t start, end;
+        } remove;  // and unmap
+    } arg;
+};
+
+#define UFFD_API 0xAAull
+#define UFFDIO_API _IOWR(0xAA, 0x3F, struct uffdio_api)
+#define UFFDIO_REGISTER _IOWR(0xAA, 0x00, struct uffdio_register)
+#define UFFDIO_UNREGISTER _IOR(0xAA, 0x01, struct uffdio_range)
+#define UFFDIO_WAKE _IOR(0xAA, 0x02, struct uffdio_range)
+#define UFFDIO_COPY _IOWR(0xAA, 0x03, struct uffdio_copy)
+#define UFFDIO_ZEROPAGE _IOWR(0xAA, 0x04, struct uffdio_zeropage)
+#define UFFDIO_MOVE _IOWR(0xAA, 0x05, struct uffdio_move)
+#define UFFDIO_WRITEPROTECT _IOWR(0xAA, 0x06, struct uffdio_writeprotect)
+#define UFFDIO_CONTINUE _IOWR(0xAA, 0x07, struct uffdio_continue)
+#define UFFDIO_POISON _IOWR(0xAA, 0x08, struct uffdio_poison)
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
+
+#define UFFD_USER_MODE_ONLY 1
+
+#define UFFD_FEATURE_PAGEFAULT_FLAG_WP (1u << 0)
+#define UFFD_FEATURE_EVENT_FORK (1u << 1)
+#define UFFD_FEATURE_EVENT_REMAP (1u << 2)
+#define UFFD_FEATURE_EVENT_REMOVE (1u << 3)
+#define UFFD_FEATURE_MISSING_HUGETLBFS (1u << 4)
+#define UFFD_FEATURE_MISSING_SHMEM (1u << 5)
+#define UFFD_FEATURE_EVENT_UNMAP (1u << 6)
+#define UFFD_FEATURE_SIGBUS (1u << 7)
+#define UFFD_FEATURE_THREAD_ID (1u << 8)
+#define UFFD_FEATURE_MINOR_HUGETLBFS (1u << 9)
+#define UFFD_FEATURE_MINOR_SHMEM (1u << 10)
+#define UFFD_FEATURE_EXACT_ADDRESS (1u << 11)
+#define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1u << 12)
+#define UFFD_FEATURE_WP_UNPOPULATED (1u << 13)
+#define UFFD_FEATURE_POISON (1u << 14)
+#define UFFD_FEATURE_WP_ASYNC (1u << 15)
+#define UFFD_FEATURE_MOVE (1u << 16)
+
+#define UFFDIO_REGISTER_MODE_MISSING (1u << 0)
+#define UFFDIO_REGISTER_MODE_WP (1u << 1)
+#define UFFDIO_REGISTER_MODE_MINOR (1u << 2)
+#define UFFDIO_COPY_MODE_DONTWAKE (1u << 0)
+#define UFFDIO_COPY_MODE_WP (1u << 1)
+#define UFFDIO_ZEROPAGE_MODE_DONTWAKE (1u << 0)
+#define UFFDIO_MOVE_MODE_DONTWAKE (1u << 0)
+#define UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES (1u << 1)
+#define UFFDIO_WRITEPROTECT_MODE_WP (1u << 0)
+#define UFFDIO_WRITEPROTECT_MODE_DONTWAKE (1u << 1)
+#define UFFDIO_CONTINUE_MODE_DONTWAKE (1u << 0)
+#define UFFDIO_CONTINUE_MODE_WP (1u << 1)
+#define UFFDIO_POISON_MODE_DONTWAKE (1u << 0)
+
+#define UFFD_EVENT_PAGEFAULT 0x12
+#define UFFD_EVENT_FORK 0x13
+#define UFFD_EVENT_REMAP 0x14
+#define UFFD_EVENT_REMOVE 0x15
+#define UFFD_EVENT_UNMAP 0x16
+#define UFFD_PAGEFAULT_FLAG_WRITE (1u << 0)
+#define UFFD_PAGEFAULT_FLAG_WP (1u << 1)
+#define UFFD_PAGEFAULT_FLAG_MINOR (1u << 2)
+
+// ioctl PAGEMAP_SCAN, Documentation/admin-guide/mm/pagemap.rst
+struct pm_scan_arg {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+struct page_region {
+    uint64_t start, end, categories;
+};
+#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
+#define PM_SCAN_WP_MATCHING (1u << 0)
+#define PM_SCAN_CHECK_WPASYNC (1u << 1)
+#define PAGE_IS_WPALLOWED (1u << 0)
+#define PAGE_IS_WRITTEN (1u << 1)
+#define PAGE_IS_FILE (1u << 2)
+#define PAGE_IS_PRESENT (1u << 3)
+#define PAGE_IS_SWAPPED (1u << 4)
+#define PAGE_IS_PFNZERO (1u << 5)
+#define PAGE_IS_HUGE (1u << 6)
+#define PAGE_IS_SOFT_DIRTY (1u << 7)
+#define PAGE_IS_GUARD (1u << 8)
+
+// madvise(2); only what the C library's headers of Debian 12 lack.
+#ifndef MADV_COLD
+#define MADV_COLD 20
+#define MADV_PAGEOUT 21
+#endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
