@@ -1,0 +1,34 @@
+"""What the tests of the running kernel share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import pytest
+
+from userfault.kernel.errors import Unavailable
+from userfault.kernel.machine import Machine, Swap, machine
+
+
+@pytest.fixture
+def held(cannot_run: Callable[[str, str], NoReturn]) -> Iterator[Machine]:
+    """The right to change this machine's settings, for one test."""
+    try:
+        borrowed = machine()
+        one = borrowed.__enter__()
+    except Unavailable as error:
+        cannot_run(error.reason, error.remedy)
+    try:
+        yield one
+    finally:
+        borrowed.__exit__(None, None, None)
+
+
+@pytest.fixture
+def swap(held: Machine, cannot_run: Callable[[str, str], NoReturn]) -> Swap:
+    """A swap device of this test's own."""
+    try:
+        return held.private_swap(32 << 20)
+    except Unavailable as error:
+        cannot_run(error.reason, error.remedy)
