@@ -1,0 +1,358 @@
+// Bounded memory: who leaves, and how nothing is lost on the way.
+//
+// A dirty page leaves by being moved out, which is atomic: no write falls between reading it and unmapping it. A page
+// that looks clean could still be written between the look and the move. Making a write-protected page writable is a page
+// fault of this process, so if the count of faults stands still from before the look until after the move, nobody did.
+#include "pager.h"
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+int lock_robust(pthread_mutex_t *lock) {
+    int code = pthread_mutex_lock(lock);
+    if (code == EOWNERDEAD) pthread_mutex_consistent(lock);
+    return code;
+}
+
+// Entries are unit + 1; a unit has at most one, and says so in QUEUED.
+void ring_push(pager *p, u64 unit) {
+    if (atomic_fetch_or(&states(p)[unit], QUEUED) & QUEUED) return;
+    lock_robust(&p->ring_lock);
+    if (p->ring_tail - p->ring_head >= p->ring_capacity) { // entries of units that left by another door
+        u64 to = p->ring_head;
+        for (u64 i = p->ring_head; i < p->ring_tail; i++) {
+            u64 other = ring(p)[i % p->ring_capacity];
+            u32 state = STATE(atomic_load(&states(p)[other]));
+            if (state == ABSENT || state == GONE || state == POISONED) atomic_fetch_and(&states(p)[other], ~QUEUED);
+            else ring(p)[to++ % p->ring_capacity] = (u32)other;
+        }
+        p->ring_tail = to;
+    }
+    ring(p)[p->ring_tail++ % p->ring_capacity] = (u32)unit;
+    pthread_mutex_unlock(&p->ring_lock);
+}
+
+static u64 random_u64(pager *p) { // under the ring's lock
+    u64 x = p->random ? p->random : now_ns() | 1;
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    return p->random = x;
+}
+
+// LRU by sampling, and policies of the user: bring the best of a few random candidates to the head of the ring.
+static void choose(pager *p) {
+    u64 count = p->ring_tail - p->ring_head, at[16];
+    u32 units[16];
+    u32 n = count < 16 ? (u32)count : 16;
+    if (n < 2) return;
+    for (u32 i = 0; i < n; i++) {
+        at[i] = (p->ring_head + (n == count ? i : random_u64(p) % count)) % p->ring_capacity;
+        units[i] = ring(p)[at[i]];
+    }
+    u32 best = 0;
+    if (p->policy == POLICY_LRU) {
+        for (u32 i = 1; i < n; i++)
+            if ((i32)(atomic_load(&stamps(p)[units[i]]) - atomic_load(&stamps(p)[units[best]])) < 0) best = i;
+    } else {
+        u32 (*function)(void *, const u32 *, u32) = (u32 (*)(void *, const u32 *, u32))p->policy_function;
+        best = function((void *)p->policy_context, units, n);
+        if (best >= n) best = 0;
+    }
+    u64 head = p->ring_head % p->ring_capacity;
+    u32 other = ring(p)[head];
+    ring(p)[head] = units[best];
+    ring(p)[at[best]] = other;
+}
+
+// Claim the next victim; false where none can be had now.
+static bool claim_victim(pager *p, slot *s) {
+    u64 tries = 2 * (p->ring_tail - p->ring_head) + 1;
+    bool found = false;
+    lock_robust(&p->ring_lock);
+    while (!found && tries-- && p->ring_head < p->ring_tail) {
+        if (p->policy >= POLICY_LRU) choose(p);
+        u64 unit = ring(p)[p->ring_head++ % p->ring_capacity];
+        au32 *word = &states(p)[unit];
+        u32 old = atomic_load(word);
+        if (STATE(old) == ABSENT || STATE(old) == GONE || STATE(old) == POISONED) {
+            atomic_fetch_and(word, ~QUEUED);
+            continue;
+        }
+        bool spare = STATE(old) != PRESENT || (p->policy == POLICY_CLOCK && old & REF);
+        if (spare) {
+            if (STATE(old) == PRESENT) atomic_compare_exchange_strong(word, &old, old & ~REF);
+            ring(p)[p->ring_tail++ % p->ring_capacity] = (u32)unit;
+            continue;
+        }
+        s->victims[s->victim_count++] = (u32)unit;
+        if (atomic_compare_exchange_strong(word, &old, EVICTING | OWNER(s - p->slots))) {
+            found = true;
+        } else {
+            s->victim_count--;
+            ring(p)[p->ring_tail++ % p->ring_capacity] = (u32)unit;
+        }
+    }
+    pthread_mutex_unlock(&p->ring_lock);
+    return found;
+}
+
+static u64 faults_so_far(void) {
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+    return (u64)u.ru_minflt + (u64)u.ru_majflt;
+}
+
+// Move a victim's pages to `to`, a hole. On failure all that was moved is copied back, and the victim stays.
+static int take_out(pager *p, slot *s, u64 unit, u8 *to, u32 *taken) {
+    u64 at = p->base + unit * p->unit, length = unit_bytes(p, unit), have = 0, tries = 0;
+    int code = 0;
+    while (have < length) {
+        u64 done;
+        code = sys_move(p, s, AT_MOVE_OUT, (u64)to + have, at + have, length - have, &done);
+        have += done;
+        *taken = (u32)have;
+        if (!code) break;
+        if (done) { COUNT(partial_count); continue; }
+        if (code == -EAGAIN || code == -EBUSY) {
+            if (code == -EAGAIN) COUNT(eagain_count); else COUNT(ebusy_count);
+            if (++tries > (code == -EBUSY ? 8u : 100000u)) break;
+            if (!(s->role && code == -EAGAIN && drain_event(p, s))) sched_yield();
+            continue;
+        }
+        break;
+    }
+    return have == length ? 0 : code;
+}
+
+// Undo a take: the pages go back, armed as they were, before anybody waits for them any longer.
+static void bring_back(pager *p, slot *s, u64 unit, u8 *from, u64 length) {
+    u64 at = p->base + unit * p->unit;
+    for (u64 x = 0; x < length; x += PAGE) {
+        if (sys_resident((u64)from + x) != 1) continue;
+        for (u32 tries = 0; tries < 1000000; tries++) {
+            u64 done;
+            int code = sys_copy(p, s, at + x, from + x, PAGE, &done);
+            if (code != -EAGAIN) break;
+            if (!(s->role && drain_event(p, s))) sched_yield();
+        }
+    }
+    madvise(from, length, MADV_DONTNEED);
+}
+
+static void stay(pager *p, slot *s, u64 unit) {
+    ring_push(p, unit);
+    release_unit(p, s, unit, PRESENT | REF);
+    COUNT(evict_busy_count);
+}
+
+static void gone(pager *p, slot *s, u64 unit) {
+    release_unit(p, s, unit, ABSENT);
+    atomic_fetch_sub(&p->resident_units, 1);
+}
+
+// Write what has to be kept of a taken unit to the swap file.
+static int save(pager *p, slot *s, u64 unit, const u8 *from, const u64 *need) {
+    u64 first = unit * p->unit / PAGE, count = unit_bytes(p, unit) / PAGE;
+    for (u64 i = 0, j; i < count; i = j) {
+        bool dirty = need[i / 64] >> (i % 64) & 1;
+        for (j = i + 1; j < count && (need[j / 64] >> (j % 64) & 1) == dirty; j++) {}
+        if (!dirty) continue;
+        int code = io_write(p, s, p->swap_fd, from + i * PAGE, (j - i) * PAGE, (first + i) * PAGE);
+        if (code) return code;
+        ADD(out_bytes, (j - i) * PAGE);
+    }
+    for (u64 i = 0; i < count; i++)
+        if (need[i / 64] >> (i % 64) & 1) set_bit(p, IN_SWAP, first + i);
+    return 0;
+}
+
+// Take one victim of a writable region out and bring what it held into safety. 0, or -errno with the victim back in place.
+static int take_and_save(pager *p, slot *s, u32 index) {
+    u64 unit = s->victims[index], first = unit * p->unit / PAGE, length = unit_bytes(p, unit), count = length / PAGE;
+    u8 *to = s->take + index * p->unit;
+    u64 written[8], need[8];
+    u64 before = faults_so_far();
+    int code = sys_written(p, s, p->base + unit * p->unit, length, false, written, 8);
+    if (code) memset(written, 0xff, sizeof written);
+    memset(need, 0, sizeof need);
+    u64 dirty = 0;
+    for (u64 i = 0; i < count; i++) {
+        bool w = written[i / 64] >> (i % 64) & 1;
+        if (w) { set_bit(p, UNSAVED, first + i); set_bit(p, MARKED, first + i); }
+        if (w || ((bit(p, UNSAVED, first + i) || bit(p, FLUSHING, first + i)) && !bit(p, IN_SWAP, first + i))) need[i / 64] |= 1ull << (i % 64), dirty++;
+    }
+    strike(p, s, AT_BEFORE_TAKE, NULL);
+    code = take_out(p, s, unit, to, &s->taken_bytes[index]);
+    if (code) goto back;
+    strike(p, s, AT_TAKEN, NULL);
+    if (faults_so_far() != before && dirty < count) {
+        // Somebody may have written to what looked clean: compare it with what would be read instead of it.
+        COUNT(suspicious_count);
+        const char *what;
+        bool known = p->kind != SOURCE_WORKER && !read_unit(p, s, unit, s->bounce, false, &what);
+        if (known) s->bounce_populated = 1;
+        for (u64 i = 0; i < count; i++) {
+            if (need[i / 64] >> (i % 64) & 1) { set_bit(p, MARKED, first + i); continue; }
+            if (sys_resident((u64)to + i * PAGE) != 1) continue; // a hole: the application dropped it
+            if (known && !memcmp(to + i * PAGE, s->bounce + i * PAGE, PAGE)) continue;
+            set_bit(p, UNSAVED, first + i), set_bit(p, MARKED, first + i);
+            need[i / 64] |= 1ull << (i % 64), dirty++;
+        }
+    }
+    code = save(p, s, unit, to, need);
+    if (code) goto back;
+    if (dirty) COUNT(evict_dirty_count); else COUNT(evict_clean_count);
+    return 0;
+back:
+    bring_back(p, s, unit, to, length);
+    return code;
+}
+
+// Before victims are claimed: whoever sweeps the region wants it to stand still.
+static void begin(pager *p, slot *s) {
+    for (;;) {
+        atomic_store(&s->evicting, EVICT_CLAIM);
+        u32 sweeper = atomic_load(&p->paused);
+        if (!sweeper) return;
+        atomic_store(&s->evicting, EVICT_IDLE);
+        futex_wait(&p->paused, sweeper, 20000000);
+    }
+}
+
+// Evict the victims that the slot has claimed. 0 where at least one left, or -errno.
+static int evict_claimed(pager *p, slot *s) {
+    int code = 0;
+    u32 left = 0;
+    if (p->writable) {
+        atomic_store(&s->evicting, EVICT_TAKE);
+        strike(p, s, AT_VICTIMS, NULL);
+        for (u32 i = 0; i < s->victim_count; i++) {
+            int one = take_and_save(p, s, i);
+            if (!one) { left++; continue; }
+            code = one;
+            if (one == -ENOENT || one == -EINVAL) { // the application unmapped it
+                release_unit(p, s, s->victims[i], GONE);
+                atomic_fetch_sub(&p->resident_units, 1);
+                left++;
+            } else stay(p, s, s->victims[i]);
+            s->victims[i] = UINT32_MAX;
+        }
+        atomic_store(&s->evicting, EVICT_SAVED);
+        strike(p, s, AT_SAVED, NULL);
+        for (u32 i = 0; i < s->victim_count; i++)
+            if (s->victims[i] != UINT32_MAX) gone(p, s, s->victims[i]);
+        madvise(s->take, s->victim_count * p->unit, MADV_DONTNEED);
+    } else {
+        atomic_store(&s->evicting, EVICT_DROP);
+        strike(p, s, AT_VICTIMS, NULL);
+        u32 taken;
+        // A big unit is moved into our buffer, where its pages wait for the next fill: nothing to allocate or to zero.
+        bool recycle = s->victim_count == 1 && p->unit >= 65536 && s->filling;
+        if (recycle && s->bounce_populated) madvise(s->bounce, p->unit, MADV_DONTNEED);
+        if (recycle) s->bounce_populated = 0;
+        if (!recycle || take_out(p, s, s->victims[0], s->bounce, &taken)) code = sys_drop(p, s, s->victims, s->victim_count);
+        else s->bounce_populated = 1;
+        strike(p, s, AT_SAVED, NULL);
+        for (u32 i = 0; i < s->victim_count; i++) gone(p, s, s->victims[i]);
+        ADD(evict_clean_count, s->victim_count);
+        left = s->victim_count;
+        code = 0;
+    }
+    s->victim_count = 0;
+    atomic_store(&s->evicting, EVICT_IDLE);
+    return left ? 0 : code;
+}
+
+// Count one more unit in, evicting until the budget holds.
+int make_room(pager *p, slot *s) {
+    u64 count = atomic_fetch_add(&p->resident_units, 1) + 1, since = 0;
+    s->filling = 2;
+    int code = -EBUSY;
+    while (p->budget_units && (count = atomic_load(&p->resident_units)) > p->budget_units) {
+        s->victim_count = 0;
+        begin(p, s);
+        u32 want = p->batch;
+        if (want > 1 && p->budget_units < 8ull * want) want = (u32)(p->budget_units / 8) + 1;
+        while (s->victim_count < want && claim_victim(p, s)) {}
+        int one = s->victim_count ? evict_claimed(p, s) : -EBUSY;
+        atomic_store(&s->evicting, EVICT_IDLE);
+        if (!one) continue;
+        code = one;
+        if (!since) since = now_ns();
+        // Everything else in flight or pinned: it may pass. A full disk does not.
+        if (code == -ENOSPC || code == -EIO || code == -EBADF || now_ns() - since > 2000000000ull) return code;
+        if (!(s->role && drain_event(p, s))) sched_yield();
+    }
+    u64 most = atomic_load(&p->count.resident_max_units);
+    while (count > most && !atomic_compare_exchange_weak(&p->count.resident_max_units, &most, count)) {}
+    return 0;
+}
+
+int evict_unit(pager *p, slot *s, u64 unit) {
+    au32 *word = &states(p)[unit];
+    u32 old = atomic_load(word);
+    if (STATE(old) != PRESENT) return 0;
+    begin(p, s);
+    s->victims[0] = (u32)unit;
+    s->victim_count = 1;
+    if (!atomic_compare_exchange_strong(word, &old, EVICTING | OWNER(s - p->slots) | (old & QUEUED))) {
+        s->victim_count = 0;
+        atomic_store(&s->evicting, EVICT_IDLE);
+        return -EAGAIN;
+    }
+    return evict_claimed(p, s);
+}
+
+// What a thread that died was in the middle of is undone, or finished where its result is already safe.
+void repair(pager *p, slot *dead, slot *by) {
+    u32 owner = OWNER(dead - p->slots), phase = atomic_load(&dead->evicting);
+    for (u32 i = 0; phase > EVICT_CLAIM && i < dead->victim_count; i++) {
+        u64 unit = dead->victims[i];
+        if (unit == UINT32_MAX) continue;
+        u32 word = atomic_load(&states(p)[unit]);
+        if (STATE(word) != EVICTING || OWNER_OF(word) != OWNER_OF(owner)) continue;
+        if (phase == EVICT_TAKE) {
+            bring_back(p, by, unit, dead->take + i * p->unit, unit_bytes(p, unit));
+            stay(p, by, unit);
+        } else {
+            if (phase == EVICT_DROP) sys_drop(p, by, &dead->victims[i], 1);
+            gone(p, by, unit);
+        }
+    }
+    // Claimed, but death came before the phase was noted.
+    for (u32 i = 0; phase <= EVICT_CLAIM && i < dead->victim_count; i++) {
+        u64 unit = dead->victims[i];
+        if (unit == UINT32_MAX) continue;
+        u32 word = atomic_load(&states(p)[unit]);
+        if (STATE(word) == EVICTING && OWNER_OF(word) == OWNER_OF(owner)) stay(p, by, unit);
+    }
+    dead->victim_count = 0;
+    if (dead->take) madvise(dead->take, p->batch * p->unit, MADV_DONTNEED);
+    if (!p->writable) madvise(dead->bounce, p->unit, MADV_DONTNEED), dead->bounce_populated = 0;
+    atomic_store(&dead->evicting, EVICT_IDLE);
+    u32 filling = atomic_load(&dead->filling);
+    if (filling) {
+        u64 unit = dead->unit, at = p->base + unit * p->unit;
+        u32 word = atomic_load(&states(p)[unit]);
+        bool mine = STATE(word) == FILLING && OWNER_OF(word) == OWNER_OF(owner);
+        if (mine) {
+            bool any = false;
+            for (u64 x = 0; x < unit_bytes(p, unit); x += PAGE) any |= sys_resident(at + x) == 1;
+            if (any && filling == 2) finish(p, by, unit, REF);
+            else {
+                if (filling == 2) atomic_fetch_sub(&p->resident_units, 1);
+                release_unit(p, by, unit, ABSENT);
+            }
+            sys_wake(p, by, at, unit_bytes(p, unit));
+        } else if (filling == 2 && STATE(word) != PRESENT && STATE(word) != FILLING) {
+            // It had let go of the unit, not yet of its place in the budget.
+            atomic_fetch_sub(&p->resident_units, 1);
+        }
+        dead->filling = 0;
+    }
+    // Faults that it had read and not begun are delivered again.
+    for (u32 i = 0; i < dead->deferred_count; i++) sys_wake(p, by, dead->deferred[i].address & ~(PAGE - 1), PAGE);
+    dead->deferred_count = 0;
+    if (dead->address) sys_wake(p, by, dead->address & ~(PAGE - 1), PAGE);
+    dead->address = 0;
+    atomic_store(&dead->since_ns, 0);
+}

@@ -1,0 +1,294 @@
+// Filling a unit: claim it, make room, read it, install it. Runs in handlers, and in threads of the application that resolve
+// for themselves (SIGBUS mode, ensure).
+#include "pager.h"
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#define MOVE_FROM_BYTES 65536 // moving a page costs two TLB flushes, copying costs a copy: this is where it turns
+
+static bool transient(int code) {
+    return code == -EINTR || code == -EAGAIN || code == -EBUSY || code == -ETIMEDOUT || code == -ECONNRESET || code == -ESTALE;
+}
+
+static void pause_us(u64 us) {
+    struct timespec t = {(time_t)(us / 1000000), (long)(us % 1000000 * 1000)};
+    nanosleep(&t, NULL);
+}
+
+// While an event (mremap, munmap) is unread every ioctl gets EAGAIN: whoever may read it does, the others step aside.
+static bool step_aside(pager *p, slot *s, u64 *since) {
+    COUNT(eagain_count);
+    if (!*since) *since = now_ns();
+    if (now_ns() - *since > 10000000000ull) return false;
+    if (!(s->role && drain_event(p, s))) sched_yield();
+    return true;
+}
+
+// Put [bounce, bounce + length) where the fault waits. 0, or -errno: -ENOENT where that place is no longer ours.
+int install(pager *p, slot *s, u64 to, u64 length, bool copy_only) {
+    u64 at = 0, since = 0, done;
+    bool move = !copy_only && !p->writable && length >= MOVE_FROM_BYTES;
+    while (at < length) {
+        int code = move ? sys_move(p, s, AT_MOVE_IN, to + at, (u64)s->bounce + at, length - at, &done)
+                        : sys_copy(p, s, to + at, s->bounce + at, length - at, &done);
+        at += done;
+        if (move && done) s->bounce_populated = 0;
+        if (!code) continue;
+        if (done) { COUNT(partial_count); since = 0; continue; } // the next call says what it was
+        switch (code) {
+        case -EAGAIN:
+            if (!step_aside(p, s, &since)) return code;
+            break;
+        case -EEXIST: // somebody else has put that page there
+            COUNT(eexist_count);
+            if (move) move = false; // page by page
+            else at += PAGE;
+            break;
+        default:
+            if (!move) { if (code == -ENOENT) COUNT(gone_count); return code; }
+            // Pinned for a moment (EBUSY), or no pages that can be moved: what was read is in the buffer, so copy it.
+            if (code == -EBUSY) COUNT(ebusy_count);
+            COUNT(move_fallback_count);
+            move = false;
+        }
+    }
+    return 0;
+}
+
+static int read_file(pager *p, slot *s, u64 offset, u64 length, u8 *to, const char **what) {
+    u64 have = 0, tries = 0;
+    while (have < length) {
+        u64 done;
+        // O_DIRECT wants whole blocks; what lies behind the data is ignored.
+        u64 ask = p->direct ? (length - have + p->align - 1) / p->align * p->align : length - have;
+        int code = io_read(p, s, AT_SOURCE_READ, p->source_fd, to + have, ask, p->source_offset + offset + have, &done);
+        if (!code && p->direct && done % p->align && done < length - have) done = done / p->align * p->align;
+        if (!code && !done) { *what = "the file ends before the size that it had when it was opened"; return -EIO; }
+        if (code) {
+            if (!transient(code) || tries >= p->retries) { *what = "pread of the source"; return code; }
+            COUNT(retry_count);
+            if (code != -EINTR) pause_us((u64)p->retry_us << (tries < 16 ? tries : 16));
+            tries++;
+        }
+        have += done;
+    }
+    ADD(in_bytes, length);
+    return 0;
+}
+
+// The content of a unit as it would be read now: pages from the swap file where they have been there, the rest from the source.
+int read_unit(pager *p, slot *s, u64 unit, u8 *to, bool swap_only, const char **what) {
+    u64 first = unit * p->unit / PAGE, count = unit_bytes(p, unit) / PAGE;
+    for (u64 i = 0, j; i < count; i = j) {
+        bool swapped = p->writable && bit(p, IN_SWAP, first + i);
+        for (j = i + 1; j < count && (p->writable && bit(p, IN_SWAP, first + j)) == swapped; j++) {}
+        u64 offset = (first + i) * PAGE, length = (j - i) * PAGE;
+        u8 *at = to + i * PAGE;
+        if (swapped) {
+            while (length) {
+                u64 done;
+                int code = io_read(p, s, AT_SWAP_READ, p->swap_fd, at, length, offset, &done);
+                if (!code && !done) code = -EIO;
+                if (code && code != -EINTR && code != -EAGAIN) { *what = "reading back from the swap file"; return code; }
+                at += done, length -= done, offset += done;
+                ADD(swap_in_bytes, done);
+            }
+            continue;
+        }
+        if (swap_only) continue;
+        u64 data = offset >= p->size ? 0 : p->size - offset < length ? p->size - offset : length;
+        if (p->kind == SOURCE_FILE && data) {
+            int code = read_file(p, s, offset, data, at, what);
+            if (code) return code;
+        } else if (p->kind == SOURCE_MEMORY && data) {
+            memcpy(at, (void *)(p->source_address + offset), data);
+            ADD(in_bytes, data);
+        } else if (p->kind == SOURCE_ZERO) {
+            data = 0;
+        }
+        if (data < length) memset(at + data, 0, length - data);
+    }
+    return 0;
+}
+
+void record_latency(pager *p, u64 ns) {
+    u32 log = ns ? 63 - (u32)__builtin_clzll(ns) : 0;
+    u32 part = log >= 3 ? (u32)(ns >> (log - 3)) & 7 : 0;
+    u32 index = log * 8 + part;
+    atomic_fetch_add_explicit(&p->count.latency[index < BUCKETS ? index : BUCKETS - 1], 1, memory_order_relaxed);
+}
+
+// Whoever was put off while the unit was in work faults again.
+void wake_unit(pager *p, slot *s, u64 unit, u32 old) {
+    if (!(old & WAITED)) return;
+    futex_wake(&states(p)[unit]);
+    sys_wake(p, s, p->base + unit * p->unit, unit_bytes(p, unit));
+}
+
+// From FILLING or EVICTING by this owner to another state.
+void release_unit(pager *p, slot *s, u64 unit, u32 to) {
+    au32 *word = &states(p)[unit];
+    u32 old = atomic_load(word);
+    while (!atomic_compare_exchange_weak(word, &old, to | (old & QUEUED))) {}
+    wake_unit(p, s, unit, old);
+}
+
+void finish(pager *p, slot *s, u64 unit, u32 flags) {
+    COUNT(fill_count);
+    if (flags & AHEAD) COUNT(prefetch_count);
+    if (p->policy == POLICY_LRU) atomic_store(&stamps(p)[unit], (u32)(now_ns() >> 20));
+    if (p->budget_units) ring_push(p, unit);
+    release_unit(p, s, unit, PRESENT | flags);
+    (void)s;
+}
+
+// Nobody can fill this unit: whoever touches it gets SIGBUS, and the record says why.
+void give_up(pager *p, slot *s, u64 unit, int code, const char *what, const char *record, u32 record_bytes) {
+    u64 number = atomic_fetch_add(&p->error_sequence, 1);
+    failure *f = &p->errors[number % MAX_ERRORS];
+    atomic_store(&f->sequence, 0);
+    f->address = s->address ? s->address : p->base + unit * p->unit;
+    f->offset = unit * p->unit, f->length = unit_bytes(p, unit);
+    f->code = -code, f->tid = s->waiter_tid;
+    f->worker = record != NULL;
+    u32 n = record ? record_bytes : (u32)strlen(what);
+    if (n >= ERROR_TEXT) n = ERROR_TEXT - 1;
+    memcpy(f->text, record ? record : what, n);
+    f->text[n] = 0, f->length_text = n;
+    atomic_store(&f->sequence, number + 1);
+    COUNT(error_count);
+    u64 at = p->base + unit * p->unit, length = unit_bytes(p, unit);
+    COUNT(poison_count);
+    // Where a page can't be poisoned, taking the access away is as loud.
+    int poisoned = sys_poison(p, s, at, length);
+    if (poisoned && poisoned != -ENOENT) mprotect((void *)at, length, PROT_NONE);
+    release_unit(p, s, unit, POISONED);
+    sys_wake(p, s, at, length);
+}
+
+static void leave_room(pager *p, slot *s) {
+    if (s->filling == 2) atomic_fetch_sub(&p->resident_units, 1);
+    s->filling = 0;
+}
+
+static int fill(pager *p, slot *s, u64 unit, bool ahead, bool copy_only) {
+    const char *what = "";
+    u64 at = p->base + unit * p->unit;
+    u32 flags = ahead ? AHEAD : REF;
+    strike(p, s, AT_CLAIMED, NULL);
+    int code = s->filling == 2 ? 0 : make_room(p, s);
+    if (code) {
+        if (ahead) { release_unit(p, s, unit, ABSENT); leave_room(p, s); return FAILED; }
+        what = code == -EBUSY ? "no page of the region can leave to make room (all are pinned or in work)" : "writing to the swap file to make room";
+        goto failed;
+    }
+    strike(p, s, AT_RESERVED, NULL);
+    if (p->kind == SOURCE_WORKER) {
+        code = submit(p, s, unit, ahead, flags);
+        if (!code) return PUT_OFF; // the receiver finishes it
+        if (code == 1) goto there; // all of it was in the swap file
+        what = "the page worker is gone and no other could be started";
+        goto failed;
+    }
+    code = read_unit(p, s, unit, s->bounce, false, &what);
+    if (code) goto failed;
+    s->bounce_populated = 1;
+    strike(p, s, AT_FILLED, NULL);
+    code = install(p, s, at, unit_bytes(p, unit), copy_only);
+    if (code == -ENOENT || code == -ESRCH) {
+        release_unit(p, s, unit, GONE);
+        leave_room(p, s);
+        sys_wake(p, s, at, unit_bytes(p, unit));
+        return FAILED;
+    }
+    what = "installing the page";
+    if (code) goto failed;
+there:
+    strike(p, s, AT_INSTALLED, NULL);
+    finish(p, s, unit, flags);
+    s->filling = 0;
+    strike(p, s, AT_WOKEN, NULL);
+    return DONE;
+failed:
+    if (code == -EBADF && !s->role) { // the application closed our descriptors; the handlers have their own
+        release_unit(p, s, unit, ABSENT);
+        leave_room(p, s);
+        enqueue(p, unit, 0);
+        return PUT_OFF;
+    }
+    if (ahead) release_unit(p, s, unit, ABSENT); // nobody asked for it yet
+    else give_up(p, s, unit, code, what, NULL, 0);
+    leave_room(p, s);
+    return FAILED;
+}
+
+// The unit is there (DONE), will be (PUT_OFF, unless `wait`), or can't be (FAILED). [address, address + length) is what is asked for.
+int resolve(pager *p, slot *s, u64 unit, u64 address, bool ahead, bool wait) {
+    au32 *word = &states(p)[unit];
+    bool mine = true;
+    for (;;) {
+        u32 old = atomic_load(word);
+        u32 claim = FILLING | (old & QUEUED) | OWNER(s - p->slots);
+        bool counted = false;
+        switch (STATE(old)) {
+        case FILLING:
+        case EVICTING:
+            if (ahead && !wait) return PUT_OFF;
+            if (!(old & WAITED) && !atomic_compare_exchange_weak(word, &old, old | WAITED)) continue;
+            if (!wait) return PUT_OFF;
+            futex_wait(word, old | WAITED, 100000000ull);
+            mine = false;
+            continue;
+        case GONE: return FAILED;
+        case PRESENT:
+            if (old & AHEAD && !ahead) {
+                if (!atomic_compare_exchange_weak(word, &old, (old & ~AHEAD) | REF)) continue;
+                COUNT(prefetch_hit_count);
+            } else if (!(old & REF) && !ahead) atomic_fetch_or(word, REF);
+            if (p->policy == POLICY_LRU && !ahead) atomic_store(&stamps(p)[unit], (u32)(now_ns() >> 20));
+            if (ahead) return DONE;
+            if (sys_resident(address)) { if (mine) COUNT(stale_fault_count); return DONE; }
+            counted = true; // the application dropped pages of it: MADV_DONTNEED
+            COUNT(refill_count);
+            break;
+        case POISONED:
+            if (ahead || !mine) return FAILED; // who waited for it has his answer; who comes later tries again
+            break;
+        }
+        if (old & WAITED) claim |= WAITED;
+        s->unit = unit;
+        s->filling = counted ? 2 : 1;
+        if (!atomic_compare_exchange_weak(word, &old, claim)) { s->filling = 0; continue; }
+        int result = fill(p, s, unit, ahead, counted || STATE(old) == POISONED);
+        if (result != PUT_OFF || !wait) return result;
+        mine = false;
+        old = atomic_load(word);
+        if (STATE(old) == ABSENT) futex_wait(word, old, 1000000);
+    }
+}
+
+slot *guest_enter(pager *p) {
+    u32 tid = (u32)gettid_();
+    for (;;) {
+        for (u32 i = MAX_SERVICE; i < MAX_SLOTS; i++) {
+            u32 nobody = 0;
+            if (atomic_load(&p->slots[i].owner) == 0 && atomic_compare_exchange_strong(&p->slots[i].owner, &nobody, tid)) {
+                p->slots[i].waiter_tid = tid;
+                p->slots[i].reported = 0;
+                atomic_store(&p->slots[i].since_ns, now_ns());
+                return &p->slots[i];
+            }
+        }
+        sched_yield();
+    }
+}
+
+void guest_leave(pager *p, slot *s) {
+    (void)p;
+    s->address = 0;
+    atomic_store(&s->since_ns, 0);
+    atomic_store(&s->owner, 0);
+}

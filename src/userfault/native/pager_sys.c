@@ -1,0 +1,211 @@
+// System calls of the pager: one place that knows their argument structs, and where faults are injected.
+#include "pager.h"
+#include "uapi.h"
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+u64 now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (u64)t.tv_sec * 1000000000ull + (u64)t.tv_nsec;
+}
+
+int gettid_(void) { return (int)syscall(SYS_gettid); }
+
+void futex_wait(au32 *word, u32 value, u64 timeout_ns) {
+    struct timespec t = {(time_t)(timeout_ns / 1000000000ull), (long)(timeout_ns % 1000000000ull)};
+    syscall(SYS_futex, word, FUTEX_WAIT, value, timeout_ns ? &t : NULL, NULL, 0);
+}
+
+void futex_wake(au32 *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1 << 30, NULL, NULL, 0); }
+
+// The effect of the first armed rule at `point`. A service thread that is to die does so here, as abruptly as a thread can.
+int strike(pager *p, slot *s, int point, i64 *value) {
+    if (!atomic_load_explicit(&p->inject_armed, memory_order_relaxed)) return DO_NOTHING;
+    for (int i = 0; i < MAX_RULES; i++) {
+        rule *r = &p->rules[i];
+        if (!atomic_load(&r->left) || r->point != (u32)point) continue;
+        u32 skip = atomic_load(&r->skip);
+        bool passed = false;
+        while (skip && !(passed = atomic_compare_exchange_weak(&r->skip, &skip, skip - 1))) {}
+        if (passed) continue;
+        bool service = s && s->role;
+        if (r->effect == DO_DIE && !service) continue;
+        u32 left = atomic_load(&r->left);
+        while (left && !atomic_compare_exchange_weak(&r->left, &left, left - 1)) {}
+        if (!left) continue;
+        atomic_fetch_add(&r->struck_count, 1);
+        if (value) *value = r->value;
+        if (r->effect == DO_DIE) syscall(SYS_exit, 0);
+        if (r->effect == DO_DELAY) {
+            struct timespec t = {r->value / 1000000, r->value % 1000000 * 1000};
+            nanosleep(&t, NULL);
+            return DO_NOTHING;
+        }
+        return (int)r->effect;
+    }
+    return DO_NOTHING;
+}
+
+// The signed result of a range ioctl: how much was done before the error, and the error.
+static int settle(int result, i64 reported, u64 length, u64 *done) {
+    int code = result < 0 ? -errno : 0;
+    *done = reported > 0 ? (u64)reported : 0;
+    if (!result && *done == 0) *done = length;
+    return code;
+}
+
+static int copy(pager *p, u64 to, const void *from, u64 length, u64 *done) {
+    struct uffdio_copy c = {.dst = to, .src = (u64)from, .len = length, .mode = p->writable ? UFFDIO_COPY_MODE_WP : 0};
+    return settle(ioctl(p->uffd, UFFDIO_COPY, &c), c.copy, length, done);
+}
+
+int sys_copy(pager *p, slot *s, u64 to, const void *from, u64 length, u64 *done) {
+    i64 value = 0;
+    COUNT(copy_count);
+    switch (strike(p, s, AT_COPY, &value)) {
+    case DO_ERRNO: *done = 0; return -(int)value;
+    case DO_RIVAL: copy(p, to, from, PAGE, done); break;
+    case DO_PARTIAL:
+        if ((u64)value < length) { int code = copy(p, to, from, (u64)value, done); return code ? code : -EAGAIN; }
+    }
+    return copy(p, to, from, length, done);
+}
+
+int sys_move(pager *p, slot *s, int point, u64 to, u64 from, u64 length, u64 *done) {
+    i64 value = 0;
+    u64 want = length;
+    COUNT(move_count);
+    switch (strike(p, s, point, &value)) {
+    case DO_ERRNO: *done = 0; return -(int)value;
+    case DO_RIVAL: if (point == AT_MOVE_IN) copy(p, to, (void *)from, PAGE, done); break;
+    case DO_PARTIAL: if ((u64)value < length) want = (u64)value;
+    }
+    struct uffdio_move m = {.dst = to, .src = from, .len = want, .mode = point == AT_MOVE_OUT ? UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES : 0};
+    int code = settle(ioctl(p->uffd, UFFDIO_MOVE, &m), m.move, want, done);
+    return !code && want < length ? -EAGAIN : code;
+}
+
+int sys_poison(pager *p, slot *s, u64 at, u64 length) {
+    i64 value = 0;
+    if (strike(p, s, AT_POISON, &value) == DO_ERRNO) return -(int)value;
+    int tries = 0;
+    while (length) {
+        struct uffdio_poison c = {.range = {at, length}};
+        u64 done;
+        int code = settle(ioctl(p->uffd, UFFDIO_POISON, &c), c.updated, length, &done);
+        at += done, length -= done;
+        if (!code) continue;
+        if (done) tries = 0;
+        else if (code == -EEXIST) at += PAGE, length -= PAGE; // a page that is there stays: it is good
+        else if (code == -EAGAIN && ++tries < 100000) sched_yield();
+        else return code;
+    }
+    return 0;
+}
+
+void sys_wake(pager *p, slot *s, u64 at, u64 length) {
+    i64 value;
+    if (strike(p, s, AT_WAKE, &value) == DO_ERRNO) return;
+    struct uffdio_range r = {at, length};
+    ioctl(p->uffd, UFFDIO_WAKE, &r);
+}
+
+// The pages of [at, at + length) that are there and were written since they were armed, as bits; `rearm` arms them in the same step.
+int sys_written(pager *p, slot *s, u64 at, u64 length, bool rearm, u64 *written, u64 words) {
+    i64 value = 0;
+    memset(written, 0, words * 8);
+    if (strike(p, s, AT_SCAN, &value) == DO_ERRNO) return -(int)value;
+    u64 start = at, end = at + length;
+    struct page_region found[64];
+    while (start < end) {
+        struct pm_scan_arg a = {
+            .size = sizeof a, .start = start, .end = end, .vec = (u64)found, .vec_len = 64,
+            .flags = rearm ? PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC : 0,
+            .category_mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT, .return_mask = PAGE_IS_WRITTEN,
+        };
+        int count = ioctl(p->pagemap_fd, PAGEMAP_SCAN, &a);
+        if (count < 0) {
+            if (errno == EINTR || errno == EAGAIN) continue;
+            return -errno;
+        }
+        for (int i = 0; i < count; i++)
+            for (u64 x = found[i].start; x < found[i].end; x += PAGE) {
+                u64 index = (x - at) / PAGE;
+                written[index / 64] |= 1ull << (index % 64);
+            }
+        if (a.walk_end <= start) break;
+        start = a.walk_end;
+    }
+    return 0;
+}
+
+// Is the page at `at` there? mincore asks the page table and needs no descriptor.
+int sys_resident(u64 at) {
+    unsigned char vec = 0;
+    if (mincore((void *)at, PAGE, &vec)) return -errno;
+    return vec & 1;
+}
+
+// Drop whole units whose content can be had again. One call for all of them where the kernel has process_madvise for ourselves.
+int sys_drop(pager *p, slot *s, const u32 *units, u32 count) {
+    i64 value = 0;
+    bool single = strike(p, s, AT_DROP, &value) == DO_ERRNO;
+    struct iovec v[MAX_BATCH];
+    u64 total = 0;
+    for (u32 i = 0; i < count; i++) {
+        v[i].iov_base = (void *)(p->base + units[i] * p->unit);
+        total += v[i].iov_len = unit_bytes(p, units[i]);
+    }
+    if (!single && p->pidfd >= 0 && (u64)syscall(SYS_process_madvise, p->pidfd, v, (u64)count, MADV_DONTNEED, 0) == total)
+        return 0;
+    int code = 0;
+    for (u32 i = 0; i < count; i++)
+        if (madvise(v[i].iov_base, v[i].iov_len, MADV_DONTNEED)) code = -errno;
+    return code;
+}
+
+// A descriptor number that the application closed may name another file by now: reading that would be silent nonsense.
+static bool still(int fd, u64 dev, u64 ino) {
+    struct stat st;
+    return !fstat(fd, &st) && (u64)st.st_dev == dev && (u64)st.st_ino == ino;
+}
+
+int io_read(pager *p, slot *s, int point, int fd, void *to, u64 length, u64 offset, u64 *done) {
+    i64 value = 0;
+    *done = 0;
+    if (s && !s->role && !still(fd, point == AT_SWAP_READ ? p->swap_dev : p->source_dev, point == AT_SWAP_READ ? p->swap_ino : p->source_ino))
+        return -EBADF;
+    switch (strike(p, s, point, &value)) {
+    case DO_ERRNO: return -(int)value;
+    case DO_PARTIAL: if ((u64)value < length) length = (u64)value;
+    }
+    ssize_t n = pread(fd, to, length, (off_t)offset);
+    if (n < 0) return -errno;
+    *done = (u64)n;
+    return 0;
+}
+
+int io_write(pager *p, slot *s, int fd, const void *from, u64 length, u64 offset) {
+    if (s && !s->role && !still(fd, p->swap_dev, p->swap_ino)) return -EBADF;
+    while (length) {
+        i64 value = 0;
+        u64 want = length;
+        switch (strike(p, s, AT_SWAP_WRITE, &value)) {
+        case DO_ERRNO: return -(int)value;
+        case DO_PARTIAL: if ((u64)value < length) want = (u64)value;
+        }
+        ssize_t n = pwrite(fd, from, want, (off_t)offset);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return -errno;
+        from = (const u8 *)from + n, length -= (u64)n, offset += (u64)n;
+    }
+    return 0;
+}

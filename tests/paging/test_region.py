@@ -1,0 +1,361 @@
+"""Regions: what faults in is what the source has, within the budget, in every mode and unit."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import re
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from userfault import paging
+from userfault.paging import PagingError, Region, SourceError
+
+from .child import check, run
+
+SIZE = (2 << 20) + 3 * 4096 + 123
+MODES = ("threads", "sigbus")
+UNITS = ("4 KiB", "64 KiB", "2 MiB")
+
+pytestmark = pytest.mark.usefixtures("can_page")
+
+
+@pytest.fixture(scope="module")
+def data() -> bytes:
+    return random.Random(1).randbytes(SIZE)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Path:
+    file = tmp_path_factory.mktemp("region") / "data"
+    file.write_bytes(data)
+    return file
+
+
+def region_rss(region: Region) -> int:
+    """What the kernel counts as resident of the mapping, in bytes."""
+    base = region._control.base
+    found = None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if head := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            found = int(head[1], 16) <= base < int(head[2], 16)
+        elif found and line.startswith("Rss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the region is not mapped")
+
+
+@pytest.mark.parametrize("resident", [None, "1 MiB", "256 KiB"])
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("mode", MODES)
+def test_reads_are_the_source(path: Path, data: bytes, mode: str, unit: str, resident: str | None) -> None:
+    if resident and unit == "2 MiB":
+        resident = "4 MiB"
+
+    def child() -> None:
+        with paging.open(path, mode=mode, unit=unit, resident=resident) as memory:  # type: ignore[arg-type]
+            places = random.Random(2)
+            for _ in range(300):
+                at = places.randrange(SIZE)
+                assert memory[at] == data[at]
+            assert memory[:] == data
+            assert len(memory) == SIZE
+            stats = memory.stats()
+            assert stats.fault_count
+            if stats.budget_bytes:
+                assert stats.resident_max_bytes <= stats.budget_bytes + 4 * stats.unit_bytes
+                assert region_rss(memory) <= stats.budget_bytes + 4 * stats.unit_bytes
+
+    check(child)
+
+
+@pytest.mark.parametrize("policy", ["clock", "fifo", "lru"])
+@pytest.mark.parametrize("unit", UNITS[:2])
+@pytest.mark.parametrize("mode", MODES)
+def test_writes_survive_eviction(path: Path, data: bytes, mode: str, unit: str, policy: str) -> None:
+    def child() -> None:
+        places = random.Random(3)
+        expected = bytearray(data)
+        with paging.open(path, access="c", mode=mode, unit=unit, policy=policy, resident="256 KiB") as memory:  # type: ignore[arg-type]
+            for _ in range(1000):
+                at, count = places.randrange(SIZE - 50), places.randrange(1, 50)
+                if places.random() < 0.5:
+                    chunk = places.randbytes(count)
+                    memory[at : at + count] = chunk
+                    expected[at : at + count] = chunk
+                else:
+                    assert memory[at : at + count] == expected[at : at + count]
+            assert memory[:] == expected
+            stats = memory.stats()
+            assert stats.evict_dirty_count
+            assert region_rss(memory) <= stats.budget_bytes + 4 * stats.unit_bytes
+        assert path.read_bytes() == data
+
+    check(child)
+
+
+def test_views_keep_it_open(path: Path, data: bytes) -> None:
+    def child() -> None:
+        memory = paging.open(path)
+        view = memoryview(memory)
+        with pytest.raises(BufferError, match="delete them first"):
+            memory.close()
+        assert view[SIZE - 1] == data[-1]
+        with memory:
+            pass
+        assert view[4096] == data[4096]
+        view.release()
+        memory.close()
+        memory.close()
+        assert memory.stats().fault_count
+        with pytest.raises(ValueError, match="closed"):
+            memory.read_at(0, 1)
+
+    check(child)
+
+
+def test_it_ends_with_its_last_view(path: Path) -> None:
+    def child() -> None:
+        before = threads_of_ours()
+        memory = paging.open(path)
+        view = memoryview(memory)
+        del memory
+        assert view[0] is not None
+        assert threads_of_ours() > before
+        del view
+        assert threads_of_ours() == before
+
+    def threads_of_ours() -> int:
+        names = [Path(f"/proc/self/task/{tid}/comm").read_text() for tid in os.listdir("/proc/self/task")]
+        return sum(name.startswith("uf-") for name in names)
+
+    check(child)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_threads_fault_at_once(path: Path, data: bytes, mode: str) -> None:
+    def child() -> None:
+        wrong: list[int] = []
+        with paging.open(path, mode=mode, unit="4 KiB", resident="128 KiB") as memory:  # type: ignore[arg-type]
+
+            def walk(seed: int) -> None:
+                places = random.Random(seed)
+                for _ in range(2000):
+                    at = places.randrange(SIZE)
+                    if memory[at] != data[at]:
+                        wrong.append(at)
+
+            threads = [threading.Thread(target=walk, args=(seed,)) for seed in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert not wrong
+
+    check(child)
+
+
+def test_read_only_is_read_only(path: Path) -> None:
+    def child() -> None:
+        with paging.open(path) as memory:
+            assert memoryview(memory).readonly
+            with pytest.raises(TypeError):
+                memory[0] = 1
+            with pytest.raises(TypeError, match="read-only"):
+                memory.write_at(0, b"x")
+            with pytest.raises(PagingError, match="read-only"):
+                memory.mark()
+
+    check(child)
+
+
+def test_a_truncated_file_is_an_exception_at_read_at(path: Path, tmp_path: Path, data: bytes) -> None:
+    def child() -> None:
+        short = tmp_path / "short"
+        short.write_bytes(data)
+        with paging.open(short, unit="4 KiB") as memory:
+            os.truncate(short, 8192)
+            assert memory.read_at(0, 8192) == data[:8192]
+            for _ in range(2):
+                with pytest.raises(SourceError, match="ends before the size"):
+                    memory.read_at(8192, 1)
+            assert memory.state_of(8192) == "poisoned"
+            short.write_bytes(data)
+            assert memory.read_at(8192, 4096) == data[8192:12288]
+            assert memory[8192] == data[8192]
+
+    check(child)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_truncated_file_is_a_loud_sigbus_elsewhere(tmp_path: Path, data: bytes, mode: str) -> None:
+    def child() -> None:
+        short = tmp_path / "short"
+        short.write_bytes(data)
+        memory = paging.open(short, unit="4 KiB", mode=mode)  # type: ignore[arg-type]
+        os.truncate(short, 8192)
+        assert memory[0] == data[0]
+        print(memory[8192])
+
+    ended = run(child)
+    assert ended.signal == signal.SIGBUS
+    assert re.search(
+        r"SIGBUS in thread \d+ at 0x[0-9a-f]+, offset 8192 of region '.*short': .*ends before the size", ended.stderr
+    )
+
+
+def test_dirty_is_exact(path: Path) -> None:
+    def child() -> None:
+        with paging.open(path, access="c", unit="64 KiB", resident="256 KiB", prefetch_units=0) as memory:
+            assert memory.dirty() == []
+            memory[5000] = 1
+            memory[100_000] = 1
+            memory[100_001 + 4096] = 1
+            assert memory.dirty() == [(4096, 4096), (98304, 8192)]
+            memory.evict()
+            assert memory.resident_bytes() == 0
+            assert memory.dirty() == [(4096, 4096), (98304, 8192)]
+            memory.mark()
+            assert memory.dirty() == []
+            assert memory[5000] == memory[100_000] == 1
+            memory[0] = 7
+            memory.mark()
+            memory.evict()
+            assert memory.dirty() == []
+            assert memory[0] == 7
+            memory[SIZE - 1] = 9
+            memory.evict()
+            assert memory.dirty() == [(SIZE // 4096 * 4096, SIZE % 4096)]
+
+    check(child)
+
+
+def test_flush_writes_what_was_written(tmp_path: Path, data: bytes) -> None:
+    def child() -> None:
+        file = tmp_path / "stored"
+        file.write_bytes(data)
+        expected = bytearray(data)
+        places = random.Random(5)
+        with paging.open(file, access="r+", unit="4 KiB", resident="128 KiB") as memory:
+            for round_ in range(4):
+                for _ in range(100):
+                    at = places.randrange(SIZE)
+                    memory[at] = expected[at] = places.randrange(256)
+                if round_ != 2:
+                    memory.flush()
+                    assert file.read_bytes() == expected
+            assert memory[:] == expected
+        assert file.read_bytes() == expected
+
+    check(child)
+
+
+def test_a_function_is_a_source() -> None:
+    def child() -> None:
+        def squares(offset: int, view: memoryview) -> None:
+            for i in range(len(view)):
+                view[i] = (offset + i) % 251
+
+        with paging.open(squares, size_bytes=300_000, unit="4 KiB", resident="64 KiB") as memory:
+            for at in (0, 299_999, 123_456, 4095, 4096):
+                assert memory[at] == at % 251
+            os.kill(memory._worker.pid, signal.SIGKILL)  # type: ignore[union-attr]
+            assert memory[200_000] == 200_000 % 251
+            assert memory.stats().worker_restart_count == 1
+
+    check(child)
+
+
+def test_an_exception_in_a_function_reaches_the_reader() -> None:
+    def child() -> None:
+        def broken(offset: int, view: memoryview) -> None:
+            raise LookupError(f"nothing at {offset}")
+
+        with (
+            paging.open(broken, size_bytes=100_000, unit="4 KiB") as memory,
+            pytest.raises(SourceError, match=r"LookupError: nothing at 8192[\s\S]*in broken"),
+        ):
+            memory.read_at(8200, 4)
+
+    check(child)
+
+
+def test_system_calls_on_missing_pages(path: Path, data: bytes, tmp_path: Path) -> None:
+    def child() -> None:
+        with paging.open(path, access="c", unit="4 KiB", resident="128 KiB") as memory:
+            out = tmp_path / "out"
+            out.write_bytes(memory)
+            assert out.read_bytes() == data
+            with open(path, "rb") as file, memoryview(memory) as view:
+                file.seek(1)
+                file.readinto(view[:1000])
+            assert memory[:1000] == data[1:1001]
+        with paging.open(path, mode="sigbus") as memory:
+            reader, writer = os.pipe()
+            with pytest.raises(OSError, match="Bad address"), memoryview(memory) as view:
+                os.write(writer, view[:100])
+            memory.ensure(0, 100)
+            with memoryview(memory) as view:
+                os.write(writer, view[:100])
+            assert os.read(reader, 100) == data[:100]
+
+    check(child)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"unit": "5 KiB"}, "a unit is"),
+        ({"resident": "64 KiB"}, "at least two units"),
+        ({"mode": "magic"}, "threads, sigbus"),
+        ({"policy": "best"}, "clock"),
+        ({"access": "w"}, "read-only"),
+        ({"resident": "lots"}, "is no size"),
+    ],
+)
+def test_bad_arguments(path: Path, options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        paging.open(path, **options)  # type: ignore[arg-type]
+
+
+def test_a_python_function_is_no_policy(path: Path) -> None:
+    with pytest.raises(TypeError, match="no Python can"):
+        paging.open(path, policy=lambda *_: 0)
+
+
+def test_mapping_methods_that_move_it_are_refused(path: Path) -> None:
+    def child() -> None:
+        with paging.open(path) as memory, pytest.raises(TypeError, match="can't be resized"):
+            memory.resize(1)
+        assert isinstance(memory, mmap.mmap)
+
+    check(child)
+
+
+def run_as_nobody(child: Callable[[], None]) -> None:
+    os.setgid(65534)
+    os.setuid(65534)
+    child()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="to become nobody: run the tests as root")
+@pytest.mark.parametrize("mode", MODES)
+def test_an_ordinary_user(data: bytes, mode: str) -> None:
+    def child() -> None:
+        with paging.open(data, mode=mode, unit="4 KiB", resident="64 KiB") as memory:  # type: ignore[arg-type]
+            assert memory._control.user_mode_only
+            assert memory[:] == data
+            memory.evict()
+            reader, writer = os.pipe()
+            with pytest.raises(OSError, match="Bad address"), memoryview(memory) as view:
+                os.write(writer, view[:100])
+            memory.ensure(0, 100)
+            with memoryview(memory) as view:
+                os.write(writer, view[:100])
+            assert os.read(reader, 100) == data[:100]
+
+    check(run_as_nobody, child)
