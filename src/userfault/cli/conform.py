@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from .guest import guest_options
+
 EXIT_DIVERGES, EXIT_USAGE = 1, 2
 
 
@@ -22,6 +24,7 @@ EXIT_DIVERGES, EXIT_USAGE = 1, 2
 @click.option("--resume", type=click.Path(dir_okay=False, path_type=Path), help="Keep how far the run is here, go on.")
 @click.option("--replay", default="", help="Only this sequence (what a report ends with, or a file with it).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@guest_options(after=[["run", "--compare", "--rounds", "300"]])
 def command(operations: int, seed: int, name: str, jobs: int, resume: Path | None, replay: str, as_json: bool) -> None:
     """Do random sequences of operations on the model and on the running kernel, and compare after each operation.
 

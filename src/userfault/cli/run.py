@@ -7,6 +7,8 @@ import sys
 
 import click
 
+from .guest import guest_options
+
 EXIT_MISMATCH, EXIT_USAGE, EXIT_BOUND = 1, 2, 3
 
 
@@ -18,6 +20,7 @@ EXIT_MISMATCH, EXIT_USAGE, EXIT_BOUND = 1, 2, 3
 @click.option("--compare", "comparing", is_flag=True, help="Every outcome must be one that the model allows.")
 @click.option("--seed", default=1, show_default=True, help="Of the delays.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@guest_options()
 def command(
     tests: tuple[str, ...], rounds: int, seconds: float, pin: bool, comparing: bool, seed: int, as_json: bool
 ) -> None:
