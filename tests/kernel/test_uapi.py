@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -30,6 +31,13 @@ PREFIXES: dict[type[uapi.Dated] | type[uapi.DatedNumber], str] = {
     uapi.PageIs: "PAGE_IS_",
     uapi.Advice: "MADV_",
     uapi.Ioctl: "UFFDIO_",
+    uapi.Syscall: "UF_SYS_",
+    uapi.RemapFlag: "MREMAP_",
+    uapi.LockFlag: "MLOCK_",
+    uapi.NodeFlag: "MPOL_MF_",
+    uapi.Prctl: "PR_",
+    uapi.PageBit: "PM_",
+    uapi.PageFlag: "KPF_",
 }
 OTHER_NAMES = {"UFFDIO_NEW": "USERFAULTFD_IOC_NEW", "UFFDIO_PAGEMAP_SCAN": "PAGEMAP_SCAN"}
 STRUCTS = [
@@ -48,7 +56,14 @@ STRUCTS = [
 
 
 def constants() -> dict[str, int]:
-    found = {"UFFD_USER_MODE_ONLY": uapi.USER_MODE_ONLY}
+    found = {
+        "UFFD_API": uapi.UFFD_API,
+        "UFFD_USER_MODE_ONLY": uapi.USER_MODE_ONLY,
+        "MAP_DROPPABLE": uapi.MAP_DROPPABLE,
+        "PM_PFN_MASK": uapi.PM_PFN_MASK,
+        "PM_SWAP_TYPE_MASK": uapi.PM_SWAP_TYPE_MASK,
+        "PM_SWAP_OFFSET_SHIFT": uapi.PM_SWAP_OFFSET_SHIFT,
+    }
     for kind, prefix in PREFIXES.items():
         for member in kind:
             name = f"{prefix}{member.name}"
@@ -80,7 +95,7 @@ def probe(
         (directory / "probe.c").write_text(text)
         subprocess.run([command, "-o", str(directory / "probe"), str(directory / "probe.c")], check=True)
         lines = subprocess.run([directory / "probe"], check=True, capture_output=True, text=True).stdout.splitlines()
-        return {name: int(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+        return {name: int(value) % (1 << 64) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
     return run
 
@@ -97,6 +112,10 @@ def program(includes: list[str], names: list[str], *, guarded: bool) -> str:
 def test_the_c_table_is_the_python_table(probe: Callable[[str], dict[str, int]]) -> None:
     expected = constants() | layout()
     assert probe(program([f'"{HEADER}"'], list(expected), guarded=False)) == expected
+
+
+def test_the_python_table_has_all_of_the_c_table() -> None:
+    assert set(re.findall(r"^#define (\w+)", HEADER.read_text(), re.MULTILINE)) <= constants().keys()
 
 
 def test_the_systems_headers_agree_where_they_know_a_name(probe: Callable[[str], dict[str, int]]) -> None:

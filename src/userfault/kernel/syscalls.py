@@ -5,10 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 from typing import NamedTuple
 
-from .uapi import SYS_USERFAULTFD
+from .uapi import Syscall
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -19,6 +18,9 @@ libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctype
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 libc.syscall.restype = ctypes.c_long
 
@@ -57,9 +59,20 @@ def ioctl(fd: int, request: int, argument: int | ctypes.Array[ctypes.c_char] | N
     return result(libc.ioctl(fd, request, argument))
 
 
+def syscall(number: Syscall, *arguments: int) -> Result:
+    """A system call by its number. Every argument is passed as a long."""
+    return result(libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)))
+
+
 def userfaultfd(flags: int) -> Result:
     """userfaultfd(2): a new descriptor, or EPERM, EMFILE, ENOSYS..."""
-    number = SYS_USERFAULTFD.get(platform.machine())
-    if number is None:
-        return Result(-1, errno.ENOSYS)
-    return result(libc.syscall(ctypes.c_long(number), ctypes.c_int(flags)))
+    return syscall(Syscall.USERFAULTFD, flags)
+
+
+def process_name(pid: int) -> str:
+    """`firefox (1234)`, or `process 1234` where its name can't be read."""
+    try:
+        with open(f"/proc/{pid or 'self'}/comm", errors="replace") as file:
+            return f"{file.read().strip()} ({pid or os.getpid()})"
+    except OSError:
+        return f"process {pid}"

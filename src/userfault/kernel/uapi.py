@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import os
+import platform
 import struct
 from typing import Self
 
-PAGE_SIZE_BYTES = 4096
-HUGE_SIZE_BYTES = 2 << 20
-"""What a PMD maps on x86-64 and on arm64 with 4 KiB pages."""
-
-SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282}
-"""userfaultfd(2), which the C library has no wrapper for; by platform.machine()."""
+PAGE_SIZE_BYTES = os.sysconf("SC_PAGESIZE")
+HUGE_SIZE_BYTES = PAGE_SIZE_BYTES * (PAGE_SIZE_BYTES // 8)
+"""What a PMD maps: a page table's worth of pages (2 MiB where pages have 4 KiB)."""
 
 
 class Dated(enum.IntFlag):
@@ -42,6 +41,26 @@ class DatedNumber(enum.IntEnum):
         member._value_ = value
         member.since = since
         return member
+
+
+def _here(x86_64: int, generic: int) -> int:
+    """A system call's number on x86-64, or in the table that aarch64, riscv64 and loongarch64 share."""
+    return x86_64 if platform.machine() == "x86_64" else generic
+
+
+class Syscall(DatedNumber):
+    """System calls that not every C library has a wrapper for: their numbers on this architecture."""
+
+    USERFAULTFD = _here(323, 282), "4.3"
+    MLOCK2 = _here(325, 284), "4.4"
+    MOVE_PAGES = _here(279, 239), "2.6.18"
+    PROCESS_VM_READV = _here(310, 270), "3.2"
+    PROCESS_VM_WRITEV = _here(311, 271), "3.2"
+    MEMFD_CREATE = _here(319, 279), "3.17"
+    PIDFD_OPEN = 434, "5.3"
+    PROCESS_MADVISE = 440, "5.10"
+    PROCESS_MRELEASE = 448, "5.15"
+    MSEAL = 462, "6.10"
 
 
 class Feature(Dated):
@@ -179,9 +198,111 @@ class Advice(DatedNumber):
     POPULATE_WRITE = 23, "5.14"
     DONTNEED_LOCKED = 24, "5.18"
     COLLAPSE = 25, "6.1"
+    HWPOISON = 100, "2.6.32"
+    SOFT_OFFLINE = 101, "2.6.33"
     GUARD_INSTALL = 102, "6.13"
     GUARD_REMOVE = 103, "6.13"
 
+
+class RemapFlag(Dated):
+    """MREMAP_*: mremap(2)."""
+
+    MAYMOVE = 1, "2.4"
+    FIXED = 2, "2.4"
+    DONTUNMAP = 4, "5.7"
+
+
+class LockFlag(Dated):
+    """MLOCK_*: mlock2(2)."""
+
+    ONFAULT = 1, "4.4"
+
+
+class NodeFlag(Dated):
+    """MPOL_MF_*: move_pages(2)."""
+
+    MOVE = 1 << 1, "2.6.18"
+    MOVE_ALL = 1 << 2, "2.6.18"
+
+
+class Prctl(DatedNumber):
+    """PR_*: prctl(2), about memory."""
+
+    SET_THP_DISABLE = 41, "3.15"
+    GET_THP_DISABLE = 42, "3.15"
+    SET_MEMORY_MERGE = 67, "6.4"
+    GET_MEMORY_MERGE = 68, "6.4"
+
+
+class PageBit(Dated):
+    """Bits of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst)."""
+
+    SOFT_DIRTY = 1 << 55, "3.11"
+    MMAP_EXCLUSIVE = 1 << 56, "4.2"
+    UFFD_WP = 1 << 57, "5.14"
+    GUARD_REGION = 1 << 58, "6.15"
+    FILE = 1 << 61, "3.5"
+    SWAP = 1 << 62, "2.6.25"
+    PRESENT = 1 << 63, "2.6.25"
+
+
+PM_PFN_MASK = (1 << 55) - 1
+"""Of a present page the frame number, 0 without CAP_SYS_ADMIN; of a swapped one the swap device's number and the slot."""
+PM_SWAP_TYPE_MASK = 0x1F
+PM_SWAP_OFFSET_SHIFT = 5
+
+
+class PageFlag(Dated):
+    """Bits of an entry of /proc/kpageflags. From bit 32 on they are the kernel's own, and change their meaning as it does."""
+
+    LOCKED = 1 << 0, "2.6.25"
+    ERROR = 1 << 1, "2.6.25"
+    REFERENCED = 1 << 2, "2.6.25"
+    UPTODATE = 1 << 3, "2.6.25"
+    DIRTY = 1 << 4, "2.6.25"
+    LRU = 1 << 5, "2.6.25"
+    ACTIVE = 1 << 6, "2.6.25"
+    SLAB = 1 << 7, "2.6.25"
+    WRITEBACK = 1 << 8, "2.6.25"
+    RECLAIM = 1 << 9, "2.6.25"
+    BUDDY = 1 << 10, "2.6.25"
+    MMAP = 1 << 11, "2.6.31"
+    ANON = 1 << 12, "2.6.31"
+    SWAPCACHE = 1 << 13, "2.6.31"
+    SWAPBACKED = 1 << 14, "2.6.31"
+    COMPOUND_HEAD = 1 << 15, "2.6.31"
+    COMPOUND_TAIL = 1 << 16, "2.6.31"
+    HUGE = 1 << 17, "2.6.31"
+    UNEVICTABLE = 1 << 18, "2.6.31"
+    HWPOISON = 1 << 19, "2.6.31"
+    NOPAGE = 1 << 20, "2.6.31"
+    KSM = 1 << 21, "2.6.32"
+    THP = 1 << 22, "3.4"
+    OFFLINE = 1 << 23, "5.0"
+    ZERO_PAGE = 1 << 24, "4.0"
+    IDLE = 1 << 25, "4.3"
+    PGTABLE = 1 << 26, "4.18"
+    RESERVED = 1 << 32, "2.6.31"
+    MLOCKED = 1 << 33, "2.6.31"
+    OWNER_2 = 1 << 34, "2.6.31"
+    PRIVATE = 1 << 35, "2.6.31"
+    PRIVATE_2 = 1 << 36, "2.6.31"
+    OWNER_PRIVATE = 1 << 37, "2.6.31"
+    ARCH = 1 << 38, "2.6.31"
+    UNCACHED = 1 << 39, "2.6.31"
+    SOFTDIRTY = 1 << 40, "3.11"
+    ARCH_2 = 1 << 41, "5.10"
+    ARCH_3 = 1 << 42, "5.14"
+
+
+ANON_EXCLUSIVE = PageFlag.OWNER_2
+"""The same bit of an anonymous page: one process alone owns it (PG_anon_exclusive, since 5.19). UFFDIO_MOVE takes no others."""
+
+UFFD_API = 0xAA
+"""The API version that UFFDIO_API asks for: there is only one."""
+
+MAP_DROPPABLE = 0x08
+"""mmap(2): memory that the kernel may drop instead of swapping it (since 6.11)."""
 
 USER_MODE_ONLY = 1
 """userfaultfd(2): only faults from user mode, which needs no privilege (since 5.11)."""

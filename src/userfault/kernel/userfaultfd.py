@@ -7,13 +7,13 @@ Source: fs/userfaultfd.c, mm/userfaultfd.c of v6.18; ioctl_userfaultfd(2).
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import errno
 import os
 import select
 import time
 from collections.abc import Callable, Iterator
+from ctypes import addressof
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -165,15 +165,6 @@ class Userfault:
     ) -> None:
         self._fd = _open(user_mode_only, device, nonblocking) if fd is None else fd
         self.features = Feature(0)
-        self._api = uapi.uffdio_api()
-        self._register = uapi.uffdio_register()
-        self._range = uapi.uffdio_range()
-        self._copy = uapi.uffdio_copy()
-        self._zeropage = uapi.uffdio_zeropage()
-        self._move = uapi.uffdio_move()
-        self._writeprotect = uapi.uffdio_writeprotect()
-        self._continue = uapi.uffdio_continue()
-        self._poison = uapi.uffdio_poison()
         if fd is None:
             try:
                 self._handshake(features)
@@ -182,8 +173,8 @@ class Userfault:
                 raise
 
     def _handshake(self, features: Feature) -> None:
-        self._api.api, self._api.features = 0xAA, int(features)
-        answer = ioctl(self._fd, Ioctl.API, ctypes.addressof(self._api))
+        it = uapi.uffdio_api(uapi.UFFD_API, int(features))
+        answer = ioctl(self._fd, Ioctl.API, addressof(it))
         if answer.errno == errno.EINVAL and features:
             lacking = features & ~supported_features()
             names = ", ".join(each.name or "?" for each in Feature if each & lacking) or "this combination"
@@ -196,7 +187,7 @@ class Userfault:
                 errno.EPERM, "EVENT_FORK needs CAP_SYS_PTRACE: run as root, or grant it with `setcap cap_sys_ptrace+ep`"
             )
         answer.or_raise("UFFDIO_API")
-        self.features = Feature(self._api.features)
+        self.features = Feature(it.features)
 
     def fileno(self) -> int:
         """The descriptor. Raises UserfaultError (EBADF) once closed."""
@@ -225,10 +216,9 @@ class Userfault:
 
     def register(self, start: int, length: int, mode: RegisterMode = RegisterMode.MISSING) -> Result:
         """UFFDIO_REGISTER: faults of [start, start+length) come here. The value is the mask of ioctls for the range (`Ioctl.bit`)."""
-        self._register.range.start, self._register.range.len = start, length
-        self._register.mode, self._register.ioctls = int(mode), 0
-        answer = ioctl(self.fileno(), Ioctl.REGISTER, ctypes.addressof(self._register))
-        return Result(self._register.ioctls, 0) if answer.ok else answer
+        it = uapi.uffdio_register((start, length), int(mode))
+        answer = ioctl(self.fileno(), Ioctl.REGISTER, addressof(it))
+        return Result(it.ioctls, 0) if answer.ok else answer
 
     def unregister(self, start: int, length: int) -> Result:
         """UFFDIO_UNREGISTER: faults are the kernel's again; waiters are woken."""
@@ -239,44 +229,38 @@ class Userfault:
         return self._on_range(Ioctl.WAKE, start, length)
 
     def _on_range(self, request: Ioctl, start: int, length: int) -> Result:
-        self._range.start, self._range.len = start, length
-        return ioctl(self.fileno(), request, ctypes.addressof(self._range))
+        it = uapi.uffdio_range(start, length)
+        return ioctl(self.fileno(), request, addressof(it))
 
     def copy(self, dst: int, src: int, length: int, mode: int = 0) -> Progress:
         """UFFDIO_COPY: fill missing pages at `dst` with what is at `src` in this process."""
-        it = self._copy
-        it.dst, it.src, it.len, it.mode, it.copy = dst, src, length, mode, UNTOUCHED
-        return _progress(ioctl(self.fileno(), Ioctl.COPY, ctypes.addressof(it)), it.copy)
+        it = uapi.uffdio_copy(dst, src, length, mode, UNTOUCHED)
+        return _progress(ioctl(self.fileno(), Ioctl.COPY, addressof(it)), it.copy)
 
     def zeropage(self, start: int, length: int, mode: int = 0) -> Progress:
         """UFFDIO_ZEROPAGE: map the zero page at missing pages."""
-        it = self._zeropage
-        it.range.start, it.range.len, it.mode, it.zeropage = start, length, mode, UNTOUCHED
-        return _progress(ioctl(self.fileno(), Ioctl.ZEROPAGE, ctypes.addressof(it)), it.zeropage)
+        it = uapi.uffdio_zeropage((start, length), mode, UNTOUCHED)
+        return _progress(ioctl(self.fileno(), Ioctl.ZEROPAGE, addressof(it)), it.zeropage)
 
     def move(self, dst: int, src: int, length: int, mode: int = 0) -> Progress:
         """UFFDIO_MOVE: the pages at `src` become those at `dst`, and `src` becomes missing. Both lie in this process."""
-        it = self._move
-        it.dst, it.src, it.len, it.mode, it.move = dst, src, length, mode, UNTOUCHED
-        return _progress(ioctl(self.fileno(), Ioctl.MOVE, ctypes.addressof(it)), it.move, moves=True)
+        it = uapi.uffdio_move(dst, src, length, mode, UNTOUCHED)
+        return _progress(ioctl(self.fileno(), Ioctl.MOVE, addressof(it)), it.move, moves=True)
 
     def writeprotect(self, start: int, length: int, mode: int = int(WriteprotectMode.WP)) -> Result:
         """UFFDIO_WRITEPROTECT: set (WP) or clear (0) the protection of the pages. It reports no progress: all or an errno."""
-        it = self._writeprotect
-        it.range.start, it.range.len, it.mode = start, length, mode
-        return ioctl(self.fileno(), Ioctl.WRITEPROTECT, ctypes.addressof(it))
+        it = uapi.uffdio_writeprotect((start, length), mode)
+        return ioctl(self.fileno(), Ioctl.WRITEPROTECT, addressof(it))
 
     def continue_(self, start: int, length: int, mode: int = 0) -> Progress:
         """UFFDIO_CONTINUE: map what the page cache of the shared memory holds (minor faults)."""
-        it = self._continue
-        it.range.start, it.range.len, it.mode, it.mapped = start, length, mode, UNTOUCHED
-        return _progress(ioctl(self.fileno(), Ioctl.CONTINUE, ctypes.addressof(it)), it.mapped)
+        it = uapi.uffdio_continue((start, length), mode, UNTOUCHED)
+        return _progress(ioctl(self.fileno(), Ioctl.CONTINUE, addressof(it)), it.mapped)
 
     def poison(self, start: int, length: int, mode: int = 0) -> Progress:
         """UFFDIO_POISON: whoever touches these missing pages gets SIGBUS, also after the userfaultfd is closed."""
-        it = self._poison
-        it.range.start, it.range.len, it.mode, it.updated = start, length, mode, UNTOUCHED
-        return _progress(ioctl(self.fileno(), Ioctl.POISON, ctypes.addressof(it)), it.updated)
+        it = uapi.uffdio_poison((start, length), mode, UNTOUCHED)
+        return _progress(ioctl(self.fileno(), Ioctl.POISON, addressof(it)), it.updated)
 
     def move_all(self, dst: int, src: int, length: int, *, holes: bool = False, deadline_s: float = 1.0) -> Progress:
         """`move` until all is moved or an error is final; EAGAIN and a passing EBUSY are tried again for `deadline_s` seconds.

@@ -157,7 +157,127 @@ struct page_region {
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
+#ifndef MADV_HWPOISON
+#define MADV_HWPOISON 100
+#endif
+#ifndef MADV_SOFT_OFFLINE
+#define MADV_SOFT_OFFLINE 101
+#endif
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
 #define MADV_GUARD_REMOVE 103
 #endif
+
+// system calls: not every libc has a wrapper, or a number, for them
+
+#if defined(__x86_64__)
+#define UF_SYS_USERFAULTFD 323
+#define UF_SYS_MLOCK2 325
+#define UF_SYS_MOVE_PAGES 279
+#define UF_SYS_PROCESS_VM_READV 310
+#define UF_SYS_PROCESS_VM_WRITEV 311
+#define UF_SYS_MEMFD_CREATE 319
+#elif defined(__aarch64__) || (defined(__riscv) && __riscv_xlen == 64) || defined(__loongarch__)
+#define UF_SYS_USERFAULTFD 282
+#define UF_SYS_MLOCK2 284
+#define UF_SYS_MOVE_PAGES 239
+#define UF_SYS_PROCESS_VM_READV 270
+#define UF_SYS_PROCESS_VM_WRITEV 271
+#define UF_SYS_MEMFD_CREATE 279
+#else
+#error "userfault knows the system call numbers of x86-64, aarch64, riscv64 and loongarch64 only"
+#endif
+#define UF_SYS_PIDFD_OPEN 434
+#define UF_SYS_PROCESS_MADVISE 440
+#define UF_SYS_PROCESS_MRELEASE 448
+#define UF_SYS_MSEAL 462
+
+// mremap(2), mlock2(2), move_pages(2), mmap(2), prctl(2): libc may have spelled them otherwise
+
+#ifndef MREMAP_MAYMOVE
+#define MREMAP_MAYMOVE 1
+#endif
+#ifndef MREMAP_FIXED
+#define MREMAP_FIXED 2
+#endif
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+#ifndef MLOCK_ONFAULT
+#define MLOCK_ONFAULT 1
+#endif
+#ifndef MPOL_MF_MOVE
+#define MPOL_MF_MOVE 2
+#endif
+#ifndef MPOL_MF_MOVE_ALL
+#define MPOL_MF_MOVE_ALL 4
+#endif
+#ifndef MAP_DROPPABLE
+#define MAP_DROPPABLE 8
+#endif
+#ifndef PR_SET_THP_DISABLE
+#define PR_SET_THP_DISABLE 41
+#endif
+#ifndef PR_GET_THP_DISABLE
+#define PR_GET_THP_DISABLE 42
+#endif
+#ifndef PR_SET_MEMORY_MERGE
+#define PR_SET_MEMORY_MERGE 67
+#endif
+#ifndef PR_GET_MEMORY_MERGE
+#define PR_GET_MEMORY_MERGE 68
+#endif
+
+// /proc/PID/pagemap: one 64-bit entry a page
+
+#define PM_PFN_MASK ((1ull << 55) - 1)
+#define PM_SWAP_TYPE_MASK 0x1Full
+#define PM_SWAP_OFFSET_SHIFT 5
+#define PM_SOFT_DIRTY (1ull << 55)
+#define PM_MMAP_EXCLUSIVE (1ull << 56)
+#define PM_UFFD_WP (1ull << 57)
+#define PM_GUARD_REGION (1ull << 58)
+#define PM_FILE (1ull << 61)
+#define PM_SWAP (1ull << 62)
+#define PM_PRESENT (1ull << 63)
+
+// /proc/kpageflags: bits. From 32 on they are the kernel's own and move with it.
+
+#define KPF_LOCKED (1ull << 0)
+#define KPF_ERROR (1ull << 1)
+#define KPF_REFERENCED (1ull << 2)
+#define KPF_UPTODATE (1ull << 3)
+#define KPF_DIRTY (1ull << 4)
+#define KPF_LRU (1ull << 5)
+#define KPF_ACTIVE (1ull << 6)
+#define KPF_SLAB (1ull << 7)
+#define KPF_WRITEBACK (1ull << 8)
+#define KPF_RECLAIM (1ull << 9)
+#define KPF_BUDDY (1ull << 10)
+#define KPF_MMAP (1ull << 11)
+#define KPF_ANON (1ull << 12)
+#define KPF_SWAPCACHE (1ull << 13)
+#define KPF_SWAPBACKED (1ull << 14)
+#define KPF_COMPOUND_HEAD (1ull << 15)
+#define KPF_COMPOUND_TAIL (1ull << 16)
+#define KPF_HUGE (1ull << 17)
+#define KPF_UNEVICTABLE (1ull << 18)
+#define KPF_HWPOISON (1ull << 19)
+#define KPF_NOPAGE (1ull << 20)
+#define KPF_KSM (1ull << 21)
+#define KPF_THP (1ull << 22)
+#define KPF_OFFLINE (1ull << 23)
+#define KPF_ZERO_PAGE (1ull << 24)
+#define KPF_IDLE (1ull << 25)
+#define KPF_PGTABLE (1ull << 26)
+#define KPF_RESERVED (1ull << 32)
+#define KPF_MLOCKED (1ull << 33)
+#define KPF_OWNER_2 (1ull << 34) // an anonymous page's "exclusive to this process"
+#define KPF_PRIVATE (1ull << 35)
+#define KPF_PRIVATE_2 (1ull << 36)
+#define KPF_OWNER_PRIVATE (1ull << 37)
+#define KPF_ARCH (1ull << 38)
+#define KPF_UNCACHED (1ull << 39)
+#define KPF_SOFTDIRTY (1ull << 40)
+#define KPF_ARCH_2 (1ull << 41)
+#define KPF_ARCH_3 (1ull << 42)
