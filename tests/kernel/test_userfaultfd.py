@@ -34,7 +34,7 @@ def uffd(cannot_run: Callable[[str, str], NoReturn]) -> Iterator[Userfault]:
         opened = Userfault(Feature.SIGBUS)
     except OSError as error:
         cannot_run("no userfaultfd", str(error))
-    if not opened.features & Feature.MOVE:
+    if not opened.supported & Feature.MOVE:
         opened.close()
         cannot_run("no UFFDIO_MOVE", "run on Linux 6.8 or newer")
     with opened:

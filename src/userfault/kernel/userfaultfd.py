@@ -19,13 +19,12 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from . import uapi
+from .errors import KernelError
 from .syscalls import Result, errno_name, ioctl, userfaultfd
 from .uapi import (
-    CopyMode,
     Event,
     Feature,
     Ioctl,
-    MoveMode,
     PagefaultFlag,
     RegisterMode,
     WriteprotectMode,
@@ -35,6 +34,10 @@ UNTOUCHED = -0x5EAD_BEEF
 """What the field of an ioctl holds before the call: the kernel does not write it where it refuses the arguments at the door."""
 
 DEVICE = "/dev/userfaultfd"
+
+BUSY_S = 0.02
+"""How long EBUSY is taken for something that passes."""
+_PAUSE_S = 50e-6
 
 
 class Outcome(enum.Enum):
@@ -137,18 +140,23 @@ class Unmapped:
 Message = Pagefault | Forked | Remapped | Removed | Unmapped
 
 
-class UserfaultError(OSError):
+class UserfaultError(KernelError, OSError):
     """A userfaultfd can't be had or used; the text says what to do about it."""
 
 
 class Userfault:
-    """An open userfaultfd of this process; a context manager that closes it.
+    """An open userfaultfd of this process; a context manager that closes it. It may be used by several threads.
 
-    Closing the last descriptor of it makes the kernel fill missing pages with zeroes and wake all waiters.
+    It handles the memory of the process that opened it, also after a fork: the child's memory is handled by the userfaultfd that a
+    `Forked` message brings. Closing the last descriptor of it makes the kernel fill missing pages with zeroes and wake all waiters,
+    so it is never closed by the garbage collector.
 
-    features: what UFFDIO_API is asked for. user_mode_only: None tries without first, then with (which needs no privilege, and in
-    which system calls on a missing page fail with EFAULT). device: None tries the system call, then /dev/userfaultfd; True and
-    False take one of them only. nonblocking: reads answer "nothing there"; a blocking descriptor can't be polled (POLLERR).
+    `supported`: the features that the running kernel has; `features`: those that were asked for. `user_mode_only`: how it was opened.
+
+    features: what UFFDIO_API is asked for (events, SIGBUS, WP_*, THREAD_ID and EXACT_ADDRESS must be). user_mode_only: None tries
+    without first, then with (which needs no privilege, and in which system calls on a missing page fail with EFAULT). device: None
+    tries the system call, then /dev/userfaultfd; True and False take one of them only. nonblocking: reads answer "nothing there";
+    a blocking descriptor can't be polled (POLLERR). fd: take over an open one, of whatever process, that had its UFFDIO_API.
 
     Raises UserfaultError (an OSError): EPERM, EACCES (no privilege), ENOSYS (no such kernel), EINVAL (a feature that this kernel
     lacks), each with its remedy.
@@ -163,8 +171,13 @@ class Userfault:
         nonblocking: bool = True,
         fd: int | None = None,
     ) -> None:
-        self._fd = _open(user_mode_only, device, nonblocking) if fd is None else fd
-        self.features = Feature(0)
+        self.user_mode_only = user_mode_only
+        if fd is None:
+            self._fd, self.user_mode_only = _open(user_mode_only, device, nonblocking)
+        else:
+            self._fd = fd
+        self.features = features
+        self.supported = Feature(0)
         if fd is None:
             try:
                 self._handshake(features)
@@ -187,7 +200,7 @@ class Userfault:
                 errno.EPERM, "EVENT_FORK needs CAP_SYS_PTRACE: run as root, or grant it with `setcap cap_sys_ptrace+ep`"
             )
         answer.or_raise("UFFDIO_API")
-        self.features = Feature(it.features)
+        self.supported = Feature(it.features)
 
     def fileno(self) -> int:
         """The descriptor. Raises UserfaultError (EBADF) once closed."""
@@ -262,18 +275,25 @@ class Userfault:
         it = uapi.uffdio_poison((start, length), mode, UNTOUCHED)
         return _progress(ioctl(self.fileno(), Ioctl.POISON, addressof(it)), it.updated)
 
-    def move_all(self, dst: int, src: int, length: int, *, holes: bool = False, deadline_s: float = 1.0) -> Progress:
-        """`move` until all is moved or an error is final; EAGAIN and a passing EBUSY are tried again for `deadline_s` seconds.
+    def copy_all(self, dst: int, src: int, length: int, mode: int = 0, *, deadline_s: float = 1.0) -> Progress:
+        """`copy` until all is copied or an error is final: see `until_done`."""
+        return until_done(lambda done: self.copy(dst + done, src + done, length - done, mode), length, deadline_s)
 
-        The result's bytes are those of all calls together, its errno that of the last.
-        """
-        mode = int(MoveMode.ALLOW_SRC_HOLES) if holes else 0
-        return _loop(lambda done: self.move(dst + done, src + done, length - done, mode), length, deadline_s)
+    def zeropage_all(self, start: int, length: int, mode: int = 0, *, deadline_s: float = 1.0) -> Progress:
+        """`zeropage` until all is done or an error is final: see `until_done`."""
+        return until_done(lambda done: self.zeropage(start + done, length - done, mode), length, deadline_s)
 
-    def copy_all(self, dst: int, src: int, length: int, *, wp: bool = False, deadline_s: float = 1.0) -> Progress:
-        """`copy` until all is copied or an error is final; EAGAIN is tried again for `deadline_s` seconds."""
-        mode = int(CopyMode.WP) if wp else 0
-        return _loop(lambda done: self.copy(dst + done, src + done, length - done, mode), length, deadline_s)
+    def move_all(self, dst: int, src: int, length: int, mode: int = 0, *, deadline_s: float = 1.0) -> Progress:
+        """`move` until all is moved or an error is final: see `until_done`."""
+        return until_done(lambda done: self.move(dst + done, src + done, length - done, mode), length, deadline_s)
+
+    def continue_all(self, start: int, length: int, mode: int = 0, *, deadline_s: float = 1.0) -> Progress:
+        """`continue_` until all is mapped or an error is final: see `until_done`."""
+        return until_done(lambda done: self.continue_(start + done, length - done, mode), length, deadline_s)
+
+    def poison_all(self, start: int, length: int, mode: int = 0, *, deadline_s: float = 1.0) -> Progress:
+        """`poison` until all is done or an error is final: see `until_done`."""
+        return until_done(lambda done: self.poison(start + done, length - done, mode), length, deadline_s)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Whether a message can be read; waits for one, at most `timeout_s`. The descriptor must be non-blocking."""
@@ -300,16 +320,31 @@ def _progress(answer: Result, field: int, *, moves: bool = False) -> Progress:
     return Progress(answer.errno, None if field == UNTOUCHED else field, moves)
 
 
-def _loop(step: Callable[[int], Progress], length: int, deadline_s: float) -> Progress:
-    done, deadline = 0, time.monotonic() + deadline_s
+def until_done(
+    step: Callable[[int], Progress], length: int, deadline_s: float = 1.0, busy_s: float = BUSY_S
+) -> Progress:
+    """`step(bytes done so far)` until `length` bytes are done or an error is final.
+
+    An ioctl that stopped half-way says EAGAIN and how far it came: it is called again for the rest, and then says why. EAGAIN without
+    progress (an event waits to be read, a lock was busy) is tried again for `deadline_s` seconds: whoever reads the events must not
+    be the caller. EBUSY may pass (a page under I/O) or not (a page shared by fork): it is tried again for `busy_s` seconds.
+
+    The result's field are the bytes of all calls together, if any, and its errno that of the last.
+    """
+    done = 0
+    started = time.monotonic()
     while True:
         each = step(done)
         done += each.bytes
-        again = each.outcome in (Outcome.RETRY, Outcome.BUSY) and (each.bytes > 0 or time.monotonic() < deadline)
-        if each.ok or done >= length or not again:
-            return Progress(each.errno if done < length else 0, done or each.field, each.moves)
-        if not each.bytes:
-            time.sleep(0)
+        if each.ok or done >= length:
+            return Progress(0, done, each.moves)
+        patience_s = {Outcome.RETRY: deadline_s, Outcome.BUSY: busy_s}.get(each.outcome, 0.0)
+        if each.bytes:
+            started = time.monotonic()
+        elif time.monotonic() - started >= patience_s:
+            return Progress(each.errno, done or each.field, each.moves)
+        else:
+            time.sleep(_PAUSE_S)
 
 
 def _decode(data: bytes) -> Iterator[Message]:
@@ -335,23 +370,23 @@ def supported_features() -> Feature:
     """What the running kernel offers this user; none where no userfaultfd can be had."""
     try:
         with Userfault() as uffd:
-            return uffd.features
+            return uffd.supported
     except OSError:
         return Feature(0)
 
 
-def _open(user_mode_only: bool | None, device: bool | None, nonblocking: bool) -> int:
+def _open(user_mode_only: bool | None, device: bool | None, nonblocking: bool) -> tuple[int, bool]:
     flags = os.O_CLOEXEC | (os.O_NONBLOCK if nonblocking else 0)
     refused = Result(-1, errno.ENOSYS)
     for only in (False, True) if user_mode_only is None else (user_mode_only,):
         if device is not True:
             refused = userfaultfd(flags | (uapi.USER_MODE_ONLY if only else 0))
             if refused.ok:
-                return refused.value
+                return refused.value, only
         if device is not False and not only:
             answer = _open_device(flags)
             if answer.ok:
-                return answer.value
+                return answer.value, only
             refused = answer if device else refused
     remedies = {
         errno.EPERM: "run as root, grant CAP_SYS_PTRACE, set vm.unprivileged_userfaultfd=1, or ask for user_mode_only",
@@ -375,6 +410,3 @@ def _open_device(flags: int) -> Result:
         return ioctl(control, Ioctl.NEW, flags)
     finally:
         os.close(control)
-
-
-__all__ = ["Outcome", "Progress", "Userfault", "UserfaultError", "supported_features"]
