@@ -15,8 +15,7 @@ import pytest
 
 from userfault import paging
 from userfault.paging import PagingError, Region, SourceError
-
-from .child import check, run
+from userfault.paging.pytest_plugin import check, run
 
 SIZE = (2 << 20) + 3 * 4096 + 123
 MODES = ("threads", "sigbus")

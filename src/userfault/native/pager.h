@@ -95,9 +95,9 @@ typedef struct {
     au32 busy;         // 0, or 1 + generation
     u32 id;
     u64 unit, offset, length, next;
-    au64 since_ns;
     u64 first_ns;
-    u32 attempts, sent, reported, waiter_tid, ahead;
+    au32 sent;
+    u32 attempts, reported, waiter_tid, ahead;
 } pending;
 
 typedef struct {
@@ -236,7 +236,7 @@ void enqueue(pager *p, u64 unit, u64 count);
 // pager_worker.c
 int submit(pager *p, slot *s, u64 unit, bool ahead, u32 flags);
 void *receiver_main(void *);
-void resend(pager *p, bool all);
+void resend(pager *p);
 
 // pager_bus.c
 int bus_add(pager *p);

@@ -177,7 +177,10 @@ static int take_and_save(pager *p, slot *s, u32 index) {
     u64 dirty = 0;
     for (u64 i = 0; i < count; i++) {
         bool w = written[i / 64] >> (i % 64) & 1;
-        if (w) { set_bit(p, UNSAVED, first + i); set_bit(p, MARKED, first + i); }
+        if (w) { // the swap file has an older state, if any
+            set_bit(p, UNSAVED, first + i), set_bit(p, MARKED, first + i);
+            clear_bit(p, IN_SWAP, first + i);
+        }
         if (w || ((bit(p, UNSAVED, first + i) || bit(p, FLUSHING, first + i)) && !bit(p, IN_SWAP, first + i))) need[i / 64] |= 1ull << (i % 64), dirty++;
     }
     strike(p, s, AT_BEFORE_TAKE, NULL);
@@ -195,6 +198,7 @@ static int take_and_save(pager *p, slot *s, u32 index) {
             if (sys_resident((u64)to + i * PAGE) != 1) continue; // a hole: the application dropped it
             if (known && !memcmp(to + i * PAGE, s->bounce + i * PAGE, PAGE)) continue;
             set_bit(p, UNSAVED, first + i), set_bit(p, MARKED, first + i);
+            clear_bit(p, IN_SWAP, first + i);
             need[i / 64] |= 1ull << (i % 64), dirty++;
         }
     }

@@ -196,6 +196,7 @@ static void look_after(pager *p, slot *by, u32 index) {
         if (!ours) return;
         COUNT(handler_restart_count);
         repair(p, s, by);
+        if (p->kind == SOURCE_WORKER) resend(p);
     }
     spawn(p, index);
 }

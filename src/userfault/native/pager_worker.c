@@ -55,14 +55,13 @@ static bool receive(pager *p, void *data, u64 length, u64 deadline_ns) {
 
 // Requests name their entry by `id`: index and generation, so that an answer to an earlier tenant is known as such.
 static void ask(pager *p, slot *s, pending *w) {
-    u64 value;
-    w->sent = 1;
-    if (strike(p, s, AT_SEND, (i64 *)&value) == DO_ERRNO) return;
+    i64 value;
+    if (strike(p, s, AT_SEND, &value) == DO_ERRNO) return;
     header h = {.kind = FILL, .id = w->id, .offset = w->offset, .address = p->base + w->offset, .length = w->length,
                 .flags = (p->writable ? WRITE_PROTECT : 0) | (w->ahead ? BACKGROUND : 0)};
     lock_robust(&p->send_lock);
-    atomic_store(&w->since_ns, now_ns());
-    send_all(p->worker_fd, &h, sizeof h); // where it fails the receiver finds out, and asks the successor
+    // Once only: a fill that nobody expects any more would put old content where newer may have been.
+    if (!atomic_exchange(&w->sent, 1)) send_all(p->worker_fd, &h, sizeof h); // where it fails the receiver finds out, and asks the successor
     pthread_mutex_unlock(&p->send_lock);
 }
 
@@ -101,7 +100,8 @@ int submit(pager *p, slot *s, u64 unit, bool ahead, u32 flags) {
             if (!atomic_compare_exchange_strong(&w->busy, &nobody, 1)) continue;
             w->unit = unit, w->ahead = ahead, w->waiter_tid = s->waiter_tid;
             w->first_ns = s->since_ns ? (u64)s->since_ns : now_ns();
-            w->attempts = w->sent = w->reported = 0;
+            w->attempts = w->reported = 0;
+            atomic_store(&w->sent, 0);
             w->id = (w->id & ~(u32)(MAX_PENDING - 1)) + MAX_PENDING + i;
             next_run(p, w, 0);
             // From here on the entry owns the unit, not the thread.
@@ -121,10 +121,11 @@ int submit(pager *p, slot *s, u64 unit, bool ahead, u32 flags) {
     }
 }
 
-void resend(pager *p, bool all) {
+// What is not sent: a thread died before it did, or the worker it was sent to died.
+void resend(pager *p) {
     for (u32 i = 0; i < MAX_PENDING; i++) {
         pending *w = &p->pendings[i];
-        if (atomic_load(&w->busy) == 2 && (all || !w->sent)) ask(p, NULL, w);
+        if (atomic_load(&w->busy) == 2) ask(p, NULL, w);
     }
 }
 
@@ -194,6 +195,7 @@ static int start_worker(pager *p, pid_t *pid) {
     code = send_all(pair[0], argument, p->job_bytes);
     lock_robust(&p->send_lock);
     dup2(pair[0], p->worker_fd);
+    for (u32 i = 0; i < MAX_PENDING; i++) atomic_store(&p->pendings[i].sent, 0);
     pthread_mutex_unlock(&p->send_lock);
     close(pair[0]);
     if (code || !receive(p, &h, sizeof h, now_ns() + READY_MS * 1000000ull) || h.kind != READY) return code ? code : -EPIPE;
@@ -227,7 +229,7 @@ void *receiver_main(void *argument) {
                 text[n] = 0;
                 if (ours) end_pending(p, s, w, h.status ? h.status : -EIO, "", text, (u32)n);
             } else if (ours && h.kind == ANSWER_DONE) {
-                if (next_run(p, w, w->next)) ask(p, s, w);
+                if (next_run(p, w, w->next)) atomic_store(&w->sent, 0), ask(p, s, w);
                 else end_pending(p, s, w, 0, "", NULL, 0);
             }
             continue;
@@ -252,7 +254,7 @@ void *receiver_main(void *argument) {
         int code = start_worker(p, &child);
         if (!code) {
             lost = false;
-            resend(p, true);
+            resend(p);
         } else if (restarts == 1) say("userfault: region '%s': its page worker died and a new one could not be started: %s\n", p->name, strerror(-code));
     }
     if (child) {

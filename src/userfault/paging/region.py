@@ -181,6 +181,11 @@ class Region(mmap.mmap):
         """How much one fault fetches."""
         return int(self._control.unit)
 
+    @property
+    def closed_for_good(self) -> bool:
+        """Whether its memory is given back and its handlers have ended."""
+        return not self._pager or not self._finalizer.alive
+
     def stats(self) -> Stats:
         """Counts and latencies since the region was opened; works on a closed region too. Raises PagingError in a forked child."""
         if self._pid != os.getpid():

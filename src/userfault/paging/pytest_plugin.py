@@ -1,4 +1,8 @@
-"""Children with a deadline: a test that may hang, or that is to die, does so in a process of its own."""
+"""pytest fixtures for whoever tests on paged memory: faults on purpose, and children that may hang or die.
+
+Loaded by pytest on its own where userfault is installed. A region's missing page that nobody resolves blocks its thread for ever, so
+tests that provoke such things belong `in_child`.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,51 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+
+if TYPE_CHECKING:
+    from .inject import Effect, Injection, Point
+    from .region import Region
+
+
+class Inject(Protocol):
+    """The fixture `page_fault_injection`: as `inject.inject`, until the test ends."""
+
+    def __call__(
+        self, region: Region, point: Point, effect: Effect, value: int = 0, *, times: int = 1, skip: int = 0
+    ) -> Injection: ...
+
+
+@pytest.fixture
+def page_fault_injection() -> Iterator[Inject]:
+    """Arms `userfault.paging.inject` rules that are disarmed when the test ends."""
+    from .inject import inject
+
+    with ExitStack() as stack:
+
+        def arm(
+            region: Region, point: Point, effect: Effect, value: int = 0, *, times: int = 1, skip: int = 0
+        ) -> Injection:
+            return stack.enter_context(inject(region, point, effect, value, times=times, skip=skip))
+
+        yield arm
+
+
+@pytest.fixture
+def in_child() -> Callable[..., Any]:
+    """`in_child(function, *args, deadline_s=20)`: what it returns in a forked child; the test fails where it raises, dies or hangs."""
+    return check
+
+
+@pytest.fixture
+def ended_child() -> Callable[..., Ended]:
+    """As `in_child`, but tells how the child ended; the test fails only where it hangs."""
+    return run
 
 
 @dataclass(frozen=True)

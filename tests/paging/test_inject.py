@@ -1,0 +1,293 @@
+"""Whatever fails or dies, at whichever step: the data are right, or the failure is loud; nothing hangs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from userfault import paging
+from userfault.paging import Region, SourceError
+from userfault.paging.inject import STEPS, Effect, Injection, Point, inject
+from userfault.paging.pytest_plugin import check, run
+
+pytestmark = pytest.mark.usefixtures("can_page")
+
+SIZE = 1 << 20
+DATA = random.Random(7).randbytes(SIZE)
+
+
+def exercise(memory: Region, expected: bytearray, *, seed: int = 1, count: int = 300, writes: bool = True) -> None:
+    """Random reads and writes; every read is compared."""
+    places = random.Random(seed)
+    for _ in range(count):
+        at = places.randrange(SIZE - 64)
+        if writes and places.random() < 0.5:
+            chunk = places.randbytes(places.randrange(1, 64))
+            memory[at : at + len(chunk)] = chunk
+            expected[at : at + len(chunk)] = chunk
+        else:
+            assert memory[at : at + 64] == expected[at : at + 64]
+
+
+def survive(point: Point, effect: Effect, value: int, mode: str, options: dict[str, Any]) -> tuple[int, paging.Stats]:
+    """Exercise a region while `effect` strikes now and then, and look at all of it at the end."""
+    expected = bytearray(DATA)
+    writes = options.get("access", "r") != "r"
+    with paging.open(DATA, mode=mode, **options) as memory:  # type: ignore[arg-type]
+        struck = 0
+        for seed in range(4):
+            with inject(memory, point, effect, value, times=3, skip=seed) as injection:
+                exercise(memory, expected, seed=seed, count=100, writes=writes)
+                struck += injection.struck_count
+        assert memory[:] == expected
+        return struck, memory.stats()
+
+
+BOUNDED: dict[str, Any] = {"resident": "128 KiB", "unit": "4 KiB", "prefetch_units": 0}
+WRITABLE: dict[str, Any] = {**BOUNDED, "access": "c"}
+BIG: dict[str, Any] = {"resident": "256 KiB", "unit": "64 KiB", "prefetch_units": 0}
+
+FAILURES: list[tuple[Point, Effect, int, dict[str, Any], str]] = [
+    ("copy", "errno", errno.EAGAIN, WRITABLE, "eagain_count"),
+    ("copy", "rival", 0, WRITABLE, "eexist_count"),
+    ("copy", "partial", 4096, {**BIG, "access": "c"}, "partial_count"),
+    ("move_in", "errno", errno.EAGAIN, BIG, "eagain_count"),
+    ("move_in", "errno", errno.EBUSY, BIG, "ebusy_count"),
+    ("move_in", "errno", errno.EINVAL, BIG, "move_fallback_count"),
+    ("move_in", "rival", 0, BIG, "eexist_count"),
+    ("move_in", "partial", 8192, BIG, "partial_count"),
+    ("move_out", "errno", errno.EAGAIN, WRITABLE, "eagain_count"),
+    ("move_out", "errno", errno.EBUSY, WRITABLE, "ebusy_count"),
+    ("move_out", "partial", 8192, {**BIG, "access": "c"}, "partial_count"),
+    ("move_out", "errno", errno.EBUSY, BIG, "evict_clean_count"),
+    ("scan", "errno", errno.EINVAL, WRITABLE, "evict_dirty_count"),
+    ("drop", "errno", errno.EPERM, BOUNDED, "evict_clean_count"),
+    ("swap_write", "partial", 1024, WRITABLE, "evict_dirty_count"),
+    ("swap_read", "partial", 1024, WRITABLE, "swap_in_bytes"),
+    ("swap_read", "errno", errno.EINTR, WRITABLE, "swap_in_bytes"),
+]
+
+
+@pytest.mark.parametrize("mode", ["threads", "sigbus"])
+@pytest.mark.parametrize(("point", "effect", "value", "options", "sign"), FAILURES)
+def test_the_kernel_refuses(
+    mode: str, point: Point, effect: Effect, value: int, options: dict[str, Any], sign: str
+) -> None:
+    struck, stats = check(survive, point, effect, value, mode, options)
+    assert struck
+    assert getattr(stats, sign)
+    assert not stats.poison_count
+
+
+NEEDS_WORKER = {"submitted"}
+
+
+@pytest.mark.parametrize(
+    "options", [BOUNDED, WRITABLE, BIG, {**BIG, "access": "c"}], ids=["4K-r", "4K-c", "64K-r", "64K-c"]
+)
+@pytest.mark.parametrize("step", [step for step in STEPS if step not in NEEDS_WORKER])
+def test_a_handler_dies_at_every_step(step: Point, options: dict[str, Any]) -> None:
+    never = not options.get("access") and step in ("taken", "before_take")
+
+    def child() -> None:
+        expected = bytearray(DATA)
+        writes = "access" in options
+        with paging.open(DATA, **options) as memory:
+            for skip in (0, 5):
+                with inject(memory, step, "die", skip=skip) as injection:
+                    exercise(memory, expected, count=60, writes=writes)
+                    if step == "tick":
+                        time.sleep(0.25)
+                    assert injection.struck_count == (not never)
+            assert memory[:] == expected
+            if not never:
+                end = time.monotonic() + 5
+                while memory.stats().handler_restart_count < 2 and time.monotonic() < end:
+                    time.sleep(0.01)
+                assert memory.stats().handler_restart_count == 2
+            assert not memory.stats().poison_count
+
+    check(child)
+
+
+def test_all_handlers_die_at_once() -> None:
+    def child() -> None:
+        expected = bytearray(DATA)
+        with paging.open(DATA, **WRITABLE, handlers=3) as memory:
+            with inject(memory, "claimed", "die", times=3):
+                exercise(memory, expected)
+            assert memory[:] == expected
+            assert memory.stats().handler_restart_count == 3
+
+    check(child)
+
+
+def test_the_guardian_and_a_handler_die() -> None:
+    def child() -> None:
+        expected = bytearray(DATA)
+        with paging.open(DATA, **WRITABLE) as memory:
+            with inject(memory, "tick", "die") as first:
+                while not first.struck_count:
+                    time.sleep(0.01)
+            with inject(memory, "filled", "die"):
+                exercise(memory, expected)
+            assert memory[:] == expected
+            assert memory.stats().handler_restart_count == 2
+
+    check(child)
+
+
+@pytest.mark.parametrize("step", ["event_read", "claimed", "reserved", "submitted"])
+def test_a_handler_dies_while_it_asks_a_worker(step: Point) -> None:
+    def child() -> None:
+        def fill(offset: int, view: memoryview) -> None:
+            view[:] = bytes([offset // 4096 % 256]) * len(view)
+
+        with paging.open(fill, size_bytes=1 << 20, unit="4 KiB", resident="64 KiB", prefetch_units=0) as memory:
+            with inject(memory, step, "die", skip=2) as injection:
+                for page in range(0, 256, 3):
+                    assert memory[page * 4096] == page
+            assert injection.struck_count == 1
+
+    check(child)
+
+
+def test_a_worker_dies_again_and_again(tmp_path: Path) -> None:
+    def child() -> None:
+        deaths = str(tmp_path)
+
+        def fill(offset: int, view: memoryview) -> None:
+            import os
+            import signal
+
+            if offset % 40960 == 0 and len(os.listdir(deaths)) < 3:
+                os.mkdir(f"{deaths}/{os.getpid()}")
+                os.kill(os.getpid(), signal.SIGKILL)
+            view[:] = bytes([offset // 4096 % 256]) * len(view)
+
+        with paging.open(fill, size_bytes=1 << 17, unit="4 KiB", prefetch_units=0) as memory:
+            for page in range(32):
+                assert memory[page * 4096] == page
+            assert memory.stats().worker_restart_count == 3
+
+    check(child)
+
+
+def test_a_worker_that_always_dies_is_loud() -> None:
+    def child() -> None:
+        def fill(offset: int, view: memoryview) -> None:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        memory = paging.open(fill, size_bytes=1 << 17, unit="4 KiB", prefetch_units=0)
+        with pytest.raises(SourceError, match="died"):
+            memory.read_at(0, 1)
+        print(memory[8192])
+
+    ended = run(child)
+    assert ended.signal == signal.SIGBUS
+    assert "page worker" in ended.stderr
+
+
+@pytest.mark.parametrize("mode", ["threads", "sigbus"])
+def test_a_source_that_fails_now_and_then(mode: str, tmp_path: Any) -> None:
+    def child() -> None:
+        path = tmp_path / "data"
+        path.write_bytes(DATA)
+        with paging.open(path, **BOUNDED, mode=mode) as memory:  # type: ignore[arg-type]
+            with (
+                inject(memory, "source_read", "errno", errno.EAGAIN, times=3),
+                inject(memory, "source_read", "partial", 100, times=2, skip=5),
+            ):
+                assert memory[:] == DATA
+            assert memory.stats().retry_count == 3
+            memory.evict()
+            with (
+                inject(memory, "source_read", "errno", errno.EIO),
+                pytest.raises(SourceError, match="Input/output error") as caught,
+            ):
+                memory.read_at(40_960, 10)
+            assert (caught.value.errno, caught.value.offset_bytes) == (errno.EIO, 40_960)
+            assert memory.read_at(40_960, 10) == DATA[40_960:40_970]
+            assert memory[40_960] == DATA[40_960]
+
+    check(child)
+
+
+def test_a_full_swap_disk_is_loud_and_loses_nothing() -> None:
+    def child() -> None:
+        expected = bytearray(DATA)
+        with paging.open(DATA, **WRITABLE) as memory:
+            exercise(memory, expected)
+            with inject(memory, "swap_write", "errno", errno.ENOSPC, times=1 << 30):
+                places = iter(range(0, SIZE, 4096))
+                with pytest.raises(SourceError, match="No space left"):
+                    for at in places:
+                        memory.write_at(at, b"\x01")
+                        expected[at] = 1
+            for at in range(0, SIZE, 4096):
+                assert memory.read_at(at, 4096) == expected[at : at + 4096]
+
+    check(child)
+
+
+def test_a_stall_is_named() -> None:
+    def child() -> None:
+        with (
+            paging.open(DATA, **BOUNDED, stall_s=0.1, name="slow one") as memory,
+            inject(memory, "filled", "delay", 400_000),
+        ):
+            assert memory[0] == DATA[0]
+            assert memory.stats().stall_count == 1
+
+    ended = run(child)
+    assert not ended.code
+    assert "has waited 0.1 s for offset 0 of region 'slow one'" in ended.stderr
+
+
+def test_a_write_between_look_and_move_is_not_lost() -> None:
+    """The window that the count of faults closes: without it the write is lost."""
+
+    def child() -> None:
+        with paging.open(DATA, **WRITABLE) as memory:
+            for _ in range(5):
+                memory.evict()
+                assert memory[0] is not None
+                before = memory[0]
+                with inject(memory, "before_take", "delay", 100_000):
+                    evicting = threading.Thread(target=memory.evict, args=(0, 1))
+                    evicting.start()
+                    time.sleep(0.03)
+                    memory[0] = before ^ 255
+                    evicting.join()
+                assert memory.state_of(0) == "absent"
+                assert memory[0] == before ^ 255
+                assert memory.dirty() == [(0, 4096)]
+
+    check(child)
+
+
+def test_rules_that_make_no_sense() -> None:
+    with paging.open(DATA) as memory:
+        for bad in [("nowhere", "die", 0), ("copy", "explode", 0), ("copy", "partial", 5), ("copy", "errno", 99999)]:
+            with pytest.raises(ValueError), inject(memory, *bad):  # type: ignore[arg-type]
+                pass
+
+
+def test_the_fixture(page_fault_injection: Callable[..., Injection], in_child: Callable[..., Any]) -> None:
+    memory = paging.open(DATA)
+    rule = page_fault_injection(memory, "copy", "errno", errno.EAGAIN)
+    assert rule.struck_count == 0
+    assert in_child(os.getpid) != os.getpid()
+    memory.close()
