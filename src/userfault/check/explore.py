@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from itertools import count
 
 from . import ir
-from .analysis import bits, thread_liveness
+from .analysis import bits
 from .errors import CheckError
 from .ir import ARITHMETIC, Failure, Op
 from .reduce import Reduction
-from .result import DEADLOCK, LIVELOCK, Move, Options, Result
+from .result import DEADLOCK, DEREFERENCE, LIVELOCK, RANGE, Move, Options, Result
 
 State = tuple[object, ...]
 
@@ -56,17 +56,13 @@ class Machine:
         self.cell_count = len(program.cells)
         self.live: list[dict[int, list[int]]] = []
         for thread in program.threads:
-            live = {pc: bits(word) for pc, word in thread_liveness(thread).items()}
+            live = {pc: bits(word) for pc, word in thread.live.items()}
             if not dead_locals:
                 ever = sorted({local for members in live.values() for local in members})
                 live = dict.fromkeys(live, ever)
             self.live.append(live)
         self.number = [{pc: at for at, pc in enumerate(live)} for live in self.live]
         self.reached: set[int] = set()
-        self.dereference = [
-            Failure("dereference", "a NULL or wild pointer was followed"),
-            Failure("range", "a value left the range that its variable is declared with"),
-        ]
 
     def initial(self) -> State:
         """Every thread before its first step."""
@@ -86,7 +82,7 @@ class Machine:
         for local in self.live[thread][pc]:
             value = values[local]
             if not variables[local].lo <= value <= variables[local].hi:
-                raise Violation(self.dereference[1], self.program.threads[thread].code[pc].source)
+                raise Violation(RANGE, self.program.threads[thread].code[pc].source)
             out.append(value)
         return tuple(out)
 
@@ -155,23 +151,23 @@ class Machine:
                 a = values[instr.a] if instr.a >= 0 else consts[-1 - instr.a]
             if op is Op.LOAD:
                 if not instr.lo <= a <= instr.hi:
-                    raise Violation(self.dereference[0], instr.source)
+                    raise Violation(DEREFERENCE, instr.source)
                 values[instr.d] = cells[instr.base + a]
                 if log is not None:
                     log.append(Access(instr.source, instr.base + a, values[instr.d], values[instr.d], False))
             elif op is Op.STORE:
                 if not instr.lo <= a <= instr.hi:
-                    raise Violation(self.dereference[0], instr.source)
+                    raise Violation(DEREFERENCE, instr.source)
                 b = values[instr.b] if instr.b >= 0 else consts[-1 - instr.b]
                 cell = program.cells[instr.base + a]
                 if not cell.lo <= b <= cell.hi:
-                    raise Violation(self.dereference[1], instr.source)
+                    raise Violation(RANGE, instr.source)
                 if log is not None:
                     log.append(Access(instr.source, instr.base + a, cells[instr.base + a], b, True))
                 cells[instr.base + a] = b
             elif op is Op.LOADK:
                 if not instr.lo <= a <= instr.hi:
-                    raise Violation(self.dereference[0], instr.source)
+                    raise Violation(DEREFERENCE, instr.source)
                 values[instr.d] = program.tables[instr.base][a + instr.b]
             elif op is Op.BR:
                 pc = instr.base if a else instr.lo
@@ -285,7 +281,7 @@ def explore(program: ir.Program, options: Options | None = None) -> Result:
     parents: dict[State, tuple[State, Move] | None] = {start: None}
     level = [start]
     worst: tuple[int, State, Move | None, Failure] | None = None
-    rank = {failure: number for number, failure in enumerate([*program.failures, *machine.dereference, DEADLOCK])}
+    rank = {failure: number for number, failure in enumerate([*program.failures, DEREFERENCE, RANGE, DEADLOCK])}
     failure = machine.broken(start)
     if failure is not None:
         worst = (rank[failure], start, None, failure)

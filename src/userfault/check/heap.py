@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .analysis import UNDECLARED
 from .errors import CheckError
+from .ranges import UNDECLARED
 from .types import IntT, ListT, NoneT, RefT, Scalar, Type, ValT, is_struct, struct_fields, value_hints
 
 

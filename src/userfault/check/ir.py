@@ -59,6 +59,16 @@ class Op(enum.IntEnum):
     END = 23
 
 
+WRITES_D = frozenset(Op) - {Op.STORE, Op.BR, Op.JMP, Op.WAIT, Op.FAIL, Op.REACH, Op.END}
+"""The operations whose `d` is the local that they write."""
+
+READS_A = frozenset(Op) - {Op.JMP, Op.FAIL, Op.CHOOSE, Op.REACH, Op.END}
+"""The operations whose `a` is an operand that they read."""
+
+READS_B = READS_A - {Op.MOV, Op.NOT, Op.LOAD, Op.LOADK, Op.BR, Op.WAIT}
+"""The operations whose `b` is an operand that they read."""
+
+
 @dataclass(slots=True)
 class Instr:
     """One instruction; see the module's table for the meaning of the fields per `op`."""
@@ -123,14 +133,12 @@ class Local:
 
 @dataclass(slots=True)
 class Thread:
-    """`group`: threads of one non-negative group run the same code from the same start (symmetry)."""
+    """`live`: at each instruction that begins a step, the locals whose values may still be read, as a bit set."""
 
     name: str
     code: list[Instr]
     locals: list[Local]
-    group: int = -1
-    live: dict[int, int] | None = None
-    """At each step, the locals that are read later (analysis.live_locals), once somebody asked."""
+    live: dict[int, int]
 
 
 @dataclass(slots=True)

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from . import ir
-from .analysis import thread_liveness
 from .ir import ARITHMETIC, Op
 
 PATHS = 256
@@ -45,7 +44,7 @@ class Footprint:
 class Reduction:
     """For thread t at step p: `rows[t][p][u]`, the steps of u (a bit set of their numbers) next to which t may move alone.
 
-    The numbers are places in `thread_liveness`; the one past the last stands for "ended". A step that is not in rows[t]
+    The numbers are places in `Thread.live`; the one past the last stands for "ended". A step that is not in rows[t]
     is never taken alone. chains: states passed on the way are not stored. alike: groups of threads that may change places;
     of the states that differ only in that, one is stored.
     """
@@ -86,7 +85,7 @@ def _acts(thread: ir.Thread) -> tuple[object, ...]:
 class _Analysis:
     def __init__(self, program: ir.Program) -> None:
         self.program = program
-        self.steps = [list(thread_liveness(thread)) for thread in program.threads]
+        self.steps = [list(thread.live) for thread in program.threads]
         self.known = [self.forward(number) for number in range(len(program.threads))]
         self.footprints: dict[tuple[int, int, Facts], Footprint] = {}
         self.visible = 0
@@ -197,7 +196,7 @@ class _Analysis:
 
     def forward(self, thread: int) -> dict[int, Facts]:
         """At each step: the locals whose value is known, and the locks that the thread certainly owns."""
-        live = thread_liveness(self.program.threads[thread])
+        live = self.program.threads[thread].live
         code = self.program.threads[thread].code
         known: dict[int, Facts] = {}
         work = [0]

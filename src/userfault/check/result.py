@@ -75,5 +75,7 @@ class Result:
     cyclic: bool = True
 
 
+DEREFERENCE = Failure("dereference", "a NULL or wild pointer was followed")
+RANGE = Failure("range", "a value left the range that its variable is declared with")
 DEADLOCK = Failure("deadlock", "every thread that has not ended waits")
 LIVELOCK = Failure("termination", "a fair cycle: the threads in it run forever without ending")

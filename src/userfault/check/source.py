@@ -37,6 +37,8 @@ class Function:
     return_kinds: tuple[Type | None, ...] = ()
     params: tuple[tuple[str, Type | None, Any], ...] = ()
     variadic: bool = False
+    loops: dict[ast.stmt, tuple[str, ...]] = field(default_factory=dict)
+    """The names that each loop assigns."""
 
     def text(self, line: int) -> str:
         return self.lines[line - self.first_line] if 0 <= line - self.first_line < len(self.lines) else ""
@@ -72,7 +74,8 @@ def parse(fn: Callable[..., Any]) -> Function:
             raise CheckError(f"{file}:{first}: {fn!r} is not a plain `def`")
         node = made
     uses = _collect(node)
-    direct = frozenset(name for name, use in uses.items() if _is_direct(use))
+    given_names = {arg.arg for arg in node.args.args}
+    direct = frozenset(name for name, use in uses.items() if name not in given_names and _is_direct(use))
     scope = dict(fn.__globals__)
     if fn.__closure__:
         scope.update(
@@ -105,6 +108,7 @@ def parse(fn: Callable[..., Any]) -> Function:
         hints=hints,
         scope=scope,
         direct=direct,
+        loops={loop: _stored(loop) for loop in ast.walk(node) if isinstance(loop, ast.For | ast.While)},
         assigned=frozenset(name for name, use in uses.items() if use.stores),
     )
 
@@ -142,6 +146,11 @@ def _is_direct(use: _Uses) -> bool:
         return False
     loops = use.stores[0]
     return all(load[: len(loops)] == loops for load in use.loads)
+
+
+def _stored(loop: ast.stmt) -> tuple[str, ...]:
+    names = [sub.id for sub in ast.walk(loop) if isinstance(sub, ast.Name) and isinstance(sub.ctx, ast.Store)]
+    return tuple(dict.fromkeys(names))
 
 
 def _collect(node: ast.FunctionDef) -> dict[str, _Uses]:

@@ -66,6 +66,12 @@ INT = IntT()
 NONE = NoneT()
 
 
+def from_enum(cls: type[enum.IntEnum]) -> IntT:
+    kind = from_hint(cls, cls.__name__)
+    assert isinstance(kind, IntT)
+    return kind
+
+
 def is_struct(cls: Any) -> bool:
     return isinstance(cls, type) and getattr(cls, "__struct__", False) is True
 

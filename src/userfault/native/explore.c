@@ -44,9 +44,9 @@ typedef struct {
 
 typedef struct {
     int32_t words, threads, max_pc;
-    const ins *code;
-    const int32_t *entry;      // [thread * max_pc + pc] -> first instruction
-    const uint64_t *affects;   // [thread * max_pc + pc] -> which invariants a step may change
+    const ins *_Atomic *entry; // [thread * max_pc + pc] -> the step's code, or null: nobody came here yet
+    const uint64_t *affects;   // [thread * max_pc + pc] -> which invariants a step may change, once there is code
+    const ins *(*translate)(int32_t thread, int32_t pc);
     const int32_t *pc_word, *pc_shift, *pc_mask, *pc_end; // per thread
     const int32_t *regs;       // initial registers of each thread, thread * reg_count
     int32_t reg_count;
@@ -54,7 +54,7 @@ typedef struct {
     const int32_t *tables;
     const uint64_t *initial;
     int32_t invariants, finals;
-    const int32_t *spec_entry; // invariants, then finals
+    const ins *const *spec_entry; // invariants, then finals
     const int32_t *spec_regs;  // initial registers of each spec
     int32_t failures;          // number of the first built-in failure: dereference, range, deadlock
     // Persistent sets (check/reduce.py), or null: alone[(thread * max_pc + pc) * threads + other] is the row of `rows` with
@@ -94,13 +94,13 @@ typedef struct {
 static _Atomic int stop_requested;
 static _Atomic int64_t progress_states;
 
-static int32_t execute(const program *p, int32_t at, uint64_t *s, int32_t *r, choices *c, uint64_t *reached)
+static int32_t execute(const program *p, const ins *code, uint64_t *s, int32_t *r, choices *c, uint64_t *reached)
 {
     static const void *const labels[OPS] = {
         &&l_MOV, &&l_ADD, &&l_SUB, &&l_MUL, &&l_AND, &&l_OR, &&l_XOR, &&l_SHL, &&l_SHR, &&l_EQ, &&l_NE, &&l_LT, &&l_LE,
         &&l_NOT, &&l_LD, &&l_ST, &&l_LDX, &&l_STX, &&l_LDK, &&l_BR, &&l_JMP, &&l_WAIT, &&l_FAIL, &&l_CHOOSE, &&l_REACH,
         &&l_KEEP, &&l_SETPC, &&l_RET};
-    const ins *code = p->code, *i = code + at;
+    const ins *i = code;
     int backward = 0;
 #define NEXT do { i++; goto *labels[i->op]; } while (0)
     goto *labels[i->op];
@@ -175,6 +175,25 @@ l_REACH: reached[i->x >> 6] |= 1ull << (i->x & 63); NEXT;
 l_KEEP: s[i->x] &= (uint64_t)(uint32_t)i->y | ((uint64_t)(uint32_t)i->z << 32); NEXT;
 l_SETPC: s[i->x] |= (uint64_t)(uint32_t)i->z << i->y; NEXT;
 l_RET: return R_OK;
+}
+
+static pthread_mutex_t translating = PTHREAD_MUTEX_INITIALIZER;
+
+// The code of a step. It is made when a search first comes to it; jumps in it count from its start.
+static const ins *step_at(const program *p, int t, int32_t pc)
+{
+    const ins *_Atomic *entry = &p->entry[t * p->max_pc + pc];
+    const ins *code = atomic_load_explicit(entry, memory_order_acquire);
+    if (__builtin_expect(!code, 0)) {
+        pthread_mutex_lock(&translating);
+        code = atomic_load_explicit(entry, memory_order_relaxed);
+        if (!code) {
+            code = p->translate(t, pc);
+            atomic_store_explicit(entry, code, memory_order_release);
+        }
+        pthread_mutex_unlock(&translating);
+    }
+    return code;
 }
 
 static int32_t pc_of(const program *p, const uint64_t *s, int t)
@@ -461,7 +480,7 @@ static int32_t move_alone(worker *w, uint64_t *s)
         uint64_t before[MAX_WORDS];
         copy(before, s, p->words);
         choices none = {.count = 0, .given = 0};
-        int32_t r = execute(p, p->entry[t * p->max_pc + pc], s, w->regs + t * p->reg_count, &none, w->reached);
+        int32_t r = execute(p, step_at(p, t, pc), s, w->regs + t * p->reg_count, &none, w->reached);
         if (r != R_BLOCKED) return r;
         copy(s, before, p->words);
     }
@@ -545,12 +564,12 @@ static void expand(worker *w, int64_t number)
         int32_t pc = pc_of(p, from, t);
         if (pc == p->pc_end[t]) continue;
         ended = 0;
-        int32_t entry = p->entry[t * p->max_pc + pc];
+        const ins *code = step_at(p, t, pc);
         choices c = {.count = 0, .given = 0};
         do {
             pending *e = &w->queue[w->queued];
             copy(e->state, from, p->words);
-            int32_t r = execute(p, entry, e->state, w->regs + t * p->reg_count, &c, w->reached);
+            int32_t r = execute(p, code, e->state, w->regs + t * p->reg_count, &c, w->reached);
             if (r == R_BLOCKED) break;
             if (r == R_LOCAL) {
                 atomic_store(&g->local_loop, 1);
@@ -633,7 +652,7 @@ static int find_move(const program *p, const uint64_t *from, const uint64_t *to,
         c->count = c->given = 0;
         do {
             copy(s, from, p->words);
-            int32_t r = execute(p, p->entry[t * p->max_pc + pc], s, regs + t * p->reg_count, c, reached);
+            int32_t r = execute(p, step_at(p, t, pc), s, regs + t * p->reg_count, c, reached);
             if (r == R_BLOCKED) break;
             if (r == R_OK && equal(s, to, p->words)) {
                 *thread = t;
@@ -689,7 +708,7 @@ static int64_t next_edge(search *g, frame *f, int32_t *regs)
             if (f->fresh) f->c.count = f->c.given = 0;
             f->fresh = 0;
             copy(s, state_at(&g->t, f->state), p->words);
-            int32_t r = execute(p, p->entry[f->thread * p->max_pc + pc], s, regs + f->thread * p->reg_count, &f->c, reached);
+            int32_t r = execute(p, step_at(p, f->thread, pc), s, regs + f->thread * p->reg_count, &f->c, reached);
             if (r == R_OK) return store_find(&g->t, s);
             if (r != R_BLOCKED) continue;
         }
@@ -707,7 +726,7 @@ static int enabled(search *g, int64_t number, int t, int32_t *regs)
     if (pc == p->pc_end[t]) return 0;
     choices c = {.count = 0, .given = 0};
     copy(s, state_at(&g->t, number), p->words);
-    return execute(p, p->entry[t * p->max_pc + pc], s, regs + t * p->reg_count, &c, reached) != R_BLOCKED;
+    return execute(p, step_at(p, t, pc), s, regs + t * p->reg_count, &c, reached) != R_BLOCKED;
 }
 
 // Append a walk inside a component: from `at` to an edge of thread `mover` (or, mover -1, to `goal`). Returns its end.
@@ -751,7 +770,7 @@ static int64_t walk(search *g, result *out, int64_t *room, const marks *m, int64
                 int32_t pc = pc_of(g->p, state_at(&g->t, here), mover);
                 do {
                     copy(s, state_at(&g->t, here), g->p->words);
-                    int32_t r = execute(g->p, g->p->entry[mover * g->p->max_pc + pc], s, regs + mover * g->p->reg_count, &c,
+                    int32_t r = execute(g->p, step_at(g->p, mover, pc), s, regs + mover * g->p->reg_count, &c,
                                         reached);
                     done = r == R_OK && equal(s, state_at(&g->t, to), g->p->words);
                 } while (!done && next_choice(&c));
@@ -1122,7 +1141,7 @@ EXPORT int uf_fewest(const program *p, const options *o, int32_t target, result 
                         if (count >= capacity) { out->verdict = 2; goto out; }
                         uint64_t *to = states + (size_t)count * (size_t)key;
                         copy(to, from, words);
-                        int32_t r = execute(p, p->entry[t * p->max_pc + pc], to, regs + t * p->reg_count, &c, reached);
+                        int32_t r = execute(p, step_at(p, t, pc), to, regs + t * p->reg_count, &c, reached);
                         if (r == R_BLOCKED) break;
                         if (r == R_LOCAL) { out->verdict = 3; goto out; }
                         moved = 1;
@@ -1175,7 +1194,7 @@ EXPORT int uf_fewest(const program *p, const options *o, int32_t target, result 
             int32_t pc = pc_of(p, from, t);
             do {
                 copy(s, from, words);
-                int32_t r = execute(p, p->entry[t * p->max_pc + pc], s, regs + t * p->reg_count, &c, reached);
+                int32_t r = execute(p, step_at(p, t, pc), s, regs + t * p->reg_count, &c, reached);
                 if (r == R_OK && equal(s, to, words)) break;
             } while (next_choice(&c));
             push_move(out, &room, t, &c);

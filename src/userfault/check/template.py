@@ -1,0 +1,109 @@
+"""Calls are inlined, so the same call comes again and again: what it came to is kept and put in place with other operands.
+
+A template is used only where the call would compile to the same code: its key says all that a body's state decides (see
+Body.describe), and what it trusted to be constant must still be (Unit.betrayed). So a program is the same instruction by
+instruction with templates and without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import repeat
+
+from .ir import READS_A, READS_B, WRITES_D, Op
+from .symbols import Place, Py, Sym, Tup, Val
+from .types import NoneT, Scalar
+
+Row = tuple[Op, int, int, int, int, int, int, bool, int]
+"""An instruction while it is compiled: the fields of ir.Instr, but jumps are relative (so that code can be put anywhere),
+and accesses carry the number of their field in a place that their operation leaves free."""
+
+CALLER = -1
+"""In place of a source: the line that makes the call."""
+
+
+class Template:
+    """What a call came to.
+
+    rows: its code. locals: its variables, from first_local on. params: the locals that it was given. mutable: which of the
+    locals in the result are variables. result: None if it never returns. cpu: the CPU that it asked for, or -1.
+    """
+
+    def __init__(
+        self,
+        rows: list[Row],
+        locals: list[tuple[str, Scalar | NoneT]],
+        first_local: int,
+        params: list[int],
+        result: Sym | None,
+        mutable: set[int],
+        trusted: set[tuple[type, str, int]],
+        writes: int,
+        cpu: int,
+    ) -> None:
+        self.rows, self.locals, self.first_local, self.params = rows, locals, first_local, params
+        self.result, self.mutable, self.trusted, self.writes, self.cpu = result, mutable, trusted, writes, cpu
+        self.steps = any(row[7] for row in rows)
+        self.columns: tuple[tuple[int, ...], ...] = ()
+        self.numbers: list[int] = []
+        self.deepest = 0
+
+    def relative(self, operand: int) -> int:
+        """Params first, then the call's own locals; constants stay what they are."""
+        if operand >= self.first_local:
+            return len(self.params) + operand - self.first_local
+        return operand if operand < 0 else self.params.index(operand)
+
+    def prepare(self) -> None:
+        """Columns of indices into the list that `place` makes (at the first use: most templates have none)."""
+        numbers: dict[int, int] = {}
+        plain = len(self.params) + len(self.locals)
+
+        def column(at: int, operands: frozenset[Op]) -> tuple[int, ...]:
+            return tuple(
+                self.relative(row[at]) if row[0] in operands else plain + numbers.setdefault(row[at], len(numbers))
+                for row in self.rows
+            )
+
+        moved = [column(1, WRITES_D), column(2, READS_A), column(3, READS_B)]
+        fixed = list(zip(*self.rows, strict=True))
+        self.columns = (fixed[0], *moved, *fixed[4:])
+        self.numbers = list(numbers)
+        self.deepest = -min(0, *(min(each) for each in moved))
+
+    def place(self, params: list[int], first_local: int, source: int) -> tuple[Iterable[Row], list[int]]:
+        """The code with these operands, and the operands themselves as `moved` wants them."""
+        if self.rows and not self.columns:
+            self.prepare()
+        # A list of every operand: locals from the front, constants (which are negative) from the end.
+        operands = [
+            *params,
+            *range(first_local, first_local + len(self.locals)),
+            *self.numbers,
+            *range(-self.deepest, 0),
+        ]
+        if not self.rows:
+            return (), operands
+        op, d, a, b, base, lo, hi, step, sources = self.columns
+        own: Iterable[int] = sources
+        if min(sources) == CALLER:
+            own = repeat(source) if max(sources) == CALLER else [source if each == CALLER else each for each in sources]
+        get = operands.__getitem__
+        return zip(op, map(get, d), map(get, a), map(get, b), base, lo, hi, step, own, strict=False), operands
+
+    def moved(self, sym: Sym, operands: list[int], mutable: set[int]) -> Sym:
+        """The result with these operands; its variables are added to `mutable`."""
+        if isinstance(sym, Val):
+            if sym.operand < 0:
+                return sym
+            operand = operands[self.relative(sym.operand)]
+            if sym.operand in self.mutable:
+                mutable.add(operand)
+            return Val(sym.type, operand, sym.objects)
+        if isinstance(sym, Py):
+            return sym
+        if isinstance(sym, Tup):
+            return Tup(tuple(self.moved(item, operands, mutable) for item in sym.items))
+        obj = self.moved(sym.obj, operands, mutable)
+        assert isinstance(obj, Val)
+        return Place(sym.struct, sym.field, sym.type, obj)

@@ -1,0 +1,118 @@
+"""Compiling equal calls once changes nothing: the program is the same, instruction by instruction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from userfault.check import compile as compiler
+from userfault.check.compile import Call, ThreadSpec, compile_program
+from userfault.check.ir import Program, Spec, Thread
+from userfault.check.template import Template
+from userfault.litmus import build, load
+from userfault.model.lang import atomic, smp_processor_id, wait_until
+
+from . import programs as p
+
+
+def content(program: Program) -> list[Any]:
+    """Everything in a program but the functions that show values."""
+    bodies: list[Thread | Spec] = [*program.threads, *program.invariants, *program.finals]
+    return [
+        [(body.name, body.code, [(x.name, x.lo, x.hi, x.thread_id) for x in body.locals]) for body in bodies],
+        [thread.live for thread in program.threads],
+        [(c.name, c.lo, c.hi, c.init, c.thread_id, c.per_thread, c.owned) for c in program.cells],
+        [program.consts, program.tables, program.sources, program.failures, program.sometimes],
+    ]
+
+
+@atomic
+def bump(s: p.shared, by: int) -> int:
+    s.x = (s.x + by) & 7
+    return s.x
+
+
+def twice(s: p.shared, n: int) -> int:
+    return bump(s, n) + bump(s, n)
+
+
+def whose(s: p.shared) -> int:
+    if s.flags[smp_processor_id()]:
+        return bump(s, 1)
+    return twice(s, smp_processor_id())
+
+
+def value_of(s: p.shared, which: p.other_t) -> int:
+    return which.value + s.other.value
+
+
+def write_other(s: p.shared) -> None:
+    s.other.value = 1
+
+
+def forever(s: p.shared) -> None:
+    wait_until(s.y < 0)
+
+
+def both(s: p.shared, n: int) -> int:
+    return n if s.y == 3 else value_of(s, s.other) + value_of(s, s.other)
+
+
+CALLS = st.sampled_from(
+    [
+        (twice, (1,)),
+        (twice, (2,)),
+        (whose, ()),
+        (write_other, ()),
+        (both, (1,)),
+        (p.increment, (True,)),
+        (p.increment, (False,)),
+        (p.spin, ()),
+        (p.drop, ()),
+        (p.roll, ()),
+        (p.follow, ()),
+        (forever, ()),
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(CALLS, min_size=1, max_size=4), min_size=1, max_size=3))
+def test_random_threads_compile_to_the_same(threads: list[list[Any]]) -> None:
+    s = p.fresh(len(threads))
+    s.other = p.other_t(2)
+    s.items.append(s.other)
+    specs = [ThreadSpec(f"P{n}", [Call(fn, (s, *args)) for fn, args in calls]) for n, calls in enumerate(threads)]
+    once, each = (
+        compile_program("t", specs, invariants=[Call(p.never_five, (s,))] * 2, reuse=reuse) for reuse in (True, False)
+    )
+    assert content(once) == content(each)
+
+
+@pytest.mark.parametrize(("name", "era"), [("S1", "v6.8"), ("S4", "v3.10+seed"), ("R10-split", "v6.8")])
+def test_the_library_compiles_to_the_same(name: str, era: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def program(reuse: bool) -> Program:
+        with monkeypatch.context() as patch:
+            patch.setattr(build, "compile_program", lambda *a, **k: compiler.compile_program(*a, **k, reuse=reuse))
+            return build.Builder(load(name), era).program(None)
+
+    assert content(program(True)) == content(program(False))
+
+
+def test_equal_calls_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[str] = []
+    place = Template.place
+
+    def note(self: Template, *args: Any) -> Any:
+        placed.append("whole" if any(row[7] for row in self.rows[1:]) else "part")
+        return place(self, *args)
+
+    monkeypatch.setattr(Template, "place", note)
+    s = p.fresh()
+    compile_program("t", [ThreadSpec("P0", [Call(twice, (s, 1)), Call(twice, (s, 1))])])
+    # That x is written is learnt in the first bump, which is compiled anew whenever it begins the thread; then the thread is
+    # compiled again, for having trusted x.
+    assert placed == ["part", "part", "part", "whole"]
