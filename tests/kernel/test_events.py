@@ -66,7 +66,7 @@ def area() -> Iterator[Mapping]:
 @pytest.fixture
 def full() -> Iterator[Mapping]:
     with Mapping(8 * PAGE) as mapping:
-        mapping.fill()
+        mapping.tag_pages()
         yield mapping
 
 
@@ -139,7 +139,7 @@ def test_dontwake_leaves_the_thread_waiting_until_wake(area: Mapping, full: Mapp
 
     def filled() -> list[bool]:
         # Written anew, the pages are the child's own, and can be moved.
-        full.fill()
+        full.tag_pages()
         return work()
 
     assert call(filled) == [True, True]
@@ -165,7 +165,7 @@ def test_write_protection(area: Mapping) -> None:
     def work() -> tuple[Message, object]:
         with Userfault(Feature.PAGEFAULT_FLAG_WP) as uffd:
             assert uffd.register(area.address, area.length_bytes, RegisterMode.WP).ok
-            area.fill()
+            area.tag_pages()
             assert uffd.writeprotect(area.address, PAGE).ok
             with Pagemap() as pagemap:
                 assert pagemap.entry(area.address).uffd_wp and not pagemap.entry(area.at(1)).uffd_wp
@@ -327,7 +327,7 @@ def test_events_of_the_owner(area: Mapping, full: Mapping) -> None:
 
 def test_a_fork_brings_the_childs_userfaultfd(area: Mapping, full: Mapping) -> None:
     def work() -> tuple[bytes, list[str]]:
-        full.fill()
+        full.tag_pages()
         with Userfault(Feature.EVENT_FORK) as uffd:
             uffd.register(area.address, area.length_bytes)
             answers: list[str] = []

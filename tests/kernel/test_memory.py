@@ -257,7 +257,7 @@ def test_collapse_makes_a_huge_page(cannot_run: Callable[[str, str], NoReturn]) 
         cannot_run("no transparent huge pages", f"echo madvise > {THP}/enabled")
     with Mapping.huge(advise=False) as mapping:
         assert mapping.madvise(Advice.NOHUGEPAGE).ok
-        mapping.fill()
+        mapping.tag_pages()
         assert mapping.madvise(Advice.COLLAPSE).errno == errno.EINVAL
     with Mapping.huge(advise=False) as mapping:
         memory.prctl(Prctl.SET_THP_DISABLE, 0)
@@ -306,7 +306,7 @@ def test_pagemap_of_another_process(four: Mapping, cannot_run: Callable[[str, st
 
 
 def test_frames_read_in_runs_are_frames_read_alone(observer: Observer, four: Mapping) -> None:
-    four.fill()
+    four.tag_pages()
     frames = observer.frames
     assert frames
     pfns = [entry.pfn for entry in observer.pagemap.entries(four.address, four.length_bytes)]

@@ -148,6 +148,17 @@ def store(address: int, data: bytes) -> None:
     ctypes.memmove(address, data, len(data))
 
 
+def buffer_at(address: int, length: int) -> memoryview:
+    """The memory itself, as a writable buffer. Python touches it with the GIL held: where a page is missing and the thread that would
+    fill it needs the GIL, both wait for ever."""
+    return memoryview((ctypes.c_char * length).from_address(address)).cast("B")
+
+
+def address_of(data: bytes) -> int:
+    """Where the bytes of a bytes object are. They stay there as long as it lives."""
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+
+
 class Mapping:
     """Memory of one's own, [address, end); a context manager that unmaps it.
 
@@ -223,7 +234,7 @@ class Mapping:
             )
         store(self.address + offset_bytes, data)
 
-    def fill(self, tag: int = 0x1000) -> None:
+    def tag_pages(self, tag: int = 0x1000) -> None:
         """Write a word into each page, `tag` plus its index, and so give it pages of its own."""
         for page_index in range(self.page_count):
             store(self.at(page_index), (tag + page_index).to_bytes(8, "little"))
