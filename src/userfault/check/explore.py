@@ -414,32 +414,38 @@ def _path(parents: dict[State, tuple[State, Move] | None], state: State) -> list
 def fair_cycle(
     machine: Machine, parents: dict[State, tuple[State, Move] | None]
 ) -> tuple[list[Move], list[Move]] | None:
-    """A reachable cycle that fairness allows: in it every thread moves, or waits all the way round.
+    """A reachable cycle that fairness allows: whoever can go on somewhere in it does go on in it.
 
-    Fair is weakly fair, and strongly for waits: a lock's queue serves everybody in the end, so a thread that could take
-    its lock somewhere on the cycle is not kept from it forever. Threads are finite but for their retry loops, so such a
-    cycle is a run in which somebody retries forever. Returns the way there and once around.
+    That is weak fairness, and strong for waits: a lock's queue serves everybody in the end, so a thread that could take
+    its lock again and again is not kept from it forever. Threads are finite but for their retry loops, so an endless fair run
+    is one in which somebody retries forever, and it ends in such a cycle. A component of the graph may be no such cycle as
+    a whole and contain one: its states in which the threads that never move in it could are taken away, and what is left
+    is looked at again (as Emerson and Lei do, Modalities for Model Checking, 1987). Returns the way there and once around.
     """
     threads = range(len(machine.program.threads))
     edges: dict[State, list[tuple[Move, State]]] = {}
-    every: dict[State, list[tuple[Move, State | Violation]]] = {}
+    enabled: dict[State, set[int]] = {}
     for state in parents:
-        every[state] = [
+        every = [
             (Move(thread, choices), after) for thread in threads for choices, after in machine.successors(state, thread)
         ]
-        edges[state] = [
-            (move, after) for move, after in every[state] if not isinstance(after, Violation) and after in parents
-        ]
-    for component in _components(edges):
-        members = set(component)
-        inside = {s: [(m, t) for m, t in edges[s] if t in members] for s in component}
-        movers = {m.thread for out in inside.values() for m, _ in out}
-        if not movers:
-            continue
-        idle = [t for t in threads if t not in movers]
-        if not any(m.thread in idle for s in component for m, _ in every[s]):
-            start = min(component, key=lambda s: len(_path(parents, s)))
-            return _path(parents, start), _around(inside, start, movers)
+        enabled[state] = {move.thread for move, _ in every}
+        edges[state] = [(move, after) for move, after in every if not isinstance(after, Violation) and after in parents]
+    regions = [edges]
+    while regions:
+        for component in _components(regions.pop()):
+            members = set(component)
+            inside = {s: [(m, t) for m, t in edges[s] if t in members] for s in component}
+            movers = {m.thread for out in inside.values() for m, _ in out}
+            if not movers:
+                continue
+            left_out = set().union(*(enabled[s] for s in component)) - movers
+            if not left_out:
+                start = min(component, key=lambda s: len(_path(parents, s)))
+                return _path(parents, start), _around(inside, start, movers)
+            rest = {s for s in component if not enabled[s] & left_out}
+            if rest:
+                regions.append({s: [(m, t) for m, t in inside[s] if t in rest] for s in component if s in rest})
     return None
 
 

@@ -687,7 +687,7 @@ static int push_path(search *g, result *out, int64_t *room, int64_t number, int3
 // Fair cycles: Tarjan's components of the stored graph, edges recomputed.
 
 typedef struct {
-    uint32_t *index, *low, *component;
+    uint32_t *index, *low, *component, *region;
 } marks;
 
 typedef struct {
@@ -785,7 +785,8 @@ static int64_t walk(search *g, result *out, int64_t *room, const marks *m, int64
     return found;
 }
 
-static int fair(search *g, const int64_t *members, int64_t size, const marks *m, int32_t *regs, uint32_t *movers)
+// The threads that move in a component, and those that never do although they could somewhere in it.
+static uint32_t left_out(search *g, const int64_t *members, int64_t size, const marks *m, int32_t *regs, uint32_t *movers)
 {
     *movers = 0;
     for (int64_t i = 0; i < size; i++) {
@@ -794,30 +795,47 @@ static int fair(search *g, const int64_t *members, int64_t size, const marks *m,
         while ((to = next_edge(g, &f, regs)) >= 0)
             if (m->component[to] == m->component[members[i]]) *movers |= 1u << f.thread;
     }
-    if (!*movers) return 0;
-    for (int t = 0; t < g->p->threads; t++) {
-        if (*movers >> t & 1) continue;
-        // A thread that could go on somewhere in the component is not kept from it forever: lock queues are fair.
-        for (int64_t i = 0; i < size; i++)
-            if (enabled(g, members[i], t, regs)) return 0;
-    }
-    return 1;
+    uint32_t out = 0;
+    for (int64_t i = 0; *movers && i < size; i++)
+        for (int t = 0; t < g->p->threads; t++)
+            if (!((*movers | out) >> t & 1) && enabled(g, members[i], t, regs)) out |= 1u << t;
+    return out;
 }
 
-// 1: a fair cycle was found and written to `out`; 0: none; -1: no memory.
+// Write the way to a component, and once around in it. 0: no memory.
+static int push_lasso(search *g, result *out, int64_t *room, const int64_t *members, int64_t size, const marks *m,
+                      uint32_t movers, int32_t *regs)
+{
+    int64_t start = members[0];
+    for (int64_t i = 0; i < size; i++)
+        if (members[i] < start) start = members[i];
+    push_path(g, out, room, start, regs);
+    int64_t steps = 0;
+    for (int64_t i = 0; i < out->moves_length; i += 2 + out->moves[i + 1]) steps++;
+    out->lasso = steps;
+    int64_t here = start;
+    for (int t = 0; t < g->p->threads && here >= 0; t++)
+        if (movers >> t & 1) here = walk(g, out, room, m, here, t, -1, regs);
+    if (here >= 0 && here != start) here = walk(g, out, room, m, here, -1, start, regs);
+    return here >= 0;
+}
+
+// 1: a fair cycle was found and written to `out`; 0: none; -1: no memory. See explore.fair_cycle: a component that leaves
+// somebody out is looked at again without the states in which he could move; those that stay make a region of their own.
 static int fair_cycle(search *g, result *out, int64_t *room, int32_t *regs)
 {
     int64_t count = atomic_load(&g->t.count);
-    marks m = {calloc((size_t)count, 4), calloc((size_t)count, 4), calloc((size_t)count, 4)};
-    int64_t *stack = malloc((size_t)count * sizeof *stack);
+    marks m = {calloc((size_t)count, 4), calloc((size_t)count, 4), calloc((size_t)count, 4), calloc((size_t)count, 4)};
+    int64_t *stack = malloc((size_t)count * sizeof *stack), *again = malloc((size_t)count * sizeof *again);
     size_t frames_room = 1024;
     frame *frames = malloc(frames_room * sizeof *frames);
     int found = -1;
-    if (!m.index || !m.low || !m.component || !stack || !frames) goto out;
+    if (!m.index || !m.low || !m.component || !m.region || !stack || !again || !frames) goto out;
     found = 0;
-    uint32_t clock = 0, components = 0;
-    int64_t height = 0;
-    for (int64_t root = 0; root < count && !found; root++) {
+    uint32_t clock = 0, components = 0, regions = 0;
+    int64_t height = 0, again_count = 0, next = 0;
+    while (!found && (again_count || next < count)) {
+        int64_t root = again_count ? again[--again_count] : next++;
         if (m.index[root] || (g->t.parents[root] == HOLE && root) || g->t.parents[root] & BAD) continue;
         size_t depth = 0;
         frames[depth++] = (frame){.state = root, .fresh = 1};
@@ -827,7 +845,7 @@ static int fair_cycle(search *g, result *out, int64_t *room, int32_t *regs)
             frame *f = &frames[depth - 1];
             int64_t to = next_edge(g, f, regs);
             if (to >= 0) {
-                if (g->t.parents[to] & BAD && to) continue;
+                if ((g->t.parents[to] & BAD && to) || m.region[to] != m.region[f->state]) continue;
                 if (!m.index[to]) {
                     m.index[to] = m.low[to] = ++clock;
                     stack[height++] = to;
@@ -849,20 +867,20 @@ static int fair_cycle(search *g, result *out, int64_t *room, int32_t *regs)
             int64_t bottom = height;
             do m.component[stack[--bottom]] = components;
             while (stack[bottom] != state);
-            uint32_t movers;
-            if (fair(g, stack + bottom, height - bottom, &m, regs, &movers)) {
-                int64_t start = stack[bottom];
-                for (int64_t i = bottom; i < height; i++)
-                    if (stack[i] < start) start = stack[i];
-                push_path(g, out, room, start, regs);
-                int64_t steps = 0;
-                for (int64_t i = 0; i < out->moves_length; i += 2 + out->moves[i + 1]) steps++;
-                out->lasso = steps;
-                int64_t here = start;
-                for (int t = 0; t < g->p->threads && here >= 0; t++)
-                    if (movers >> t & 1) here = walk(g, out, room, &m, here, t, -1, regs);
-                if (here >= 0 && here != start) here = walk(g, out, room, &m, here, -1, start, regs);
-                found = here < 0 ? -1 : 1;
+            uint32_t movers, out_of_it = left_out(g, stack + bottom, height - bottom, &m, regs, &movers);
+            if (movers && !out_of_it)
+                found = push_lasso(g, out, room, stack + bottom, height - bottom, &m, movers, regs) ? 1 : -1;
+            else if (movers) {
+                regions++;
+                for (int64_t i = bottom; i < height; i++) {
+                    int could = 0;
+                    for (int t = 0; t < g->p->threads && !could; t++)
+                        could = out_of_it >> t & 1 && enabled(g, stack[i], t, regs);
+                    if (could) continue;
+                    m.region[stack[i]] = regions;
+                    m.index[stack[i]] = m.low[stack[i]] = m.component[stack[i]] = 0;
+                    again[again_count++] = stack[i];
+                }
             }
             height = bottom;
         }
@@ -871,7 +889,9 @@ out:
     free(m.index);
     free(m.low);
     free(m.component);
+    free(m.region);
     free(stack);
+    free(again);
     free(frames);
     return found;
 }
