@@ -10,7 +10,7 @@ from userfault.check.result import Options
 from userfault.litmus import compile_outcomes, load
 from userfault.litmus.read import read
 
-CASES = [("move+move", "v6.8"), ("R31-hole", "v6.8"), ("D-11-dontneed", "v3.10+seed"), ("R13-fork", "v6.8")]
+CASES = [("move+move", "v6.8"), ("R31-hole", "v6.8"), ("R10-move", "v3.10+seed"), ("R13-fork", "v6.8")]
 
 
 @pytest.mark.parametrize(("name", "era"), CASES)

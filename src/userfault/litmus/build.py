@@ -18,6 +18,7 @@ from ..model.memory import do_anonymous_page, pte_alloc
 from ..model.mm_types import (
     PmdKind,
     PteKind,
+    address_space,
     mm_struct,
     page,
     page_table,
@@ -37,7 +38,13 @@ from .errors import LitmusError, at_place
 from .mutants import substitutes
 from .operations import OPERATIONS
 
-FLAGS = {"dontcopy": vm.DONTCOPY, "userfault": vm.USERFAULT, "locked": vm.LOCKED, "shared": vm.SHARED}
+FLAGS = {
+    "dontcopy": vm.DONTCOPY,
+    "userfault": vm.USERFAULT,
+    "locked": vm.LOCKED,
+    "shared": vm.SHARED,
+    "hugepage": vm.HUGEPAGE,
+}
 EXISTS = "the condition of the test"
 
 
@@ -104,6 +111,8 @@ class Builder:
                 sys_fork(self.mms[parent], self.new_mm(child))
         for each, vma in made:
             vma.vm_flags = self.flags(each)
+            if "file" in each.flags:
+                vma.vm_file = address_space()
         for line in setups:
             self.setup(line)
         for number, column in enumerate(test.threads):

@@ -62,6 +62,12 @@ MOVES = ("v3.10+seed", "v6.8", "v6.18")
 OPERATIONS: dict[str, OperationKind] = {
     "load": OperationKind(("addr",), "read a page", lambda mm, a: (user.load, (mm, a[0])), FAULT),
     "store": OperationKind(("addr", "int"), "write a page", lambda mm, a: (user.store, (mm, a[0], a[1])), FAULT),
+    "read": OperationKind(
+        ("addr",),
+        "a system call reads a page: copy_from_user",
+        lambda mm, a: (user.copy_from_user, (mm, a[0])),
+        FAULT,
+    ),
     "touch": OperationKind(("addr",), "make a page present", lambda mm, a: (user.touch, (mm, a[0])), FAULT),
     "move": OperationKind(
         ("addr", "<-", "addr", "?", "int", "holes"),
@@ -87,6 +93,9 @@ OPERATIONS: dict[str, OperationKind] = {
     "dofork": OperationKind(("addr",), "MADV_DOFORK", lambda mm, a: (madvise.madvise_dofork, (mm, a[0]))),
     "userfault": OperationKind(
         ("addr",), "MADV_USERFAULT", lambda mm, a: (madvise.madvise_userfault, (mm, a[0])), eras=MOVES
+    ),
+    "nouserfault": OperationKind(
+        ("addr",), "MADV_NOUSERFAULT", lambda mm, a: (madvise.madvise_nouserfault, (mm, a[0])), eras=MOVES
     ),
     "fork": OperationKind(
         ("mm",),

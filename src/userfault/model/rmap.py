@@ -165,6 +165,7 @@ def page_lock_anon_vma_read(p: page, try_lock: bool = False) -> anon_vma | None:
             if era.recheck_on_fast_path and p.mapping is not mapping:
                 up_read(root.rwsem)
                 rcu_read_unlock()
+                reached("walker got a lock at once that the page had left")
                 continue
             # Still mapped: the page keeps the anon_vma alive, and we hold its lock.
             if not page_mapped(p):
@@ -190,6 +191,7 @@ def page_lock_anon_vma_read(p: page, try_lock: bool = False) -> anon_vma | None:
         if era.recheck_on_slow_path and p.mapping is not mapping:
             anon_vma_unlock_read(av)
             put_anon_vma(av)
+            reached("walker slept for a lock that the page had left")
             continue
         if atomic_dec_and_test(av.refcount):
             # Oops, ours was the last reference. Not put_anon_vma under the lock: freeing waits for the lock.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from .catalogue import modelled
-from .errno import SIGBUS, SIGSEGV
+from .errno import EFAULT, SIGBUS, SIGSEGV
 from .huge_memory import nth_page
 from .lang import NULL, atomic, check, ghost, raw
 from .locks import down_read, up_read
@@ -113,6 +113,15 @@ def store(mm: mm_struct, addr: int, value: int) -> int:
         signal = handle_user_fault(mm, addr, True)
         if signal != 0:
             return signal
+
+
+@modelled(
+    "arch/x86/lib/usercopy_64.c", versions="v3.10 .. v6.8", section="A.3", omits="a copy that stops within a page"
+)
+def copy_from_user(mm: mm_struct, addr: int) -> int:
+    """A system call reads the user's page at `addr`: its content, or -EFAULT where user code would get a signal (R27)."""
+    value = load(mm, addr)
+    return value if value >= 0 else -EFAULT
 
 
 def touch(mm: mm_struct, addr: int, write: bool = False) -> int:
