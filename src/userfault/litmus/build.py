@@ -36,7 +36,7 @@ from ..model.vmscan import shrink_page
 from .ast import At, Atom, Column, Formula, Operation, Setup, Test, Value, Vma, atoms
 from .errors import LitmusError, at_place
 from .mutants import substitutes
-from .operations import OPERATIONS
+from .operations import FAULT, OPERATIONS, Need
 
 FLAGS = {
     "dontcopy": vm.DONTCOPY,
@@ -220,6 +220,8 @@ class Builder:
     def provide(self) -> None:
         """Free objects for what the threads may allocate."""
         needs = [OPERATIONS[op.name].need for column in self.test.threads for op in column.operations]
+        if any(isinstance(each, Vma) and "hugepage" in each.flags for each in self.test.init):
+            needs += [Need(huge=1, page_tables=1) for need in needs if need is FAULT]
         self.ensure(machine.pages, sum(n.pages for n in needs), machines.new_page)
         for _ in range(sum(n.huge for n in needs)):
             while len(machine.pages) % 2:

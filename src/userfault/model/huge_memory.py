@@ -9,7 +9,7 @@ from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN, EBUSY
 from .ghost import walk_begin, walk_end, walk_visit
-from .lang import BUG_ON, NULL, atomic, exhausted, raw, reached
+from .lang import BUG_ON, NULL, atomic, check, exhausted, ghost, raw, reached
 from .locks import (
     down_write,
     lock_page,
@@ -107,6 +107,12 @@ def new_hugepage() -> page:
     return head
 
 
+@ghost
+def huge_fault_is_delivered(pmdp: pmd_slot) -> None:
+    """I12, as for a small page."""
+    check(pmdp.pmd.kind == PmdKind.NONE, "missing_fault_is_missing", "a fault was delivered for a page that is there")
+
+
 @modelled(
     "mm/huge_memory.c",
     function="do_huge_pmd_anonymous_page",
@@ -132,6 +138,7 @@ def do_huge_pmd_anonymous_page(vma: vm_area_struct, addr: int) -> int:
         free_hugepage(p)
         return 0
     if vma.vm_flags & vm.USERFAULT:
+        huge_fault_is_delivered(pmdp)
         spin_unlock(pmd_lockptr(pmdp))
         table.allocated = False
         free_hugepage(p)
