@@ -154,6 +154,10 @@ class Builder:
         machine.cpus[0].tlb = [tlb_t() for _ in range(self.span)]
         pgoff = each.first if each.pgoff is None else each.pgoff
         vma = do_mmap(mm, each.first, each.last - each.first, int(vm.WRITE), pgoff)
+        if "untouched" in each.flags:
+            if each.pages:
+                raise self.fail(each.at, "an untouched VMA has no pages", "leave out `untouched` or the pages")
+            return vma
         anon_vma_prepare(vma)
         for at, name in enumerate(each.pages):
             if name in self.pages:

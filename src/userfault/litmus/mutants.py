@@ -1,4 +1,4 @@
-"""Mutants: small patches of modelled functions, each of which removes a step of the protocol."""
+"""Mutants: small patches of modelled functions. Most remove a step of the protocol; a few close one of its holes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class Hunk:
 class Mutant:
     """A patch file.
 
-    removes: which step it drops. test, era, property: what kills it, as the file's `kills` line says (property empty:
-    nothing does, and `why` says what makes the step redundant in every scenario of the library).
+    removes: which step it drops, or what it adds. test, era, property: what kills it, as the file's `kills` line says
+    (property "nothing": no test needs the step, and `why` is the argument). closes: the other way round, the test is
+    violated as the kernel was, and holds under the patch.
     """
 
     name: str
@@ -39,6 +40,13 @@ class Mutant:
     era: str
     property: str
     hunks: tuple[Hunk, ...]
+    why: str = ""
+    closes: bool = False
+
+    @property
+    def expected(self) -> tuple[str, str]:
+        """(verdict, property) of its test under the patch."""
+        return ("holds", "") if self.closes or self.property == "nothing" else ("violated", self.property)
 
 
 def parse_mutant(name: str, text: str) -> Mutant:
@@ -46,7 +54,7 @@ def parse_mutant(name: str, text: str) -> Mutant:
     header: dict[str, str] = {}
     hunks: list[Hunk] = []
     lines: list[str] = []
-    where = ""
+    where = key = ""
     for line in [*text.splitlines(), "@@ @@"]:
         if line.startswith("@@"):
             if where:
@@ -57,13 +65,23 @@ def parse_mutant(name: str, text: str) -> Mutant:
             if line[:1] not in (" ", "-", "+") and line:
                 raise LitmusError(f"mutant {name}: {line!r} is no line of a hunk: begin it with a space, `-` or `+`")
             lines.append(line or " ")
+        elif line.startswith(" "):
+            header[key] += f" {line.strip()}"
         elif line.strip():
             key, _, value = line.partition(":")
-            header[key.strip()] = value.strip()
-    kills = header.get("kills", "").split()
-    if "removes" not in header or len(kills) != 3 or not hunks:
-        raise LitmusError(f"mutant {name}: needs `removes: ...`, `kills: TEST ERA PROPERTY` and a hunk")
-    return Mutant(name, header["removes"], kills[0], kills[1], kills[2], tuple(hunks))
+            header[key] = value.strip()
+    closes = "closes" in header
+    what = header.get("adds" if closes else "removes")
+    target = header.get("closes" if closes else "kills", "").split()
+    if what is None or len(target) != 3 or not hunks:
+        raise LitmusError(
+            f"mutant {name}: needs `removes: ...` and `kills: TEST ERA PROPERTY`, or `adds: ...` and `closes: TEST ERA PROPERTY`,"
+            " and a hunk"
+        )
+    why = header.get("why", "")
+    if (target[2] == "nothing") != bool(why):
+        raise LitmusError(f"mutant {name}: `why: ...` belongs to a mutant that kills `nothing`, and to no other")
+    return Mutant(name, what, target[0], target[1], target[2], tuple(hunks), why, closes)
 
 
 @cache

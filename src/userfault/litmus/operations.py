@@ -170,7 +170,4 @@ def get_and_put_anon_vma(p: page) -> int:
 
 def pin(mm: mm_struct, addr: int) -> int:
     """gup_fast; the pin stays. 0, or -EAGAIN if the fast way failed."""
-    p = gup.gup_fast(mm, addr)
-    if p is None:
-        return -EAGAIN
-    return 0
+    return -EAGAIN if gup.gup_fast(mm, addr) is None else 0

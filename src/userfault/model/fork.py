@@ -154,7 +154,7 @@ def copy_huge_pmd(mm: mm_struct, child: mm_struct, addr: int) -> bool:
     versions="v3.10 .. v6.8",
     section="C.3",
     steps=1,
-    omits="write_protect_seq; the locks are let go between any two PTEs, in the kernel between some",
+    omits="the locks are let go between any two PTEs, in the kernel between some",
     errs="both",
 )
 def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vma: vm_area_struct) -> None:
@@ -164,6 +164,8 @@ def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vm
     """
     if vma.anon_vma is None:
         return
+    if era.anon_exclusive:
+        write_protect_count(mm)
     done = 0
     for number in range(vma.vm_start >> config.PAGE_SHIFT, vma.vm_end >> config.PAGE_SHIFT):
         # A huge page may have taken us further already.
@@ -187,6 +189,14 @@ def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vm
             copy_one_pte(dst, pmd.table, vma, new_vma, addr)
             spin_unlock(pte_lockptr(pmd.table))
             spin_unlock(pte_lockptr(dst))
+    if era.anon_exclusive:
+        write_protect_count(mm)
+
+
+@atomic
+def write_protect_count(mm: mm_struct) -> None:
+    """raw_write_seqcount_begin and _end of mm->write_protect_seq: gup_fast does not trust what it pins in between."""
+    mm.write_protect_seq += 1
 
 
 @modelled(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .catalogue import modelled
 from .era import era
 from .errno import EFAULT
-from .lang import atomic, check, raw
+from .lang import atomic, check, ghost, raw
 from .machine import this_cpu
 from .mm_types import PmdKind, PteKind, mm_struct, page
 from .pgtable import pmd_offset, pte_offset
@@ -48,11 +48,16 @@ def gup_pin_page(p: page) -> bool:
     versions="v3.10 (arch/x86/mm/gup.c) .. v6.8",
     section="C.18",
     steps=6,
-    omits="ranges, write_protect_seq, huge entries go the slow way",
+    omits="ranges, huge entries go the slow way",
     errs="missed bug",
 )
 def gup_fast(mm: mm_struct, addr: int) -> page | None:
     """Pin the page at `addr` for writing, by a walk with interrupts off. None: the fast way failed."""
+    seq = 0
+    if era.anon_exclusive:
+        seq = mm.write_protect_seq
+        if seq & 1:
+            return None
     local_irq_disable()
     pmdp = pmd_offset(mm, addr)
     pmd = pmdp.pmd
@@ -76,7 +81,25 @@ def gup_fast(mm: mm_struct, addr: int) -> page | None:
     else:
         gup_get_page(p)
     local_irq_enable()
+    if era.anon_exclusive:
+        # A fork that write-protects meanwhile may have shared the page before it could see the pin.
+        if mm.write_protect_seq != seq:
+            unpin_user_page(p)
+            return None
+        pin_is_valid(p)
     return p
+
+
+@ghost
+def pin_is_valid(p: page) -> None:
+    """From here on the caller may write to the page, whatever happens to the address."""
+    p.write_pins += 1
+
+
+@ghost
+def pin_is_over(p: page) -> None:
+    if era.anon_exclusive:
+        p.write_pins -= 1
 
 
 @atomic
@@ -99,5 +122,6 @@ def pin_and_write(mm: mm_struct, addr: int, value: int) -> int:
     if p is None:
         return -EFAULT
     p.data = value
+    pin_is_over(p)
     unpin_user_page(p)
     return 0

@@ -173,6 +173,7 @@ def free_hugepage(head: page) -> None:
         each.allocated = False
         each.lru = False
         each.mapping = NULL
+        each.mapping_stale = False
         each.anon_exclusive = False
     head.refcount.counter = 0
 

@@ -177,9 +177,11 @@ class page:
     pfn: Annotated[int, Range(0, 31)] = 0  # const
     mapping: anon_vma | stable_node | address_space = NULL  # page lock (+ see protocol.md D.3)
     index: Index = 0  # page lock, as mapping
+    mapping_stale: bool = False  # ghost: the slot that mapping points to serves another anon_vma by now
     mapcount: atomic_t = field(default_factory=atomic_t)  # 0 = unmapped; PTL of the PTE that changes it
     refcount: atomic_t = field(default_factory=atomic_t)
     pincount: Annotated[int, Range(0, 3)] = 0  # FOLL_PIN users; since v5.7
+    write_pins: Annotated[int, Range(0, 3)] = 0  # ghost: pins that gup_fast has handed out for writing
     locked: Owner = 0  # PG_locked
     swapcache: swap_slot = NULL  # PG_swapcache + private: page lock
     anon_exclusive: bool = False  # PageAnonExclusive: PTL; since v5.19
@@ -283,6 +285,7 @@ class mm_struct:
     pmd: list[pmd_slot] = field(default_factory=list)  # const list of slots
     mmap: list[vm_area_struct] = field(default_factory=list)  # mmap_sem, in address order
     allocated: bool = True  # in use; a free one waits for a fork
+    write_protect_seq: Annotated[int, Range(0, 15)] = 0  # odd while a fork write-protects; mmap_sem W; since v5.11
     mmap_changing: Annotated[int, Range(0, 3)] = 0  # the userfaultfd context's counter; since v4.11
 
 

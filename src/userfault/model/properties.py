@@ -10,7 +10,7 @@ from __future__ import annotations
 from .era import era
 from .lang import check
 from .machine import config, machine
-from .mm_types import PmdKind, PteKind, anon_vma, mm_struct, page, vm_area_struct
+from .mm_types import PmdKind, PteKind, address_space, anon_vma, mm_struct, page, vm_area_struct
 from .pgtable import linear_page_index
 
 
@@ -79,6 +79,15 @@ def exclusive_page_has_one_mapping() -> None:
                 "exclusive_page_has_one_mapping",
                 "a page flagged exclusive is mapped more than once",
             )
+
+
+def pinned_page_is_exclusive() -> None:
+    """I4 against gup_fast: a page that somebody pinned to write to it belongs to one process, and is no KSM page."""
+    if not era.anon_exclusive or not quiet():
+        return
+    for p in machine.pages:
+        if p.write_pins > 0 and p.mapcount.counter > 0 and not isinstance(p.mapping, address_space):
+            check(p.anon_exclusive, "pinned_page_is_exclusive", "a page pinned for writing is not exclusive any more")
 
 
 def writable_page_is_exclusive() -> None:
@@ -190,6 +199,7 @@ ALWAYS = (
     mapcount_is_exact,
     exclusive_page_has_one_mapping,
     writable_page_is_exclusive,
+    pinned_page_is_exclusive,
     swap_count_is_exact,
     page_is_linear,
     vma_is_linked,

@@ -45,6 +45,7 @@ from .pgtable import (
 from .slab import (
     anon_vma_chain_alloc,
     anon_vma_chain_free,
+    anon_vma_is_the_pages,
     atomic_dec_and_test,
     atomic_inc,
     atomic_inc_not_zero,
@@ -141,6 +142,7 @@ def page_get_anon_vma(p: page) -> anon_vma | None:
         put_anon_vma(av)
         return None
     rcu_read_unlock()
+    anon_vma_is_the_pages(p)
     return av
 
 
@@ -173,6 +175,7 @@ def page_lock_anon_vma_read(p: page, try_lock: bool = False) -> anon_vma | None:
                 rcu_read_unlock()
                 return None
             rcu_read_unlock()
+            anon_vma_is_the_pages(p)
             reached("walker took the fast path")
             return av
         if era.folios and try_lock:
@@ -199,6 +202,7 @@ def page_lock_anon_vma_read(p: page, try_lock: bool = False) -> anon_vma | None:
             __put_anon_vma(av)
             reached("walker held the last reference")
             return None
+        anon_vma_is_the_pages(p)
         reached("walker took the slow path")
         return av
 

@@ -7,7 +7,7 @@ whose RCU read section began before the free, and a use after free for everybody
 
 from __future__ import annotations
 
-from .lang import NULL, atomic, check, exhausted, ghost, raw, smp_processor_id
+from .lang import NULL, atomic, check, exhausted, ghost, raw, reached, smp_processor_id
 from .machine import machine, new_anon_vma, new_page, this_cpu
 from .mm_types import (
     anon_vma,
@@ -113,6 +113,10 @@ def kmem_cache_alloc_anon_vma() -> anon_vma:
             each.allocated = True
             for number in range(len(machine.cpus)):
                 each.rcu_old[number] = False
+            for p in machine.pages:
+                if p.mapping is each:
+                    p.mapping_stale = True
+                    reached("a page's anon_vma gave its slot to another")
             return each
     exhausted("anon_vma")
     fresh = new_anon_vma()
@@ -129,6 +133,12 @@ def kmem_cache_free_anon_vma(obj: anon_vma) -> None:
     obj.allocated = False
     for number in range(len(machine.cpus)):
         obj.rcu_old[number] = machine.cpus[number].rcu_nesting > 0
+
+
+@ghost
+def anon_vma_is_the_pages(p: page) -> None:
+    """I2: whoever got a reference or a lock by a page's mapping has that of its own anon_vma, not of one that took its slot."""
+    check(not p.mapping_stale, "anon_vma_is_the_pages", "an anon_vma was had that took the place of the page's")
 
 
 @ghost
@@ -236,6 +246,7 @@ def free_page(each: page) -> None:
     check(each.swapcache is None, "bad_free", "a page was freed while in the swap cache")
     check(each.pincount == 0, "bad_free", "a page was freed while pinned")
     each.mapping = NULL
+    each.mapping_stale = False
     each.lru = False
     each.dirty = False
     each.anon_exclusive = False
