@@ -90,7 +90,7 @@ def expected(test: Test, era: str, mutant: str | None = None) -> tuple[str, str]
     if mutant:
         which = find_mutant(mutant)
         if (which.test, which.era) == (test.name, era):
-            return which.expected
+            return which.expected()
     for each in test.expect:
         if each.era == era:
             return each.verdict, each.property

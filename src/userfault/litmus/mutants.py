@@ -43,7 +43,6 @@ class Mutant:
     why: str = ""
     closes: bool = False
 
-    @property
     def expected(self) -> tuple[str, str]:
         """(verdict, property) of its test under the patch."""
         return ("holds", "") if self.closes or self.property == "nothing" else ("violated", self.property)
