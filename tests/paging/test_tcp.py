@@ -268,7 +268,7 @@ def test_the_command_serves_a_file_until_it_is_stopped(tmp_path: Path) -> None:
     [
         (["/nonexistent"], "No such file or directory"),
         ([os.devnull, "--listen", "nowhere"], "is no TCP address"),
-        (["nosuch://x"], "no source for nosuch://"),
+        (["nosuch://x"], "Protocol not known: nosuch"),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments: list[str], why: str) -> None:

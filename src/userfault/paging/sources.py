@@ -7,11 +7,15 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from .blosc2 import Blosc2Source, Blosc2Store
 from .callables import CallableSource
 from .files import FileSource, FileStore
+from .fsspec import FsspecSource
 from .memory import MemorySource, MemoryStore
-from .source import Source, Store, ZeroSource, redacted
+from .redis import RedisStore
+from .source import Source, Store, ZeroSource
 from .tcp import RemoteSource, RemoteStore
+from .zstd import ZstdSource, ZstdStore
 
 ACCEPTED = "a path, a URL, an object with a buffer, a function of (offset, view) or (offset, length), a Source, or None for zeros"
 
@@ -20,8 +24,10 @@ def open_source(what: Any, *, writable: bool = False, size_bytes: int | None = N
     """The source, not open yet, that `what` stands for; a Store where it is to be `writable`, that is, written back.
 
     - a path, or a URL `file://...`: that file;
+    - a path that ends in .zst, .b2frame or .b2nd: the data compressed in it (for the bytes themselves, pass a FileSource);
     - `tcp://HOST:PORT`: a page server;
-    - any other URL: whatever fsspec has for its scheme;
+    - `redis://HOST:PORT/DB?key=NAME`, `rediss://...`, `unix://PATH?key=NAME`: data in Redis, made if `size_bytes` is given;
+    - any other URL (`s3://`, `gs://`, `https://`, `zip://...::...`): whatever fsspec has for its scheme;
     - bytes, a bytearray, an mmap, an array: that memory;
     - a function: see CallableSource; it needs `size_bytes`;
     - None: `size_bytes` zeros;
@@ -59,13 +65,14 @@ def _named(name: str, writable: bool, size_bytes: int | None, options: dict[str,
     scheme, separator, _rest = name.partition("://")
     if not separator:
         return _file(name, writable, size_bytes, options)
-    make = _SCHEMES.get(scheme)
-    if make is None:
-        raise ValueError(f"{redacted(name)}: no source for {scheme}://; known are {', '.join(sorted(_SCHEMES))}")
-    return make(name, writable, size_bytes, options)
+    return _SCHEMES.get(scheme, _fsspec)(name, writable, size_bytes, options)
 
 
 def _file(path: str, writable: bool, size_bytes: int | None, options: dict[str, Any]) -> Source:
+    compressed = _SUFFIXES.get(os.path.splitext(path)[1])
+    if compressed:
+        _no_options(path, size_bytes, {})
+        return compressed[writable](path, **options)
     return (FileStore if writable else FileSource)(path, size_bytes=size_bytes, **options)
 
 
@@ -81,7 +88,27 @@ def _tcp(url: str, writable: bool, size_bytes: int | None, options: dict[str, An
     return (RemoteStore if writable else RemoteSource)(url, **options)
 
 
-_SCHEMES: dict[str, Callable[[str, bool, int | None, dict[str, Any]], Source]] = {"file": _file_url, "tcp": _tcp}
+def _redis(url: str, writable: bool, size_bytes: int | None, options: dict[str, Any]) -> Source:
+    return RedisStore(*RedisStore.parse(url), size_bytes=size_bytes, **options)
+
+
+def _fsspec(url: str, writable: bool, size_bytes: int | None, options: dict[str, Any]) -> Source:
+    _no_options(url, size_bytes, {})
+    return FsspecSource(url, **options)
+
+
+_SCHEMES: dict[str, Callable[[str, bool, int | None, dict[str, Any]], Source]] = {
+    "file": _file_url,
+    "tcp": _tcp,
+    "redis": _redis,
+    "rediss": _redis,
+    "unix": _redis,
+}
+_SUFFIXES: dict[str, tuple[Callable[..., Source], Callable[..., Source]]] = {
+    ".zst": (ZstdSource, ZstdStore),
+    ".b2frame": (Blosc2Source, Blosc2Store),
+    ".b2nd": (Blosc2Source, Blosc2Store),
+}
 
 
 def _size(size_bytes: int | None, what: str, options: dict[str, Any]) -> int:
