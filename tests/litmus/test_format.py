@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from userfault.litmus import LitmusError, compile_test, load, matrix_jobs
+from userfault.litmus.ast import Formula
 from userfault.litmus.mutants import parse_mutant, patch
 from userfault.litmus.read import read
 from userfault.model import rmap
@@ -35,6 +36,11 @@ WRONG = [
     ("0:r0 = 1", "0:r7 = 1", 6, "no operation sets 0:r7"),
     ("expect v6.8 holds", "expect v6.8 violated", 7, "violated of what?"),
     ("expect v6.8 holds", "expect v3.10 holds", 5, "move does not exist in v3.10"),
+    ("0:r0 = 1)", "0:r0 = -ENOSUCH)", 6, "ENOSUCH is no errno and no signal"),
+    ("forall (0:r0 = 1)", "forall (wp(A:0) = 1)", 6, "knows no wp"),
+    ("move 2 <- 0", "mremap 2 <- 0", 5, "no era of the model has mremap"),
+    ("A:0-1 = P;", "A:0-1 = P; waiting;", 3, "a fault of the model raises SIGBUS"),
+    ("forall (0:r0 = 1)", "locations [0:r9;]", 6, "no operation sets 0:r9"),
     ("expect v6.8 holds", "", 6, "the file ends here"),
 ]
 
@@ -49,6 +55,24 @@ def test_what_is_wrong_is_said_with_its_place(good: str, bad: str, line: int, pr
     assert message.startswith(f"t.litmus:{line}:")
     assert problem in message
     assert message.splitlines()[2].strip() == "^"
+
+
+def test_an_errno_and_a_place_are_read() -> None:
+    text = GOOD.replace("0:r0 = 1", "0:r0 = -EEXIST \\/ swapped(A:2) = 1").replace(
+        "forall", "locations [[A:0];] forall"
+    )
+    test = read(text, "t.litmus")
+    assert [str(value) for value in test.outcome] == ["0:r0", "[A:0]", "swapped(A:2)"]
+    condition = test.condition
+    assert isinstance(condition, Formula)
+    register, _, swapped = test.outcome
+    assert condition.holds({register: -17, swapped: 0}) and condition.holds({register: 1, swapped: 1})
+    assert not condition.holds({register: 1, swapped: 0})
+
+
+def test_a_kernel_only_test_has_no_era() -> None:
+    test = read(GOOD.replace("expect v6.8 holds", 'kernel only "it has no model"'), "t.litmus")
+    assert (test.eras, test.kernel_only) == ((), "it has no model")
 
 
 def test_a_good_test_is_read(tmp_path: Path) -> None:

@@ -173,9 +173,9 @@ def run_race(
 ) -> Outcomes:
     """Run a race `rounds` times, or for `seconds` if that is over first (0: no limit).
 
-    pin: bind each thread to a CPU (else a busy scheduler may run them one after the other, on one). patience: seconds after which a round
-    that does not end is given up: the race is
-    killed, and `hangs` says where its threads stood. seed: of the delays.
+    pin: bind each thread to a CPU; else a busy scheduler may run them one after the other, on one. patience: seconds after
+    which a round that does not end is given up: the race is killed, and `hangs` says where its threads stood. seed: of the
+    delays.
     Raises KernelError where the native core is missing or the race is too large.
     """
     lib = _library()

@@ -36,7 +36,7 @@ from ..model.vmscan import shrink_page
 from .ast import At, Atom, Column, Formula, Operation, Setup, Test, Value, Vma, atoms
 from .errors import LitmusError, at_place
 from .mutants import substitutes
-from .operations import FAULT, OPERATIONS, Need
+from .operations import FAULT, KERNEL_OPERATIONS, OPERATIONS, Need
 
 FLAGS = {
     "dontcopy": vm.DONTCOPY,
@@ -75,6 +75,8 @@ class Builder:
         self.provide()
         self.name_objects()
         finals = [Call(self.condition())] if self.test.condition is not None and not outcome else []
+        for at, value in self.test.locations:
+            self.reading(value, at)
         observers = [self.observer(number, value) for number, value in enumerate(self.test.outcome)] if outcome else []
         return compile_program(
             self.test.name,
@@ -163,6 +165,11 @@ class Builder:
             if name in self.pages:
                 raise self.fail(each.at, f"page {name} is mapped already", "share pages by `fork`")
             addr = each.first + at
+            if name == "zero":
+                do_anonymous_page(vma, addr, False)
+                continue
+            if name == "none":
+                continue
             if each.huge:
                 if each.first % 2 or each.last - each.first < 2:
                     raise self.fail(
@@ -196,6 +203,10 @@ class Builder:
             shrink_page(p)
             if cached:
                 put_page(p)
+        elif each.what in ("waiting", "events"):
+            raise self.fail(
+                each.at, "a fault of the model raises SIGBUS, and there are no events", '`kernel only "reason"`'
+            )
         elif each.what == "pin":
             p = self.known_page(each.names[0], each.at)
             get_page(p)
@@ -278,6 +289,8 @@ class Builder:
 
     def operation(self, number: int, column: Column, op: Operation) -> Call:
         kind = OPERATIONS.get(op.name)
+        if kind is None and op.name in KERNEL_OPERATIONS:
+            raise self.fail(op.at, f"no era of the model has {op.name}", '`kernel only "reason"` instead of `expect`')
         if kind is None:
             raise self.fail(op.at, f"there is no operation {op.name}", f"one of {', '.join(OPERATIONS)}")
         if kind.eras and self.era not in kind.eras:
@@ -381,15 +394,20 @@ class Builder:
         out = register()
         machine.registers.append(out)
         self.names[id(out)] = f"outcome {number}"
-        at = next((at for at, each in self.test.locations if each == value), At(1, 1))
-        at = next((atom.at for atom in atoms(self.test.condition) if atom.of == value), at)
+        named = [*self.test.locations, *((atom.at, atom.of) for atom in atoms(self.test.condition))]
+        at = next((at for at, each in named if each == value), At(1, 1))
+        fn, args = self.reading(value, at)
+        return Call(fn, args, (out, "value"))
+
+    def reading(self, value: Value, at: At) -> tuple[Callable[..., int], tuple[Any, ...]]:
+        """The function that reads a value of a final state, and its arguments."""
         if value.kind == "register":
-            return Call(register_value, (self.known_register(value, at),), (out, "value"))
+            return register_value, (self.known_register(value, at),)
         if value.kind == "mapcount":
-            return Call(page_mapcount, (self.known_page(value.name, at),), (out, "value"))
+            return page_mapcount, (self.known_page(value.name, at),)
         if value.kind not in STATES:
             raise self.fail(at, f"the model of {self.era} knows no {value.kind}", '`kernel only "reason"`')
-        return Call(STATES[value.kind], (self.known_mm(value.name, at), value.number), (out, "value"))
+        return STATES[value.kind], (self.known_mm(value.name, at), value.number)
 
 
 def register_value(of: register) -> int:

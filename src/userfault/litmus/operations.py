@@ -8,7 +8,10 @@ from typing import Any
 
 from ..model import fork, fremap, gup, huge_memory, ksm, madvise, migrate, mmap, rmap, slab, user, userfaultfd, vmscan
 from ..model.errno import EAGAIN
-from ..model.mm_types import mm_struct, page
+from ..model.lang import atomic, raw
+from ..model.mm_types import PmdKind, PteKind, mm_struct, page
+from ..model.pgtable import pmd_offset, pte_offset
+from .ast import Operation
 
 FIRST_PAGE_TOKEN = 1
 
@@ -103,6 +106,9 @@ OPERATIONS: dict[str, OperationKind] = {
         lambda mm, a: (fork.sys_fork, (mm, a[0])),
         Need(pages=1, anon_vmas=2, anon_vma_chains=4, vmas=2, page_tables=2),
     ),
+    "look": OperationKind(
+        ("addr",), "the page table's entry: 0 none, 1 present, 2 anything else", lambda mm, a: (look, (mm, a[0]))
+    ),
     "pinwrite": OperationKind(
         ("addr", "int"),
         "a device's write: gup_fast, write to the page, unpin",
@@ -148,6 +154,21 @@ OPERATIONS: dict[str, OperationKind] = {
 }
 
 
+@atomic
+@raw
+def look(mm: mm_struct, addr: int) -> int:
+    """What /proc/PID/pagemap says of a page."""
+    pmd = pmd_offset(mm, addr).pmd
+    if pmd.kind == PmdKind.HUGE:
+        return 1
+    if pmd.kind != PmdKind.TABLE:
+        return 0
+    pte = pte_offset(pmd.table, addr).pte
+    if pte.kind == PteKind.NONE:
+        return 0
+    return 1 if pte.kind == PteKind.PRESENT else 2
+
+
 def split(p: page) -> int:
     """Somebody with a reference splits a page: 0 if it was split or is not huge."""
     if not slab.get_page_unless_zero(p):
@@ -171,3 +192,56 @@ def get_and_put_anon_vma(p: page) -> int:
 def pin(mm: mm_struct, addr: int) -> int:
     """gup_fast; the pin stays. 0, or -EAGAIN if the fast way failed."""
     return -EAGAIN if gup.gup_fast(mm, addr) is None else 0
+
+
+@dataclass(frozen=True)
+class KernelOperation:
+    """An operation that only the running kernel does: no era of the model has it yet."""
+
+    shape: tuple[str, ...]
+    doc: str
+
+
+RANGE = ("addr", "?", "int")
+KERNEL_OPERATIONS: dict[str, KernelOperation] = {
+    "zeropage": KernelOperation(RANGE, "UFFDIO_ZEROPAGE: START [LENGTH]"),
+    "wp": KernelOperation(RANGE, "UFFDIO_WRITEPROTECT: START [LENGTH]"),
+    "unwp": KernelOperation(RANGE, "take the write-protection back: START [LENGTH]"),
+    "poison": KernelOperation(RANGE, "UFFDIO_POISON: START [LENGTH]"),
+    "wake": KernelOperation(RANGE, "UFFDIO_WAKE: START [LENGTH]"),
+    "event": KernelOperation((), "read an event of the userfaultfd: 19 fork, 20 remap, 21 remove, 22 unmap"),
+    "free": KernelOperation(RANGE, "MADV_FREE: START [LENGTH]"),
+    "cold": KernelOperation(RANGE, "MADV_COLD: START [LENGTH]"),
+    "pageout": KernelOperation(RANGE, "MADV_PAGEOUT: START [LENGTH]"),
+    "guard": KernelOperation(RANGE, "MADV_GUARD_INSTALL: START [LENGTH]"),
+    "unguard": KernelOperation(RANGE, "MADV_GUARD_REMOVE: START [LENGTH]"),
+    "populate": KernelOperation(RANGE, "MADV_POPULATE_WRITE: START [LENGTH]"),
+    "readonly": KernelOperation(RANGE, "mprotect(PROT_READ): START [LENGTH]"),
+    "writable": KernelOperation(RANGE, "mprotect(PROT_READ | PROT_WRITE): START [LENGTH]"),
+    "lock": KernelOperation(RANGE, "mlock2(MLOCK_ONFAULT): START [LENGTH]"),
+    "unlock": KernelOperation(RANGE, "munlock: START [LENGTH]"),
+    "mremap": KernelOperation(
+        ("addr", "<-", "addr", "?", "int", "dontunmap"), "mremap(MREMAP_FIXED): DST <- SRC [LENGTH [dontunmap]]"
+    ),
+    "vmread": KernelOperation(("addr",), "process_vm_readv of the own process: a pin, a read, unpin"),
+    "vmwrite": KernelOperation(("addr", "int"), "process_vm_writev of the own process: a pin, a write, unpin"),
+    "vmsplice": KernelOperation(("addr",), "a reference to the page into the address space's pipe"),
+    "splice": KernelOperation((), "what the address space's pipe holds"),
+    "unpin": KernelOperation((), "let the page of `pin` go"),
+    "pinned": KernelOperation(("addr",), "what lies in the page that `pin` holds, which was at the address"),
+    "compact": KernelOperation((), "compaction of all memory"),
+}
+
+
+def check_arguments(op: Operation, shape: tuple[str, ...]) -> str:
+    """What is wrong with an operation's arguments; empty if nothing is."""
+    required = shape.index("?") if "?" in shape else len(shape)
+    wanted = [each for each in shape if each != "?"]
+    if not required <= len(op.args) <= len(wanted):
+        return f"{op.name} takes {' '.join(shape) or 'nothing'}"
+    for value, want in zip(op.args, wanted, strict=False):
+        if want in ("addr", "int") and not isinstance(value, int):
+            return f"{value} is not a number"
+        if want not in ("addr", "int", "page", "mm") and str(value) != want:
+            return f"expected {want}, found {value}"
+    return ""

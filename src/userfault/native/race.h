@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -41,6 +42,7 @@ struct test {
     int threads, mms, fields, huge, blocking, events;
     int mm_of[MAX_THREADS];                // the address space of a thread
     void (*before)(void);                  // before every round: what the last one left behind, outside the memory
+    void *(*rescuer)(void *);              // for tests whose threads wait for each other
     long (*setup)(char *base, int mm);     // the initial state: 0, or -errno if it did not come about
     void (*thread)(char *base, int number);
     void (*observe)(char *base, int mm);   // after the race, in each address space
@@ -53,7 +55,7 @@ struct outcome {
 
 // What the processes of a test share, and its results.
 struct shared {
-    _Atomic uint32_t arrived, go, awake, done, watch, failed;
+    _Atomic uint32_t arrived, go, awake, done, watch, failed, rescued;
     _Atomic int32_t children;
     int64_t delay_ns[MAX_THREADS], took_ns[MAX_THREADS];
     _Atomic int32_t setting_up, at[MAX_THREADS]; // the operation that setup, or a thread, stands in, from 1
@@ -67,7 +69,7 @@ struct shared {
 static struct shared *shared;
 static const struct test *test;
 static char *arena;
-static uint32_t number_of_round;
+static _Atomic uint32_t number_of_round;
 static UNUSED int uffd = -1, pagemap = -1; // of this process
 static _Thread_local sigjmp_buf on_signal;
 static _Thread_local volatile sig_atomic_t guarded;
@@ -110,6 +112,14 @@ static void on_fault(int sig)
 static UNUSED long pages(long bytes)
 {
     return test->huge ? bytes / BLOCK * 2 + (bytes % BLOCK != 0) : bytes / SMALL;
+}
+
+//= place:
+static char *base_of(uint32_t round)
+{
+    char *aligned = (char *)(((uintptr_t)arena + 2 * BLOCK - 1) & ~((uintptr_t)BLOCK - 1));
+    // Every other round a page table ends between the second and the third page.
+    return test->huge || round & 1 ? aligned : aligned + BLOCK - 2 * SMALL;
 }
 
 //= userfaultfd:
@@ -366,6 +376,122 @@ OP(splice)
     return read(pipes[y][0], &value, sizeof value) == sizeof value ? value : -errno;
 }
 
+//= pin: pipe
+struct ring {
+    int fd;
+    char *memory;
+    struct { uint32_t head, tail, mask, entries, flags, dropped, array, resv1; uint64_t user_addr; } sq;
+    struct { uint32_t head, tail, mask, entries, overflow, cqes, flags, resv1; uint64_t user_addr; } cq;
+    struct sqe { uint8_t opcode, flags; uint16_t prio; int32_t fd; uint64_t off, addr; uint32_t len, rw; uint64_t data; uint16_t buffer, more[11]; } *sqes;
+};
+static struct ring ring = {.fd = -1};
+
+// An io_uring: its registered buffers are pinned for as long as they are.
+static long open_ring(void)
+{
+    struct { uint32_t sq_entries, cq_entries, flags, cpu, idle, features, wq, resv[3]; uint32_t sq[10], cq[10]; } p = {0};
+    ring.fd = (int)syscall(425 /* io_uring_setup */, 2, &p);
+    if (ring.fd < 0) return -errno;
+    memcpy(&ring.sq, p.sq, sizeof p.sq);
+    memcpy(&ring.cq, p.cq, sizeof p.cq);
+    // Both rings lie in one mapping since v5.4.
+    size_t size = ring.cq.cqes + p.cq_entries * 16;
+    if (size < ring.sq.array + p.sq_entries * 4) size = ring.sq.array + p.sq_entries * 4;
+    ring.memory = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED, ring.fd, 0);
+    ring.sqes = mmap(0, p.sq_entries * sizeof(struct sqe), PROT_READ | PROT_WRITE, MAP_SHARED, ring.fd, 0x10000000);
+    return ring.memory == MAP_FAILED || ring.sqes == MAP_FAILED ? -errno : 0;
+}
+
+// Take the pin of the last round back.
+static void let_go(void)
+{
+    if (ring.fd >= 0) syscall(427 /* io_uring_register */, ring.fd, 1 /* UNREGISTER_BUFFERS */, 0, 0);
+}
+
+OP(pin)
+{
+    struct iovec buffer = {base + x, SMALL};
+    long r = ring.fd < 0 ? open_ring() : 0;
+    return r < 0 ? r : ret(syscall(427, ring.fd, 0 /* REGISTER_BUFFERS */, &buffer, 1));
+}
+
+OP(unpin)
+{
+    let_go();
+    return 0;
+}
+
+// What lies in the pinned page, which was at x: a write from it to the pipe of address space y.
+OP(pinned)
+{
+    _Atomic uint32_t *tail = (_Atomic uint32_t *)(ring.memory + ring.sq.tail);
+    _Atomic uint32_t *head = (_Atomic uint32_t *)(ring.memory + ring.cq.head);
+    uint32_t at = *tail & *(uint32_t *)(ring.memory + ring.sq.mask);
+    ring.sqes[at] = (struct sqe){
+        .opcode = 5 /* WRITE_FIXED */, .fd = pipes[y][1], .addr = (uintptr_t)base + (uint64_t)x, .len = sizeof(long)};
+    ((uint32_t *)(ring.memory + ring.sq.array))[at] = at;
+    atomic_fetch_add(tail, 1);
+    long r = ret(syscall(426 /* io_uring_enter */, ring.fd, 1, 1, 1 /* GETEVENTS */, 0, 0));
+    if (r < 0) return r;
+    int32_t done = *(int32_t *)(ring.memory + ring.cq.cqes + 16 * (*head & *(uint32_t *)(ring.memory + ring.cq.mask)) + 8);
+    atomic_fetch_add(head, 1);
+    if (done < 0) return done;
+    long value;
+    return read(pipes[y][0], &value, sizeof value) == sizeof value ? value : -errno;
+}
+
+//= event: userfaultfd
+static int child_uffd[MAX_MMS], children_uffd;
+
+static void close_children(void)
+{
+    while (children_uffd) close(child_uffd[--children_uffd]);
+}
+
+// The next event of the userfaultfd, waiting x milliseconds: 19 fork, 20 remap, 21 remove, 22 unmap.
+OP(event)
+{
+    struct { uint8_t event, pad[7]; uint64_t arg[3]; } message;
+    struct pollfd wait = {.fd = uffd, .events = POLLIN};
+    if (poll(&wait, 1, (int)x) < 0) return -errno;
+    if (read(uffd, &message, sizeof message) != sizeof message) return -errno;
+    // A fork's message brings a descriptor for the child's memory, which keeps what was registered there.
+    if (message.event == 19 && children_uffd < MAX_MMS) child_uffd[children_uffd++] = (int)(uint32_t)message.arg[0];
+    return message.event;
+}
+
+//= rescue: userfaultfd event place
+struct uffd_ranges { uint64_t start, len; };
+#define UFFD_UNREGISTER _IOR(0xAA, 0x01, struct uffd_ranges)
+
+// Who waits for a page, or for an event to be read, and nobody comes, is let go: the round is then no outcome.
+static void *rescuer(void *unused)
+{
+    uint32_t round = 0;
+    for (int same = 0;; same = number_of_round == round ? same + 1 : 0) {
+        round = number_of_round;
+        usleep(20000);
+        if (same < 50 || uffd < 0) continue;
+        atomic_store(&shared->rescued, round);
+        while (op_event(arena, 0, 0, 0, 0) >= 0)
+            ;
+        struct uffd_ranges all = {(uintptr_t)base_of(round), ARENA - 4 * BLOCK};
+        ioctl(uffd, UFFD_UNREGISTER, &all);
+    }
+    return unused;
+}
+
+//= compact:
+// Migration of whatever is in the way of huge pages; this page may be.
+OP(compact)
+{
+    int fd = open("/proc/sys/vm/compact_memory", O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return -errno;
+    long r = ret(write(fd, "1", 1));
+    close(fd);
+    return r < 0 ? r : 0;
+}
+
 //= sleep:
 // x seconds: for tests of what happens to a round that does not end.
 OP(sleep) { return sleep((unsigned)x); }
@@ -415,10 +541,17 @@ OP(mapcount)
 //= rounds:
 #define FUTEX(at, op, value) syscall(SYS_futex, at, op, value, 0, 0, 0)
 
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
 static void pause_a_little(unsigned *spun)
 {
     // Whoever waits longer lets others run: there may be more threads than CPUs.
-    if (++*spun & 1023) __builtin_ia32_pause();
+    if (++*spun & 1023) relax();
     else sched_yield();
 }
 
@@ -450,7 +583,7 @@ static void take_part(char *base, int number, uint32_t round)
     for (spun = 0; atomic_load(&shared->awake) != (uint32_t)test->threads;) pause_a_little(&spun);
     // Each CPU's clock is compared with itself alone.
     uint64_t begin = now_ns() + (uint64_t)shared->delay_ns[number], started;
-    while ((started = now_ns()) < begin) __builtin_ia32_pause();
+    while ((started = now_ns()) < begin) relax();
     test->thread(base, number);
     atomic_store_explicit(&shared->at[number], 0, memory_order_relaxed);
     shared->took_ns[number] = (int64_t)(now_ns() - started);
@@ -514,7 +647,7 @@ OP(child)
     see_and_end(base, (int)x, number_of_round);
 }
 
-//= engine: rounds
+//= engine: rounds place
 static uint64_t seed = 88172645463325252u;
 
 static uint64_t random_below(uint64_t limit)
@@ -523,13 +656,6 @@ static uint64_t random_below(uint64_t limit)
     seed ^= seed >> 7;
     seed ^= seed << 17;
     return limit ? seed % limit : 0;
-}
-
-static char *base_of(uint32_t round)
-{
-    char *aligned = (char *)(((uintptr_t)arena + 2 * BLOCK - 1) & ~((uintptr_t)BLOCK - 1));
-    // Every other round a page table ends between the second and the third page.
-    return test->huge || round & 1 ? aligned : aligned + BLOCK - 2 * SMALL;
 }
 
 static void *worker_main(void *given)
@@ -585,6 +711,8 @@ static long run_rounds(int64_t rounds, int64_t ns)
         int error = pthread_create(&thread, 0, worker_main, &numbers[t]);
         if (error) return -error;
     }
+    pthread_t helper;
+    if (test->rescuer && pthread_create(&helper, 0, test->rescuer, 0)) return -EAGAIN;
     for (uint32_t round = 1; (int64_t)round <= rounds; round++) {
         unsigned spun = 0;
         char *base = base_of(round);
@@ -619,7 +747,8 @@ static long run_rounds(int64_t rounds, int64_t ns)
                 ;
             if (!WIFEXITED(status) || WEXITSTATUS(status)) atomic_store(&shared->failed, 1);
         }
-        if (made < 0 || atomic_load(&shared->failed)) {
+        if (atomic_load(&shared->rescued) == round) shared->unblocked++;
+        else if (made < 0 || atomic_load(&shared->failed)) {
             shared->failures++;
             shared->failure = made;
             // A state that never comes about is not waited for.

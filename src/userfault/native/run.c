@@ -7,7 +7,8 @@
 
 #define OPERATIONS(X) \
     X(map) X(advise) X(protect) X(lock) X(unlock) X(register) X(huge) X(swapout) X(load) X(store) X(touch) X(move) X(copy) \
-    X(zeropage) X(wp) X(poison) X(wake) X(munmap) X(mremap) X(vmread) X(vmwrite) X(vmsplice) X(splice) X(sleep) X(look) \
+    X(zeropage) X(wp) X(poison) X(wake) X(munmap) X(mremap) X(vmread) X(vmwrite) X(vmsplice) X(splice) X(pin) X(unpin) X(pinned) X(event) X(compact) \
+    X(sleep) X(look) \
     X(is_present) X(is_swapped) X(is_wp) X(content) X(remember) X(mapcount) X(fork) X(child)
 
 #define POINTER(name) op_##name,
@@ -51,6 +52,13 @@ static long setup(char *base, int mm) { return run_list(base, &program->setup[mm
 static void thread(char *base, int number) { run_list(base, &program->thread[number], &shared->at[number], 0); }
 static void observe(char *base, int mm) { run_list(base, &program->observe[mm], 0, 0); }
 
+static void before(void)
+{
+    empty_pipes();
+    let_go();
+    close_children();
+}
+
 EXPORT const char *uf_race_operations(void) { return OPERATIONS(NAME); }
 EXPORT int64_t uf_race_shared_bytes(void) { return sizeof(struct shared); }
 EXPORT int64_t uf_race_results_at(void) { return offsetof(struct shared, rounds); }
@@ -71,7 +79,8 @@ EXPORT int64_t uf_race_start(const struct program *given, void *results, int64_t
     shared = results;
     lists = (struct test){
         .threads = given->threads, .mms = given->mms, .fields = given->fields, .huge = given->huge,
-        .blocking = given->blocking, .events = given->events, .before = empty_pipes,
+        .blocking = given->blocking, .events = given->events, .before = before,
+        .rescuer = given->blocking || given->events ? rescuer : 0,
         .setup = setup, .thread = thread, .observe = observe,
     };
     memcpy(lists.mm_of, given->mm_of, sizeof lists.mm_of);

@@ -14,9 +14,13 @@ from .lower import Unrunnable
 
 @dataclass(frozen=True)
 class Nearest:
-    """The model's outcome that differs in the fewest values from one that it does not allow, and a run to it."""
+    """The model's outcome that differs in the fewest values from one that it does not allow, and a run to it.
+
+    whole: with the values that the kernel does not say.
+    """
 
     values: Outcome
+    whole: Outcome
     era: str
     schedule: tuple[Move, ...]
 
@@ -44,30 +48,36 @@ def compare(histogram: Histogram, era: str, options: Options | None = None, engi
     if era not in test.eras:
         raise Unrunnable(f"it says nothing of {era} (it has {', '.join(test.eras)})", f"add `expect {era} ...`")
     found = find_outcomes(compile_outcomes(test, era), options, engine)
+    # What an operation returns may mean something else here: then it is in no outcome of the kernel's.
+    shared = [test.outcome.index(field) for field in histogram.fields]
+    whole = {tuple(values[at] for at in shared): values for values in sorted(found.outcomes)}
+    allowed = set(whole)
     seen = {row.values: row.count for row in histogram.rows}
     mismatches = []
     for values, count in seen.items():
-        if values not in found.outcomes and found.complete:
-            mismatches.append((values, count, nearest(test, era, values, found.outcomes)))
+        if values not in allowed and found.complete:
+            mismatches.append((values, count, nearest(test, era, values, whole)))
     return Comparison(
         era=era,
-        allowed=frozenset(found.outcomes),
+        allowed=frozenset(allowed),
         complete=found.complete,
         broken=found.failure.property if found.failure is not None else "",
         states=found.states,
         mismatches=tuple(mismatches),
-        unseen=len(found.outcomes - seen.keys()),
+        unseen=len(allowed - seen.keys()),
     )
 
 
-def nearest(test: Test, era: str, values: Outcome, allowed: set[Outcome]) -> Nearest | None:
-    """The closest of the model's outcomes, and the run to it with the fewest context switches."""
+def nearest(test: Test, era: str, values: Outcome, allowed: dict[Outcome, Outcome]) -> Nearest | None:
+    """The closest of the model's outcomes (with what the kernel does not say), and the run to it with the fewest context
+    switches.
+    """
     if not allowed:
         return None
     best = min(allowed, key=lambda each: (sum(a != b for a, b in zip(each, values, strict=True)), each))
-    program = outcome_program(test, era, best)
+    program = outcome_program(test, era, allowed[best])
     result = run(program)
     if result.failure is None:
         return None
     moves = fewest_switches(program, result.failure) or result.schedule
-    return Nearest(best, era, tuple(moves))
+    return Nearest(best, allowed[best], era, tuple(moves))

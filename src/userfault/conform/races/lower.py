@@ -10,13 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...kernel.race import Op, Race
-from ...litmus.ast import Column, Operation, Setup, Test, Value, Vma
+from ...litmus.ast import Column, Operation, Setup, Test, Value, Vma, atoms
 from ...litmus.errors import LitmusError, at_place
+from ...litmus.operations import KERNEL_OPERATIONS, OPERATIONS, check_arguments
 
 SMALL, BLOCK = 1 << 12, 1 << 21
 READ, WRITE = 1, 2
 MISSING, MISSING_WP = 1, 3
 DONTNEED, FREE, DONTFORK, DOFORK, WILLNEED, COLD, PAGEOUT, COLLAPSE = 4, 8, 10, 11, 3, 20, 21, 25
+POPULATE_WRITE, GUARD_INSTALL, GUARD_REMOVE = 23, 102, 103
+
+
+EVENTS = {"fork": 1 << 1, "remap": 1 << 2, "remove": 1 << 3, "unmap": 1 << 6}
 
 
 class Unrunnable(Exception):
@@ -64,6 +69,8 @@ class _Lowering:
     tokens: dict[str, int] = field(default_factory=dict)
     needs: set[str] = field(default_factory=set)
     huge: bool = False
+    waiting: bool = False
+    events: int = 0
 
     def fail(self, op: Operation | Setup | Vma | Column, problem: str, instead: str) -> LitmusError:
         return at_place(self.test.file, op.at.line, op.at.column, self.test.text, problem, instead)
@@ -113,23 +120,26 @@ class _Lowering:
                 lists.append([])
                 made.append(Op("child", (self.mms[child], 0)))
         made = [Op("child", (mm, 1)) for mm in range(1, len({vma.mm for vma in vmas}))] + made
+        for line in setups:
+            # Reclaim leaves a page alone that a fork shares, so it is swapped out before: the child's entry is the same.
+            if line.what == "swapout":
+                self.setup(line, lists)
         lists[0] += made
         for vma in vmas:
             lists[self.mms[vma.mm]] += self.flags(vma)
         for line in setups:
-            self.setup(line, lists)
-        registers: dict[Value, int] = {}
-        fields = test.outcome
+            if line.what != "swapout":
+                self.setup(line, lists)
+        fields = self.fields()
         threads = []
         for number, column in enumerate(test.threads):
             mm = self.mms.get(column.mm, 0)
             ops = []
             for operation in column.operations:
                 op = self.operation(mm, column, operation)
-                if operation.register:
-                    value = Value("register", operation.register, number)
-                    registers[value] = fields.index(value)
-                    op = Op(op.name, op.args, registers[value])
+                value = Value("register", operation.register, number)
+                if value in fields:
+                    op = Op(op.name, op.args, fields.index(value))
                 ops.append(op)
             threads.append((mm, tuple(ops)))
         while len(lists) < len(self.mms):
@@ -150,6 +160,8 @@ class _Lowering:
             observe=tuple(map(tuple, observe)),
             fields=len(fields),
             huge=self.huge,
+            blocking=self.waiting,
+            events=self.events,
         )
         return Lowered(test, race, fields, frozenset(self.needs))
 
@@ -158,6 +170,11 @@ class _Lowering:
         at, length = self.at(first), self.length(first, count)
         ops = [Op("map", (at, length, int("shared" in vma.flags), READ | WRITE))]
         for number, page in enumerate(vma.pages):
+            if page == "none":
+                continue
+            if page == "zero":
+                ops.append(Op("touch", (self.at(first + number),)))
+                continue
             if page in self.tokens:
                 raise self.fail(vma, f"page {page} is mapped already", "share pages by `fork`")
             token = self.tokens[page] = len(self.tokens) + 1
@@ -167,6 +184,8 @@ class _Lowering:
                 ops.append(Op("huge", (at, token, int(self.uses("collapse")))))
             else:
                 ops.append(Op("store", (self.at(first + number), token)))
+        if self.huge and not vma.huge and len(vma.pages) == count and count % 2 == 0 and first % 2 == 0:
+            ops.append(Op("advise", (at, length, POPULATE_WRITE)))
         return ops
 
     def flags(self, vma: Vma) -> list[Op]:
@@ -194,22 +213,51 @@ class _Lowering:
             if "cached" in line.names:
                 lists[mm].append(Op("advise", (self.at(page), SMALL, WILLNEED)))
         elif line.what == "pin":
-            raise Unrunnable("nothing pins a page in the initial state here", "`pin` in a thread")
+            self.needs.add("io_uring")
+            mm, page = self.places[line.names[0]]
+            lists[mm].append(Op("pin", (self.at(page),)))
+        elif line.what == "waiting":
+            self.waiting = True
+        elif line.what == "events":
+            for name in line.names:
+                if name not in EVENTS:
+                    raise self.fail(line, f"there is no event {name}", f"one of {', '.join(EVENTS)}")
+                self.events |= EVENTS[name]
         # `pool` and `ksm` are about the model's own limits.
 
     def operation(self, mm: int, column: Column, operation: Operation) -> Op:
-        kind = KINDS.get(operation.name)
-        if kind is None:
+        kind = self.kind(operation)
+        shape = (OPERATIONS.get(operation.name) or KERNEL_OPERATIONS[operation.name]).shape
+        if problem := check_arguments(operation, shape):
+            raise self.fail(operation, problem, f"{operation.name} {' '.join(shape)}: see docs/litmus.md")
+        if column.mm and column.mm not in self.mms:
+            raise self.fail(column, f"there is no address space {column.mm}", "give it a VMA in the initial state")
+        self.needs.update(kind.needs)
+        return kind.op(self, mm, list(operation.args))
+
+    def kind(self, operation: Operation) -> Kind:
+        if operation.name not in OPERATIONS and operation.name not in KERNEL_OPERATIONS:
+            known = ", ".join([*OPERATIONS, *KERNEL_OPERATIONS])
+            raise self.fail(operation, f"there is no operation {operation.name}", f"one of {known}")
+        if operation.name not in KINDS:
             raise Unrunnable(
                 f"{operation.name} can't be done from user space" + UNSEEN.get(operation.name, ""),
                 "`userfault check` explores it on the model",
             )
-        if operation.register and not kind.result:
-            raise Unrunnable(
-                f"what {operation.name} returns is not the kernel's to say", f"leave out `{operation.register} =`"
-            )
-        self.needs.update(kind.needs)
-        return kind.op(self, mm, list(operation.args))
+        return KINDS[operation.name]
+
+    def fields(self) -> tuple[Value, ...]:
+        """The values of an outcome: without what an operation returns where that means something else in the model."""
+        other = {
+            Value("register", op.register, number)
+            for number, column in enumerate(self.test.threads)
+            for op in column.operations
+            if op.register and not self.kind(op).result
+        }
+        for atom in atoms(self.test.condition):
+            if atom.of in other:
+                raise Unrunnable(f"{atom.of} is not the kernel's to say", "a condition that does not name it")
+        return tuple(value for value in self.test.outcome if value not in other)
 
     def observe(self, number: int, value: Value, observe: list[list[Op]], lists: list[list[Op]]) -> None:
         if value.kind == "mapcount":
@@ -264,24 +312,68 @@ def _advise_page(advice: int) -> Callable[[_Lowering, int, list[int | str]], Op]
     return lambda low, mm, args: Op("advise", (low.place(str(args[0])), SMALL, advice))
 
 
+def _mremap(low: _Lowering, mm: int, args: list[int | str]) -> Op:
+    dst, src, count = _int(args[0]), _int(args[2]), _int(args[3]) if len(args) > 3 else 1
+    return Op("mremap", (low.at(src), low.length(src, count), low.at(dst), 4 * int("dontunmap" in args)))
+
+
+def _pipe_op(name: str) -> Callable[[_Lowering, int, list[int | str]], Op]:
+    """What is done with the pipe of the thread's address space."""
+    return lambda low, mm, args: Op(name, (low.at(_int(args[0])) if args else 0, mm))
+
+
+def _collapse(low: _Lowering, mm: int, args: list[int | str]) -> Op:
+    return Op("advise", (low.at(_int(args[0]) & ~1), BLOCK, COLLAPSE))
+
+
+UFFD = ("userfaultfd",)
 KINDS: dict[str, Kind] = {
     "load": Kind(_page_op("load")),
     "store": Kind(_value_op("store")),
     "touch": Kind(_page_op("touch")),
     "move": Kind(_move, needs=("move",)),
-    "copy": Kind(_value_op("copy"), needs=("userfaultfd",)),
+    "copy": Kind(_value_op("copy"), needs=UFFD),
+    "zeropage": Kind(_range_op("zeropage"), needs=UFFD),
+    "wp": Kind(_range_op("wp", 1), needs=("wp",)),
+    "unwp": Kind(_range_op("wp", 0), needs=("wp",)),
+    "poison": Kind(_range_op("poison"), needs=("poison",)),
+    "wake": Kind(_range_op("wake"), needs=UFFD),
+    "event": Kind(lambda low, mm, args: Op("event", (800,)), needs=UFFD),
+    "userfault": Kind(_range_op("register", MISSING), needs=UFFD),
     "munmap": Kind(_range_op("munmap")),
+    "mremap": Kind(_mremap),
+    "readonly": Kind(_range_op("protect", READ)),
+    "writable": Kind(_range_op("protect", READ | WRITE)),
+    "lock": Kind(_range_op("lock")),
+    "unlock": Kind(_range_op("unlock")),
     "dontneed": Kind(_range_op("advise", DONTNEED)),
     "dontfork": Kind(_range_op("advise", DONTFORK)),
     "dofork": Kind(_range_op("advise", DOFORK)),
-    "userfault": Kind(_range_op("register", MISSING), needs=("userfaultfd",)),
+    "free": Kind(_range_op("advise", FREE)),
+    "cold": Kind(_range_op("advise", COLD)),
+    "pageout": Kind(_range_op("advise", PAGEOUT), needs=("swap",)),
+    "guard": Kind(_range_op("advise", GUARD_INSTALL), needs=("guard",)),
+    "unguard": Kind(_range_op("advise", GUARD_REMOVE), needs=("guard",)),
+    "populate": Kind(_range_op("advise", POPULATE_WRITE)),
     "fork": Kind(_fork),
+    "vmread": Kind(_page_op("vmread")),
+    "vmwrite": Kind(_value_op("vmwrite")),
+    "vmsplice": Kind(_pipe_op("vmsplice")),
+    "splice": Kind(lambda low, mm, args: Op("splice", (0, mm))),
+    "pin": Kind(_page_op("pin"), needs=("io_uring",)),
+    "unpin": Kind(lambda low, mm, args: Op("unpin"), needs=("io_uring",)),
+    "pinned": Kind(_pipe_op("pinned"), needs=("io_uring",)),
+    "look": Kind(_page_op("look")),
+    "collapse": Kind(_collapse, result=False, needs=("thp",)),
     "reclaim": Kind(_advise_page(PAGEOUT), result=False, needs=("swap",)),
     "split": Kind(_advise_page(COLD), result=False, needs=("thp",)),
-    "pinwrite": Kind(_value_op("vmwrite"), result=False),
+    "migrate": Kind(lambda low, mm, args: Op("compact"), result=False, needs=("compaction",)),
+    "compact": Kind(lambda low, mm, args: Op("compact"), needs=("compaction",)),
 }
 
 UNSEEN = {
+    "pinwrite": ": pin_user_pages does not stop at its fast path; `vmwrite` is a pin that also faults",
+    "ksm": ": ksmd takes its own time",
     "get_anon_vma": ": a reference to an anon_vma leaves no trace there",
     "referenced": ": nothing asks reclaim to look at one page",
     "idle": ": it takes /sys/kernel/mm/page_idle and a physical address",

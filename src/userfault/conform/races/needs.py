@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from ...kernel.race import Op, Race, run_race
-from .lower import BLOCK, MISSING, READ, SMALL, WRITE, Lowered, Unrunnable
+from .lower import BLOCK, GUARD_INSTALL, MISSING, MISSING_WP, READ, SMALL, WRITE, Lowered, Unrunnable
 
 RW = READ | WRITE
 
@@ -50,7 +50,37 @@ def _kpagecount() -> str:
     return "" if os.access("/proc/kpagecount", os.R_OK) else "/proc/kpagecount can't be read"
 
 
+def _wp() -> str:
+    failed = _tried((Op("map", (0, SMALL, 0, RW)),), Op("register", (0, SMALL, MISSING_WP)))
+    return "" if failed >= 0 else f"write-protection by userfaultfd: {os.strerror(-failed)}"
+
+
+def _poison() -> str:
+    setup = (Op("map", (0, SMALL, 0, RW)), Op("register", (0, SMALL, MISSING)))
+    failed = _tried(setup, Op("poison", (0, SMALL)))
+    return "" if failed >= 0 else f"UFFDIO_POISON: {os.strerror(-failed)}"
+
+
+def _guard() -> str:
+    failed = _tried((Op("map", (0, SMALL, 0, RW)),), Op("advise", (0, SMALL, GUARD_INSTALL)))
+    return "" if failed >= 0 else f"MADV_GUARD_INSTALL: {os.strerror(-failed)}"
+
+
+def _io_uring() -> str:
+    failed = _tried((Op("map", (0, SMALL, 0, RW)), Op("store", (0, 1))), Op("pin", (0,)))
+    return "" if failed >= 0 else f"io_uring: {os.strerror(-failed)}"
+
+
+def _compaction() -> str:
+    return "" if os.access("/proc/sys/vm/compact_memory", os.W_OK) else "/proc/sys/vm/compact_memory can't be written"
+
+
 NEEDS = {
+    "wp": (_wp, "a kernel of v5.7 or later with userfaultfd, as root"),
+    "poison": (_poison, "a kernel of v6.6 or later with userfaultfd, as root"),
+    "guard": (_guard, "a kernel of v6.13 or later"),
+    "io_uring": (_io_uring, "`sysctl kernel.io_uring_disabled=0`"),
+    "compaction": (_compaction, "run as root, on a kernel with CONFIG_COMPACTION"),
     "userfaultfd": (_userfaultfd, "run as root, or `sysctl vm.unprivileged_userfaultfd=1`"),
     "move": (_move, "a kernel of v6.8 or later with userfaultfd"),
     "swap": (_swap, "as root, `userfault run` brings its own swap; else `swapon` some"),

@@ -20,6 +20,10 @@ def report(done: Run) -> str:
         lines.append(
             f"Void {done.test.name} {done.seen.failures} of {done.seen.rounds}: the initial state did not come about"
         )
+    if done.seen.unblocked:
+        lines.append(
+            f"Unblocked {done.test.name} {done.seen.unblocked} of {done.seen.rounds}: a thread waited and nobody came"
+        )
     if done.hang:
         lines.append(f"Hang {done.test.name} {done.hang}")
     if done.not_compared:
@@ -40,7 +44,7 @@ def report(done: Run) -> str:
                 lines.append("the model allows nothing")
                 continue
             lines.append(f"Nearest of the model: {show_outcome(done.test, done.histogram.fields, near.values)}")
-            program = outcome_program(done.test, near.era, near.values)
+            program = outcome_program(done.test, near.era, near.whole)
             lines.append(render_trace(program, near.schedule).rsplit("\nbroken:", 1)[0].rstrip())
     return "\n".join(lines)
 

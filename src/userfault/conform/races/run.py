@@ -32,6 +32,8 @@ class Run:
         """Something was seen that the test or the model rules out."""
         if self.comparison is not None and self.comparison.mismatches:
             return True
+        if self.seen is not None and self.seen.unblocked:
+            return True
         return self.judged and self.histogram is not None and not self.histogram.validated
 
     @property
@@ -54,6 +56,7 @@ class Run:
             out |= {
                 "rounds": self.seen.rounds,
                 "failures": self.seen.failures,
+                "unblocked": self.seen.unblocked,
                 "seconds": self.histogram.seconds,
                 "fields": [str(each) for each in fields],
                 "histogram": [
