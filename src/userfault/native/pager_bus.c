@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MAX_REGIONS 256
@@ -81,18 +82,34 @@ static bool resolve_here(pager *p, u64 address, u64 offset) {
     return result == DONE;
 }
 
+static pager *region_of(u64 address, u64 *offset) {
+    // mremap returns when a handler has read of it, which is a moment before it has noted it.
+    bool fast = true;
+    for (int tries = 0; tries < 20 && fast; tries++) {
+        fast = false;
+        for (int i = 0; i < MAX_REGIONS; i++) {
+            pager *p = atomic_load(&regions[i]);
+            if (!p || p->pid != (u32)getpid()) continue;
+            fast |= p->mode == MODE_SIGBUS;
+            if (address >= p->base && address < p->base + p->length) *offset = address - p->base;
+            else if ((*offset = moved_offset(p, address))) --*offset;
+            else continue;
+            return p;
+        }
+        struct timespec t = {0, 1000000};
+        if (fast) nanosleep(&t, NULL);
+    }
+    return NULL;
+}
+
 static void on_sigbus(int number, siginfo_t *info, void *context) {
     int saved = errno;
     u64 address = (u64)info->si_addr;
     state_of_thread *me = NULL;
     if (info->si_code > 0) {
-        for (int i = 0; i < MAX_REGIONS; i++) {
-            pager *p = atomic_load(&regions[i]);
-            if (!p || p->pid != (u32)getpid()) continue;
-            u64 offset;
-            if (address >= p->base && address < p->base + p->length) offset = address - p->base;
-            else if ((offset = moved_offset(p, address))) offset--;
-            else continue;
+        u64 offset = 0;
+        pager *p = region_of(address, &offset);
+        if (p) {
             if (resolve_here(p, address, offset)) { errno = saved; return; }
             me = mine(false);
             if (me && me->guard) {
@@ -100,7 +117,6 @@ static void on_sigbus(int number, siginfo_t *info, void *context) {
                 siglongjmp(*me->guard, 1);
             }
             if (!me) report(p, address, offset);
-            break;
         }
     }
     struct sigaction old = previous;

@@ -283,7 +283,7 @@ int make_room(pager *p, slot *s) {
         code = one;
         if (!since) since = now_ns();
         // Everything else in flight or pinned: it may pass. A full disk does not.
-        if (code == -ENOSPC || code == -EIO || code == -EBADF || now_ns() - since > 2000000000ull) return code;
+        if (code == -ENOSPC || code == -EIO || code == -EBADF || code == -ENOTTY || now_ns() - since > 2000000000ull) return code;
         if (!(s->role && drain_event(p, s))) sched_yield();
     }
     u64 most = atomic_load(&p->count.resident_max_units);
@@ -293,7 +293,10 @@ int make_room(pager *p, slot *s) {
 
 int evict_unit(pager *p, slot *s, u64 unit) {
     au32 *word = &states(p)[unit];
-    u32 old = atomic_load(word);
+    u32 old;
+    // Whoever faulted goes on as soon as the page is there, a moment before its unit says so.
+    while (STATE(old = atomic_load(word)) == FILLING || STATE(old) == EVICTING)
+        if (old & WAITED || atomic_compare_exchange_weak(word, &old, old | WAITED)) futex_wait(word, old | WAITED, 100000000);
     if (STATE(old) != PRESENT) return 0;
     begin(p, s);
     s->victims[0] = (u32)unit;
@@ -301,7 +304,7 @@ int evict_unit(pager *p, slot *s, u64 unit) {
     if (!atomic_compare_exchange_strong(word, &old, EVICTING | OWNER(s - p->slots) | (old & QUEUED))) {
         s->victim_count = 0;
         atomic_store(&s->evicting, EVICT_IDLE);
-        return -EAGAIN;
+        return evict_unit(p, s, unit); // used or taken meanwhile
     }
     return evict_claimed(p, s);
 }

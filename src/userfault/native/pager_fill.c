@@ -213,7 +213,7 @@ there:
     strike(p, s, AT_WOKEN, NULL);
     return DONE;
 failed:
-    if (code == -EBADF && !s->role) { // the application closed our descriptors; the handlers have their own
+    if ((code == -EBADF || code == -ENOTTY) && !s->role) { // the application closed our descriptors; the handlers have their own
         release_unit(p, s, unit, ABSENT);
         leave_room(p, s);
         enqueue(p, unit, 0);

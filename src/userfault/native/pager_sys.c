@@ -150,7 +150,7 @@ int sys_written(pager *p, slot *s, u64 at, u64 length, bool rearm, u64 *written,
 // Is the page at `at` there? mincore asks the page table and needs no descriptor.
 int sys_resident(u64 at) {
     unsigned char vec = 0;
-    if (mincore((void *)at, PAGE, &vec)) return -errno;
+    if (mincore((void *)(at & ~(PAGE - 1)), PAGE, &vec)) return -errno;
     return vec & 1;
 }
 

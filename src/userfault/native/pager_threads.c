@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { GUARDIAN, BACKGROUND, RECEIVER, HANDLERS };
+enum { GUARDIAN, BACKGROUND, RECEIVER, HANDLERS }; // a role is index + 1
 enum { NOT_THERE, RUNNING, STARTING };
 #define TICK_MS 20
 
@@ -107,10 +107,10 @@ static void event(pager *p, slot *s, const struct uffd_msg *m) {
     }
 }
 
-// Read one message; faults wait their turn in the slot. False where nothing was there.
+// Read one message; faults wait their turn in the slot, which only handlers serve. False where nothing was there.
 bool drain_event(pager *p, slot *s) {
     struct uffd_msg m;
-    if (s->deferred_count == 64 || read(p->uffd, &m, sizeof m) != sizeof m) return false;
+    if (s->role <= HANDLERS || s->deferred_count == 64 || read(p->uffd, &m, sizeof m) != sizeof m) return false;
     if (m.event == UFFD_EVENT_PAGEFAULT) {
         u32 n = s->deferred_count;
         s->deferred[n].address = m.arg.pagefault.address;
