@@ -8,14 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from userfault.paging.request_queue import Batch, Request, RequestQueue
+from userfault.paging.server import Peer
 from userfault.paging.wire import BACKGROUND, Kind, Message
 
 NEVER_S = float("inf")
+PEERS = [Peer(None) for _ in range(2)]  # type: ignore[arg-type]
 
 
-def request(kind: Kind, offset: int = 0, length: int = 0, *, flags: int = 0, deadline_s: float = NEVER_S) -> Request:
+def request(
+    kind: Kind,
+    offset: int = 0,
+    length: int = 0,
+    *,
+    flags: int = 0,
+    deadline_s: float = NEVER_S,
+    peer: Peer | None = None,
+) -> Request:
     message = Message(kind, offset_bytes=offset, length_bytes=length, flags=flags)
-    return Request(message, bytearray(), deadline_s)
+    return Request(message, bytearray(), deadline_s, peer or PEERS[0])
 
 
 def ranges(queue: Queue) -> list[tuple[int, int]]:
@@ -177,6 +187,22 @@ def test_after_the_end_writes_are_served_and_reads_are_not() -> None:
     queue.done(first)
     assert queue.take() is None
     assert queue.claim_overdue() == []
+
+
+def test_a_peer_that_is_gone_gets_no_answers_and_loses_no_writes() -> None:
+    mine, other = PEERS
+    queue = queue_of(
+        request(Kind.READ, 0, 10, peer=mine),
+        request(Kind.READ, 10, 10, peer=mine),
+        request(Kind.READ, 20, 10, peer=other),
+        request(Kind.WRITE_BACK, 30, 10, peer=mine),
+    )
+    running = queue.take()
+    assert running
+    queue.forget(mine)
+    assert running.requests[0].claimed
+    queue.done(running)
+    assert ranges(queue) == [(20, 30), (30, 40)]
 
 
 @pytest.mark.parametrize("late_s", [-1.0, 0.02])

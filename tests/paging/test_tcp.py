@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ TIMEOUT_S = 20.0
 
 @contextmanager
 def serving(source: Source, address: str = "127.0.0.1:0", *, writable: bool = False) -> Iterator[PageServer]:
-    with PageServer(source, address, writable=writable, policy=RetryPolicy(deadline_s=5)) as server:
+    with PageServer.listen(source, address, writable=writable, policy=RetryPolicy(deadline_s=5)) as server:
         thread = threading.Thread(target=server.serve)
         thread.start()
         try:
@@ -43,19 +43,16 @@ def serving(source: Source, address: str = "127.0.0.1:0", *, writable: bool = Fa
 class TestRemoteStore(StoreContract):
     @pytest.fixture(autouse=True)
     def servers(self) -> Iterator[None]:
-        self.running: list[PageServer] = []
-        yield
-        for server in self.running:
-            server.close()
+        with ExitStack() as self.running:
+            yield
 
     def make(self, data: bytes, directory: Path) -> Store:
         (directory / "file").write_bytes(data)
         return self.reopen(directory)
 
     def reopen(self, directory: Path) -> Store:
-        server = PageServer(FileStore(directory / "file"), writable=True)
+        server = self.running.enter_context(PageServer.listen(FileStore(directory / "file"), writable=True))
         threading.Thread(target=server.serve, daemon=True).start()
-        self.running.append(server)
         return RemoteStore(f"tcp://{server.address}")
 
     def make_broken(self, directory: Path) -> Store:
@@ -119,8 +116,8 @@ def test_a_server_that_changed_its_size_is_refused() -> None:
 def test_what_is_served_read_only_is_not_written() -> None:
     with serving(MemoryStore(bytearray(4))) as server, pytest.raises(SourceError, match="start it with --writable"):
         RemoteStore(f"tcp://{server.address}").open()
-    with pytest.raises(TypeError, match="not a store"):
-        PageServer(MemorySource(b""), writable=True)
+    with pytest.raises(TypeError, match="not a store"), PageServer.listen(MemorySource(b""), writable=True):
+        pass
 
 
 def test_an_error_of_the_far_end_says_where_that_is() -> None:

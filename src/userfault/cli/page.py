@@ -32,17 +32,16 @@ def serve(what: str, listen: str, writable: bool) -> None:
     from ..paging.sources import open_source
     from ..paging.tcp import PageServer
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         source = open_source(what, writable=writable)
-        server = PageServer(source, listen, writable=writable)
+        with PageServer.listen(source, listen, writable=writable) as server:
+            click.echo(f"{source.name} ({source.size_bytes} bytes) on tcp://{server.address}")
+            sys.stdout.flush()
+            try:
+                server.serve()
+            except KeyboardInterrupt:
+                click.echo("closing", err=True)
     except (SourceError, OSError, ValueError, TypeError) as error:
         click.echo(f"userfault page serve: {error.summary if isinstance(error, SourceError) else error}", err=True)
         sys.exit(2)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with server:
-        click.echo(f"{source.name} ({source.size_bytes} bytes) on tcp://{server.address}")
-        sys.stdout.flush()
-        try:
-            server.serve()
-        except KeyboardInterrupt:
-            click.echo("closing", err=True)

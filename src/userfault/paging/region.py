@@ -17,12 +17,11 @@ from contextlib import suppress
 from typing import Any, Literal, Self
 
 from . import flush as flushing
-from . import pickling
 from .errors import PagingError
 from .native import MODES, PAGE_BYTES, POISONED, POLICIES, STATE_MASK, Pager, Settings, error_text, pager_library
 from .retry import RetryPolicy
 from .sizes import format_bytes, parse_bytes
-from .source import NativeKind, NativeSource, Source, SourceError, Store
+from .source import NativeKind, NativeSource, Source, SourceError, Store, is_transient
 from .stats import Stats
 from .worker import _BOOT, Worker
 
@@ -104,8 +103,8 @@ class Region(mmap.mmap):
         user_mode_only: bool,
         name: str,
     ) -> None:
-        self._source, self._worker, self._access = source, worker, access
-        self._store_connection: flushing.Writer | None = None
+        self._source, self._worker, self._access, self._retry = source, worker, access, retry
+        self._store: Store | None = source if isinstance(source, Store) and not worker else None
         size = len(self)
         native = NativeSource(NativeKind.ZERO, source.size_bytes) if worker else source.native()
         assert native is not None
@@ -141,7 +140,7 @@ class Region(mmap.mmap):
         if worker:
             arguments = [sys.executable, "-c", _BOOT, "3", json.dumps(sys.path)]
             packed = b"".join(argument.encode() + b"\0" for argument in arguments)
-            job = pickling.dumps((source, retry), source.name)
+            job = worker.job
             settings.spawn_argc = len(arguments)
             settings.arguments = ctypes.cast(ctypes.c_char_p(packed), ctypes.c_void_p).value or 0
             settings.arguments_bytes = len(packed)
@@ -311,13 +310,13 @@ class Region(mmap.mmap):
         pieces = [(at, min(length, size - at)) for at, length in runs]
         if not pieces:
             return
-        assert isinstance(self._source, Store)
-        if self._worker is None:
-            flushing.write_back(self._source, self.read_into, pieces)
-            return
-        if self._store_connection is None:
-            self._store_connection = flushing.Writer(self._source)
-        self._store_connection.write_back(self.read_into, pieces)
+        if self._store is None:
+            assert self._worker
+            # Beside the faults, but into the same process: what it stores is what it reads.
+            store = self._worker.store()
+            self._retry.call(store.open, is_transient)
+            self._store = store
+        flushing.write_back(self._store, self.read_into, pieces, self._retry)
 
     # -- working sets ---------------------------------------------------------------------------------------------------
 
@@ -354,8 +353,8 @@ class Region(mmap.mmap):
             raise BufferError(
                 f"{self._source.name} can't be closed while views of it live (memoryviews, arrays): delete them first"
             ) from None
-        if self._store_connection is not None:
-            self._store_connection.close()
+        if self._store is not None and self._worker is not None:
+            self._store.close()
         # What the finalizer needs of the control block is copied: stats() of a closed region are its last ones.
         control = Pager.from_buffer_copy(self._control)
         self._finalizer()

@@ -6,19 +6,24 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .wire import BACKGROUND, Kind, Message
+
+if TYPE_CHECKING:
+    from .server import Peer
 
 READS = (Kind.FILL, Kind.READ)
 
 
 @dataclass(eq=False)
 class Request:
-    """One request, from its arrival to its answer. `deadline_s` is in time.monotonic()."""
+    """One request, from its arrival to its answer, which `peer` gets. `deadline_s` is in time.monotonic()."""
 
     message: Message
     payload: bytearray
     deadline_s: float
+    peer: Peer
     claimed: bool = False
     """Somebody is answering it, or has; nobody else may."""
 
@@ -88,16 +93,24 @@ class RequestQueue:
             self._changed.notify()
             self._arrived.notify()
 
+    def forget(self, peer: Peer) -> None:
+        """Nobody waits for this peer's reads any more."""
+        with self._changed:
+            self._drop_reads(lambda request: request.peer is peer)
+
     def end(self) -> None:
         """No more will come, and nobody waits for reads: takers get None once the writes and flushes are taken."""
         with self._changed:
             self._ended = True
-            self._waiting = [request for request in self._waiting if not request.is_read]
-            for batch in self._running:
-                for request in batch.requests:
-                    request.claimed |= request.is_read
-            self._changed.notify_all()
-            self._arrived.notify_all()
+            self._drop_reads(lambda request: True)
+
+    def _drop_reads(self, chosen: Callable[[Request], bool]) -> None:
+        self._waiting = [request for request in self._waiting if not (request.is_read and chosen(request))]
+        for batch in self._running:
+            for request in batch.requests:
+                request.claimed |= request.is_read and chosen(request)
+        self._changed.notify_all()
+        self._arrived.notify_all()
 
     def take(self) -> Batch | None:
         """The next batch, or None after the end."""

@@ -6,19 +6,21 @@ therefore listens on the loopback interface unless told otherwise; between hosts
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
+import struct
 import threading
 import time
-from contextlib import suppress
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
 from . import wire
 from .client import Connection
 from .retry import RetryPolicy
-from .server import Server
+from .server import Engine, Peer
 from .source import Source, SourceError, Store
 from .wire import Kind, Message, WireError
 
@@ -92,10 +94,13 @@ class RemoteSource(Source):
             self._connection = self._connect()
             return self._connection
 
+    def _dial(self) -> socket.socket:
+        return socket.create_connection(self.address, self.timeout_s)
+
     def _connect(self) -> Connection:
-        sock = socket.create_connection(self.address, self.timeout_s)
+        sock = self._dial()
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _tune(sock)
             wire.send(sock, HELLO)
             answer = wire.receive(sock, time.monotonic() + self.timeout_s)
             if answer is None:
@@ -147,6 +152,46 @@ class RemoteStore(RemoteSource, Store):
                 raise
 
 
+class DoorStore(RemoteStore):
+    """A store that lives in a worker process of this user, by the side door that the worker keeps open: see `open_door`."""
+
+    def __init__(self, name: str, door: str, *, timeout_s: float) -> None:
+        self.name, self._door, self.timeout_s = name, door, timeout_s
+
+    def _dial(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.settimeout(self.timeout_s)
+            sock.connect(f"\0{self._door}")
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+def open_door(name: str) -> socket.socket:
+    """A listener on the abstract UNIX address `name` (unix(7)): it vanishes with its process, whatever ends that. Raises OSError."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(f"\0{name}")
+        listener.listen()
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _tune(sock: socket.socket) -> None:
+    """Raises PermissionError where the other end is another user's process."""
+    if sock.family == socket.AF_UNIX:
+        _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid != os.geteuid():
+            raise PermissionError(f"the other end belongs to user {uid}")
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
 class _naming:
     """An error of the far end says where that is."""
 
@@ -162,34 +207,48 @@ class _naming:
 
 
 class PageServer:
-    """Gives out the pages of `source`, which it opens and closes, on a TCP port until `close()`.
+    """Gives out the pages of a source until `close()`, to whoever connects to the socket `listener`, which it owns from here on.
 
-    `address` is where it listens; port 0 takes a free one. A store is written only with `writable`. Every connection has a thread that
-    receives and up to `source.parallel_count` ones that read. Raises SourceError, OSError where the port can't be had.
+    `engine` serves all connections, and stays the caller's. `address` is where it listens, if that is on TCP.
     """
 
-    def __init__(
-        self, source: Source, address: str = "127.0.0.1:0", *, writable: bool = False, policy: RetryPolicy | None = None
-    ) -> None:
-        host, port = Address.parse(address)
-        if writable and not isinstance(source, Store):
-            raise TypeError(f"{source!r} is not a store, so it can't be served writable")
-        self._source = source.open()
-        self._shared = _SharedStore(source) if writable and isinstance(source, Store) else _Shared(source)
-        self._policy = policy or RetryPolicy(deadline_s=8.0)
+    address: Address
+
+    def __init__(self, engine: Engine, listener: socket.socket) -> None:
+        self._engine, self._listener = engine, listener
         self._id = secrets.randbits(64)
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._listener = socket.create_server((host, port), family=family)
-        except BaseException:
-            source.close()
-            raise
-        bound = self._listener.getsockname()
-        self.address = Address(bound[0], bound[1])
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._closing = False
+
+    @classmethod
+    @contextmanager
+    def listen(
+        cls, source: Source, address: str = "127.0.0.1:0", *, writable: bool = False, policy: RetryPolicy | None = None
+    ) -> Iterator[Self]:
+        """Open `source` and serve it on a TCP port; port 0 takes a free one. A store is written only with `writable`.
+
+        Raises SourceError, OSError where the port can't be had, TypeError where what should be written is no store.
+        """
+        host, port = Address.parse(address)
+        if writable and not isinstance(source, Store):
+            raise TypeError(f"{source!r} is not a store, so it can't be served writable")
+        source.open()
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = socket.create_server((host, port), family=family)
+        except BaseException:
+            source.close()
+            raise
+        engine = Engine(source, policy or RetryPolicy(deadline_s=8.0), writable=writable)
+        server = cls(engine, listener)
+        server.address = Address(*listener.getsockname()[:2])
+        try:
+            yield server
+        finally:
+            server.close()
+            engine.close()
 
     def serve(self) -> None:
         """Accept connections until `close()` is called, in another thread or by a signal."""
@@ -209,7 +268,7 @@ class PageServer:
             thread.start()
 
     def close(self) -> None:
-        """Stop listening, let what was asked be finished, close the source."""
+        """Stop listening and end all connections. What was written over them is the engine's to finish."""
         if self._closing:
             return
         self._closing = True
@@ -223,57 +282,19 @@ class PageServer:
                     connection.shutdown(socket.SHUT_RD)
             threads = list(self._threads)
         for thread in threads:
-            thread.join(self._policy.deadline_s + 1)
-        self._source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+            thread.join(self._engine.policy.deadline_s + 1)
 
     def _serve_one(self, connection: socket.socket) -> None:
         # A peer that breaks the protocol or the connection loses that, nothing else.
         with connection, suppress(OSError):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _tune(connection)
             hello = wire.receive(connection, time.monotonic() + 5)
             if hello == HELLO:
-                wire.block(connection, self._policy.deadline_s)
-                source, is_store = self._shared, isinstance(self._shared, Store)
-                ready = Message(Kind.READY, wire.VERSION, source.size_bytes, wire.MAGIC, self._id, status=int(is_store))
-                wire.send(connection, ready)
-                Server(connection, source, self._policy).run()
+                wire.block(connection, self._engine.policy.deadline_s)
+                size_bytes, status = self._engine.source.size_bytes, int(self._engine.store is not None)
+                wire.send(
+                    connection, Message(Kind.READY, wire.VERSION, size_bytes, wire.MAGIC, self._id, status=status)
+                )
+                Peer(connection).run(self._engine)
         with self._lock:
             self._connections.discard(connection)
-
-
-class _Shared(Source):
-    """A source that is used by several connections; it decides how many calls run at once all the same."""
-
-    def __init__(self, source: Source) -> None:
-        self._source, self.name, self.size_bytes = source, source.name, source.size_bytes
-        self.parallel_count = source.parallel_count
-        self.coalesce_bytes, self.coalesce_gap_bytes = source.coalesce_bytes, source.coalesce_gap_bytes
-        self._turns = threading.BoundedSemaphore(source.parallel_count)
-        self._state = "open"
-
-    def read_exactly(self, offset_bytes: int, view: memoryview) -> None:
-        with self._turns:
-            self._source.read_into(offset_bytes, view)
-
-
-class _SharedStore(_Shared, Store):
-    """The same for a store."""
-
-    _source: Store
-
-    def write_exactly(self, offset_bytes: int, view: memoryview) -> None:
-        with self._turns:
-            self._source.write_from(offset_bytes, view)
-
-    def sync(self) -> None:
-        with self._turns:
-            self._source.flush()

@@ -7,6 +7,7 @@ userfaultfd (UFFDIO_COPY works from another process, userfaultfd(2)) and is aske
 from __future__ import annotations
 
 import json
+import secrets
 import socket
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from typing import Self
 
 from . import pickling, wire
 from .retry import RetryPolicy
-from .source import Source, SourceError
+from .source import Source, SourceError, Store
+from .tcp import DoorStore
 from .wire import Kind, Message
 
 # The worker looks for modules where its owner does.
@@ -33,6 +35,8 @@ class Worker:
     the source only at its first request and so is a spare for another one that may die: nothing of it needs this interpreter then.
     Otherwise `wait_ready` must be called before the first request.
 
+    `job` is what it was sent: whoever starts a successor sends that again.
+
     `fileno()` is the socket: requests go in, answers come out. End of stream means that the worker is dead, however it died. Whoever reads
     it must be one thread, and nobody else may while that one does.
 
@@ -44,7 +48,10 @@ class Worker:
     ) -> None:
         self.source_name = source.name
         self.size_bytes, self.is_store = -1, False
-        job = pickling.dumps((source, policy or RetryPolicy()), source.name)
+        self.policy = policy or RetryPolicy()
+        # Who may write back goes in by a side door, as the socket may be the C handler's. A successor has the same one.
+        self._door = f"userfault-{secrets.token_hex(16)}" if isinstance(source, Store) else ""
+        self.job = job = pickling.dumps((source, self.policy, self._door), source.name)
         if not sys.executable:
             raise OSError("this Python does not know its own executable (sys.executable), so no worker can be started")
         self._sock, theirs = socket.socketpair()
@@ -103,6 +110,15 @@ class Worker:
         if (answer.kind, answer.address, answer.id) != (Kind.READY, wire.MAGIC, wire.VERSION):
             raise self._error(f"the worker answered {answer.kind.name}", "install one version of userfault only")
         self.size_bytes, self.is_store = answer.offset_bytes, bool(answer.status)
+
+    def store(self) -> Store:
+        """The store in the worker, not open, for writing back: it may be used beside the socket, and finds the worker's successor.
+
+        Where a worker died with writes that were not flushed, the next flush raises SourceError. Raises TypeError for a mere source.
+        """
+        if not self._door:
+            raise TypeError(f"{self.source_name} is not a store: it can't be written")
+        return DoorStore(self.source_name, self._door, timeout_s=2 * self.policy.deadline_s + 1)
 
     def how_it_ended(self, timeout_s: float = 1.0) -> str:
         """One clause: whether the worker runs, or with which exit code or signal it ended; it may take until `timeout_s` to end."""

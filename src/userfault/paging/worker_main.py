@@ -7,13 +7,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
-from dataclasses import replace
 
 from . import pickling, wire
 from .retry import RetryPolicy
-from .server import Fill, Server, send_error
-from .source import Source, SourceError, Store, is_transient
+from .server import Engine, Fill, Peer
+from .source import Source, SourceError, is_transient
+from .tcp import PageServer, open_door
 from .wire import Kind, Message
 
 CLOSE_TIMEOUT_S = 10.0
@@ -45,25 +46,44 @@ def _serve(sock: socket.socket) -> int:
         first = wire.receive(sock)
         if first is None:
             return 0
+    peer = Peer(sock)
     try:
-        fill = _filler(uffd)
-        source, policy = _open(job)
+        peer.fill = _filler(uffd)
+        source, policy, door = _open(job)
     except SourceError as error:
-        # Either answers the request that woke a stand-by, or START itself.
-        number = first.id if first else 0
-        send_error(lambda message, record: wire.send(sock, replace(message, id=number), record), error)
+        # It answers the request that woke a stand-by, or START itself.
+        peer.send_error(first.id if first else 0, error)
         return 0
-    is_store = isinstance(source, Store)
-    ready = Message(Kind.READY, wire.VERSION, source.size_bytes, wire.MAGIC, status=int(is_store))
-    wire.send(sock, ready)
+    engine = Engine(source, policy)
+    page_server = _page_server(engine, door) if door else None
+    wire.send(sock, Message(Kind.READY, wire.VERSION, source.size_bytes, wire.MAGIC, status=int(bool(engine.store))))
     try:
-        Server(sock, source, policy, fill).run(first)
+        peer.run(engine, first)
     finally:
         timer = threading.Timer(CLOSE_TIMEOUT_S, os._exit, [1])
         timer.daemon = True
         timer.start()
-        source.close()
+        if page_server:
+            page_server.close()
+        # What was acknowledged reaches the store even where the owner did not live to flush it.
+        engine.close()
     return 0
+
+
+def _page_server(engine: Engine, door: str) -> PageServer:
+    end_s = time.monotonic() + engine.policy.deadline_s
+    while True:
+        try:
+            listener = open_door(door)
+            break
+        except OSError:
+            # The predecessor may still be dying.
+            if time.monotonic() > end_s:
+                raise
+            time.sleep(0.01)
+    page_server = PageServer(engine, listener)
+    threading.Thread(target=page_server.serve, name="door", daemon=True).start()
+    return page_server
 
 
 def _receive_start(sock: socket.socket) -> tuple[Message, int | None]:
@@ -80,10 +100,10 @@ def _receive_start(sock: socket.socket) -> tuple[Message, int | None]:
     return message, fds[0] if fds else None
 
 
-def _open(job: bytearray) -> tuple[Source, RetryPolicy]:
-    source, policy = pickling.loads(job)
+def _open(job: bytearray) -> tuple[Source, RetryPolicy, str]:
+    source, policy, door = pickling.loads(job)
     policy.call(source.open, is_transient)
-    return source, policy
+    return source, policy, door
 
 
 def _filler(uffd: int | None) -> Fill | None:

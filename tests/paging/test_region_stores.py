@@ -1,0 +1,95 @@
+"""Regions over sources and stores that live in a worker: what was flushed is what is read again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from userfault import paging
+from userfault.paging.pytest_plugin import check
+from userfault.paging.source import SourceError
+from userfault.paging.tcp import HELLO
+from userfault.paging.worker import Worker
+from userfault.paging.zstd import ZstdSource, ZstdStore, compress_file
+
+pytestmark = pytest.mark.usefixtures("can_page")
+
+UNIT = 65536
+SIZE = 20 * UNIT + 777
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "data").write_bytes(random.Random(1).randbytes(SIZE))
+    compress_file(tmp_path / "data", tmp_path / "data.zst", frame_bytes=3 * UNIT, level=1)
+    return tmp_path / "data.zst"
+
+
+@pytest.mark.parametrize("resident", ["256 KiB", None])
+@pytest.mark.parametrize("mode", ["threads", "sigbus"])
+def test_what_was_flushed_to_a_store_with_a_cache_is_read_again(path: Path, mode: str, resident: str | None) -> None:
+    def child() -> None:
+        oracle = bytearray((path.parent / "data").read_bytes())
+        pick = random.Random(2)
+        with paging.open(path, access="r+", resident=resident, mode=mode) as memory:  # type: ignore[arg-type]
+            assert memory[:] == oracle
+            for _round in range(5):
+                for _ in range(20):
+                    at = pick.randrange(SIZE)
+                    memory[at] = oracle[at] = pick.randrange(256)
+                memory.flush()
+                memory.evict()
+                assert memory[:] == oracle
+        with ZstdSource(path) as source:
+            buffer = bytearray(SIZE)
+            source.read_into(0, memoryview(buffer))
+            assert buffer == oracle
+
+    check(child)
+
+
+def test_a_worker_that_dies_with_unflushed_writes_makes_the_flush_fail_and_the_next_one_whole(path: Path) -> None:
+    def child() -> None:
+        oracle = bytearray((path.parent / "data").read_bytes())
+        with paging.open(path, access="r+") as memory:
+            memory[0] = oracle[0] = oracle[0] ^ 1
+            memory.flush()
+            memory[UNIT] = oracle[UNIT] = oracle[UNIT] ^ 1
+            assert memory._store and memory._worker
+            # As in the middle of a flush: the worker has acknowledged a page, which is in its memory only.
+            memory._store.write_from(UNIT, memoryview(oracle)[UNIT : UNIT + 4096])
+            os.kill(memory._worker.pid, signal.SIGKILL)
+            with pytest.raises(SourceError, match="may be lost"):
+                memory.flush()
+            memory.flush()
+            memory.evict()
+            assert memory[:] == oracle
+
+    check(child)
+
+
+def test_the_side_door_is_for_this_user_only(path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("another user is needed to try: run as root")
+    with Worker(ZstdStore(path)) as worker:
+        worker.wait_ready()
+        stranger = (
+            "import os, socket, sys\n"
+            "os.setuid(65534)\n"
+            "sock = socket.socket(socket.AF_UNIX)\n"
+            f"sock.connect('\\0{worker._door}')\n"
+            "try:\n"
+            f"    sock.sendall({HELLO.pack()!r})\n"
+            "    print(len(sock.recv(100)))\n"
+            "except (ConnectionResetError, BrokenPipeError): print(0)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", stranger], capture_output=True, text=True, timeout=20)
+        assert (done.stdout, done.stderr) == ("0\n", "")
+        with worker.store() as store:
+            assert store.size_bytes == SIZE
