@@ -18,6 +18,7 @@ from userfault.check.ir import Program
 from userfault.check.result import Options, Result
 from userfault.check.trace import replay, switches
 from userfault.litmus import Test, library
+from userfault.model.lang import smp_processor_id
 from userfault.native import why_missing
 
 from . import programs as p
@@ -109,6 +110,27 @@ def test_two_workers_count_what_one_counts(bodies: list[list[str]]) -> None:
     one = native.explore(program, Options(keep_going=True, liveness=False))
     two = native.explore(program, Options(keep_going=True, liveness=False, threads=2))
     assert (one.verdict, one.states, one.transitions) == (two.verdict, two.states, two.transitions)
+
+
+def blink(s: p.shared) -> None:
+    for _ in range(4):
+        s.flags[smp_processor_id()] = True
+        s.flags[smp_processor_id()] = False
+
+
+@pytest.mark.parametrize("keep_going", [True, False])
+def test_two_workers_share_large_levels(keep_going: bool) -> None:
+    """Levels of thousands of states, a table that grows in the middle of them, places in the arena that nobody takes."""
+    s = p.fresh(5)
+    program = compile_program("blink", [ThreadSpec(f"P{n}", [Call(blink, (s,))]) for n in range(5)])
+    results = [
+        native.explore(program, Options(keep_going=keep_going, liveness=False, threads=threads))
+        for threads in (1, 2, 3)
+    ]
+    assert {(r.verdict, r.states, r.transitions) for r in results} == {("holds", 9**5, 5 * 8 * 9**4)}
+    assert all(r.bytes_per_state < 32 for r in results)
+    for threads in (1, 2, 3):
+        assert native.explore(program, Options(max_bytes=500_000, threads=threads)).verdict == "bound"
 
 
 def test_a_bound_is_a_bound_on_both() -> None:

@@ -247,21 +247,51 @@ static void *reserve(size_t bytes)
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The search's memory: an arena of packed states, their parents, and a hash table of arena numbers (+1).
+// The search's memory: an arena of packed states, their parents, and a hash table.
+//
+// A slot of the table holds the number of a state, +1, in its low bits, and as much of the state's hash as fits above: a probe
+// looks at another state's words only if those agree, so the table may be filled to four fifths.
+
+#define LINE 64  // bytes of a cache line: what one worker writes all the time lies in no line that another one reads
+#define SHARE 64 // states that a worker expands, and places in the arena that it takes, at a time
 
 typedef struct {
     const program *p;
     const options *o;
-    int words;
+    int words, number_bits;
     int64_t capacity;
     uint64_t *states;
     uint32_t *parents;
     _Atomic uint32_t *slots;
-    uint64_t slot_mask;
-    _Atomic int64_t count;
+    uint64_t slot_count;
     int64_t holes;
-    int32_t *spec_regs;
+    _Alignas(LINE) _Atomic int64_t count;
+    char rest_of_line[LINE - sizeof(int64_t)];
 } store;
+
+static _Atomic uint32_t *slots_new(uint64_t count)
+{
+    return count >= (1u << 20) ? reserve(count * 4) : calloc(count, 4);
+}
+
+static void slots_free(_Atomic uint32_t *slots, uint64_t count)
+{
+    if (slots && count >= (1u << 20)) munmap((void *)slots, count * 4);
+    else free((void *)slots);
+}
+
+// Bits that hold the number, +1, of every state that a table of so many slots takes; never all 32.
+static int bits_for(uint64_t slots)
+{
+    int bits = 64 - __builtin_clzll(slots);
+    return bits < 31 ? bits : 31;
+}
+
+// Where the arena is full, every worker may hold places that are beyond it.
+static size_t arena_places(const store *t)
+{
+    return (size_t)t->capacity + MAX_WORKERS * SHARE;
+}
 
 static int store_open(store *t, const program *p, const options *o)
 {
@@ -273,24 +303,19 @@ static int store_open(store *t, const program *p, const options *o)
     t->capacity = o->max_states + 65536;
     if (t->capacity > o->max_bytes / per_state) t->capacity = o->max_bytes / per_state;
     if (t->capacity > 0x7ffffff0) t->capacity = 0x7ffffff0;
-    t->states = reserve((size_t)t->capacity * 8 * (size_t)p->words);
-    t->parents = reserve((size_t)t->capacity * 4);
-    t->slot_mask = (1 << 12) - 1;
-    t->slots = calloc(t->slot_mask + 1, 4);
+    t->states = reserve(arena_places(t) * 8 * (size_t)p->words);
+    t->parents = reserve(arena_places(t) * 4);
+    t->slot_count = 1 << 10;
+    t->number_bits = bits_for(t->slot_count);
+    t->slots = slots_new(t->slot_count);
     return t->states && t->parents && t->slots;
-}
-
-static void slots_free(store *t)
-{
-    if (t->slot_mask + 1 >= (1u << 20)) munmap((void *)t->slots, (t->slot_mask + 1) * 4);
-    else free((void *)t->slots);
 }
 
 static void store_close(store *t)
 {
-    if (t->states) munmap(t->states, (size_t)t->capacity * 8 * (size_t)t->words);
-    if (t->parents) munmap(t->parents, (size_t)t->capacity * 4);
-    if (t->slots) slots_free(t);
+    if (t->states) munmap(t->states, arena_places(t) * 8 * (size_t)t->words);
+    if (t->parents) munmap(t->parents, arena_places(t) * 4);
+    slots_free(t->slots, t->slot_count);
 }
 
 static uint64_t *state_at(const store *t, int64_t number)
@@ -298,36 +323,67 @@ static uint64_t *state_at(const store *t, int64_t number)
     return t->states + number * t->words;
 }
 
-// Room for `more` insertions at a load of at most two thirds.
-static int store_grow(store *t, int64_t more)
+static uint64_t first_slot(const store *t, uint64_t hash)
 {
-    int64_t need = atomic_load(&t->count) + more;
-    uint64_t size = t->slot_mask + 1;
-    while ((int64_t)(size / 3 * 2) < need) size *= 2;
-    if (size == t->slot_mask + 1) return 1;
-    _Atomic uint32_t *fresh = size >= (1u << 20) ? reserve(size * 4) : calloc(size, 4);
-    if (!fresh) return 0;
-    slots_free(t);
-    t->slots = fresh;
-    t->slot_mask = size - 1;
-    int64_t count = atomic_load(&t->count);
-    for (int64_t n = 0; n < count; n++) {
-        if ((t->parents[n] & ~BAD) == HOLE) continue;
-        uint64_t at = hash_state(state_at(t, n), t->words) & t->slot_mask;
-        while (atomic_load_explicit(&fresh[at], memory_order_relaxed)) at = (at + 1) & t->slot_mask;
-        atomic_store_explicit(&fresh[at], (uint32_t)n + 1, memory_order_relaxed);
-    }
-    return 1;
+    return (uint64_t)(((unsigned __int128)hash * t->slot_count) >> 64);
+}
+
+static uint64_t next_slot(const store *t, uint64_t at)
+{
+    return at + 1 == t->slot_count ? 0 : at + 1;
+}
+
+// The place is taken from the top of the hash, so the tag is from the bottom.
+static uint32_t tag_of(const store *t, uint64_t hash)
+{
+    return (uint32_t)(hash << t->number_bits);
+}
+
+static int64_t number_in(const store *t, uint32_t slot)
+{
+    return (int64_t)(slot & ((1u << t->number_bits) - 1)) - 1;
+}
+
+static int same_tag(const store *t, uint32_t slot, uint32_t tag)
+{
+    return (slot ^ tag) >> t->number_bits == 0;
 }
 
 static int64_t store_find(const store *t, const uint64_t *s)
 {
-    uint64_t at = hash_state(s, t->words) & t->slot_mask;
+    uint64_t hash = hash_state(s, t->words), at = first_slot(t, hash);
+    uint32_t tag = tag_of(t, hash);
     for (;;) {
         uint32_t slot = atomic_load_explicit(&t->slots[at], memory_order_acquire);
         if (!slot) return -1;
-        if (equal(state_at(t, slot - 1), s, t->words)) return slot - 1;
-        at = (at + 1) & t->slot_mask;
+        if (same_tag(t, slot, tag) && equal(state_at(t, number_in(t, slot)), s, t->words)) return number_in(t, slot);
+        at = next_slot(t, at);
+    }
+}
+
+// Enter states that were in the table when it was smaller, none of them twice.
+static void store_enter(store *t, int64_t from, int64_t to)
+{
+    enum { AHEAD = 16 };
+    uint64_t hashes[AHEAD];
+    while (from < to) {
+        int many = to - from < AHEAD ? (int)(to - from) : AHEAD;
+        for (int i = 0; i < many; i++) {
+            hashes[i] = hash_state(state_at(t, from + i), t->words);
+            __builtin_prefetch((const void *)&t->slots[first_slot(t, hashes[i])], 1);
+        }
+        for (int i = 0; i < many; i++) {
+            if ((t->parents[from + i] & ~BAD) == HOLE) continue;
+            uint32_t entry = tag_of(t, hashes[i]) | (uint32_t)(from + i + 1);
+            uint64_t at = first_slot(t, hashes[i]);
+            uint32_t empty = 0;
+            while (!atomic_compare_exchange_strong_explicit(&t->slots[at], &empty, entry, memory_order_relaxed,
+                                                            memory_order_relaxed)) {
+                empty = 0;
+                at = next_slot(t, at);
+            }
+        }
+        from += many;
     }
 }
 
@@ -346,11 +402,11 @@ typedef struct {
 typedef struct search search;
 
 typedef struct {
-    search *g;
+    _Alignas(LINE) search *g;
     int32_t *regs, *spec_regs;
     uint64_t reached[4];
     int64_t transitions;
-    int64_t spare; // an arena place that lost a race, or -1
+    int64_t place, place_end; // its places in the arena, not used yet
     pending queue[BATCH];
     int queued;
     pthread_t thread;
@@ -360,15 +416,17 @@ struct search {
     store t;
     const program *p;
     const options *o;
-    int64_t level_begin, level_end;
-    _Atomic int64_t cursor;
+    int64_t level_begin, level_end, share;
+    _Alignas(LINE) _Atomic int64_t cursor;
+    _Alignas(LINE) int entering; // what the workers do: enter states into a larger table, or expand a level
     _Atomic int full, local_loop, cyclic;
     pthread_mutex_t lock;
     int32_t worst;         // rank of the worst violation of the first level that has one, or -1
     int64_t worst_state;   // where it was found
     int32_t worst_thread;  // the step that broke it (-1: the state itself)
     choices worst_choices;
-    int64_t left[MAX_WORKERS]; // batches that were not begun because the table ran full
+    int count;
+    int64_t left[MAX_WORKERS]; // shares of the level that were not begun because the table ran full
     int left_count;
     int worst_new;         // the first violation is of this level: a smaller number may replace it
     worker *workers;
@@ -411,25 +469,37 @@ static int32_t broken(const program *p, uint64_t *s, int32_t *spec_regs, uint64_
     return R_OK;
 }
 
+// A place in the arena for a new state, or -1 if there is none.
+static int64_t take_place(worker *w)
+{
+    store *t = &w->g->t;
+    if (w->place == w->place_end) {
+        w->place = atomic_fetch_add_explicit(&t->count, w->g->share, memory_order_relaxed);
+        w->place_end = w->place + w->g->share;
+    }
+    if (w->place < t->capacity) return w->place++;
+    atomic_store(&w->g->full, 1);
+    return -1;
+}
+
 static void insert(worker *w, pending *e)
 {
     search *g = w->g;
     store *t = &g->t;
-    uint64_t at = e->hash & t->slot_mask;
+    uint64_t at = first_slot(t, e->hash);
+    uint32_t tag = tag_of(t, e->hash);
+    int64_t mine = -1;
     for (;;) {
         uint32_t slot = atomic_load_explicit(&t->slots[at], memory_order_acquire);
         if (!slot) {
-            int64_t mine = w->spare >= 0 ? w->spare : atomic_fetch_add_explicit(&t->count, 1, memory_order_relaxed);
-            w->spare = -1;
-            if (mine >= t->capacity) {
-                atomic_fetch_sub(&t->count, 1);
-                atomic_store(&g->full, 1);
-                return;
+            if (mine < 0) {
+                mine = take_place(w);
+                if (mine < 0) return;
+                copy(state_at(t, mine), e->state, t->words);
+                t->parents[mine] = e->parent;
             }
-            copy(state_at(t, mine), e->state, t->words);
-            t->parents[mine] = e->parent;
-            uint32_t empty = 0;
-            if (atomic_compare_exchange_strong_explicit(&t->slots[at], &empty, (uint32_t)mine + 1, memory_order_release,
+            uint32_t entry = tag | (uint32_t)(mine + 1);
+            if (atomic_compare_exchange_strong_explicit(&t->slots[at], &slot, entry, memory_order_release,
                                                         memory_order_acquire)) {
                 int32_t r = broken(g->p, e->state, w->spec_regs, e->affects, w->reached);
                 if (r != R_OK) {
@@ -439,15 +509,14 @@ static void insert(worker *w, pending *e)
                 }
                 return;
             }
-            w->spare = mine;
-            t->parents[mine] = HOLE;
-            slot = empty;
         }
-        if (equal(state_at(t, slot - 1), e->state, t->words)) {
-            if ((int64_t)slot - 1 < g->level_end) atomic_store_explicit(&g->cyclic, 1, memory_order_relaxed);
+        if (same_tag(t, slot, tag) && equal(state_at(t, number_in(t, slot)), e->state, t->words)) {
+            if (mine >= 0) w->place--; // it lost a race: the next new state has the place
+            if (number_in(t, slot) < g->level_end && !atomic_load_explicit(&g->cyclic, memory_order_relaxed))
+                atomic_store_explicit(&g->cyclic, 1, memory_order_relaxed);
             return;
         }
-        at = (at + 1) & t->slot_mask;
+        at = next_slot(t, at);
     }
 }
 
@@ -456,8 +525,15 @@ static void flush(worker *w)
     const store *t = &w->g->t;
     // The slots were asked for when the states were made; now the states that they point to.
     for (int i = 0; i < w->queued; i++) {
-        uint32_t slot = atomic_load_explicit(&t->slots[w->queue[i].hash & t->slot_mask], memory_order_relaxed);
-        if (slot) __builtin_prefetch(state_at(t, slot - 1));
+        uint64_t at = first_slot(t, w->queue[i].hash);
+        uint32_t tag = tag_of(t, w->queue[i].hash), slot;
+        while ((slot = atomic_load_explicit(&t->slots[at], memory_order_relaxed))) {
+            if (same_tag(t, slot, tag)) {
+                __builtin_prefetch(state_at(t, number_in(t, slot)));
+                break;
+            }
+            at = next_slot(t, at);
+        }
     }
     for (int i = 0; i < w->queued; i++) insert(w, &w->queue[i]);
     w->queued = 0;
@@ -539,7 +615,7 @@ static void enqueue(worker *w, int64_t number, int t, uint64_t affects)
     e->affects = affects;
     e->parent = (uint32_t)number;
     e->thread = t;
-    __builtin_prefetch((const void *)&g->t.slots[e->hash & g->t.slot_mask]);
+    __builtin_prefetch((const void *)&g->t.slots[first_slot(&g->t, e->hash)]);
     if (++w->queued == BATCH) flush(w);
 }
 
@@ -595,16 +671,22 @@ static void expand_range(worker *w, int64_t from, int64_t to)
         if (!(g->t.parents[n] & BAD) && (g->t.parents[n] != HOLE || n == 0)) expand(w, n);
 }
 
+// How many states the table still takes: what is asked for before a share of a level is begun.
+static int64_t slack(const search *g)
+{
+    return SHARE * g->p->threads * 8;
+}
+
 static void work_level(worker *w)
 {
     search *g = w->g;
     for (;;) {
-        int64_t from = atomic_fetch_add(&g->cursor, 64), to = from + 64;
+        int64_t from = atomic_fetch_add(&g->cursor, SHARE), to = from + SHARE;
         if (from >= g->level_end || atomic_load_explicit(&g->full, memory_order_relaxed)) break;
         if (atomic_load_explicit(&stop_requested, memory_order_relaxed)) break;
         // A table that runs full in the middle of a level is grown by the leader; this worker stops before.
-        if (atomic_load_explicit(&g->t.count, memory_order_relaxed) + 64 * MAX_THREADS * 8 >
-            (int64_t)((g->t.slot_mask + 1) / 16 * 15)) {
+        if (atomic_load_explicit(&g->t.count, memory_order_relaxed) + slack(g) * g->count >
+            (int64_t)(g->t.slot_count / 16 * 15)) {
             pthread_mutex_lock(&g->lock);
             g->left[g->left_count++] = from;
             pthread_mutex_unlock(&g->lock);
@@ -616,15 +698,87 @@ static void work_level(worker *w)
     flush(w);
 }
 
+static void work_entering(worker *w)
+{
+    search *g = w->g;
+    enum { MANY = 4096 };
+    for (;;) {
+        int64_t from = atomic_fetch_add(&g->cursor, MANY), to = from + MANY;
+        if (from >= g->level_end) return;
+        store_enter(&g->t, from, to < g->level_end ? to : g->level_end);
+    }
+}
+
+static void work(worker *w)
+{
+    if (w->g->entering) work_entering(w);
+    else work_level(w);
+}
+
 static void *worker_main(void *arg)
 {
     worker *w = arg;
     for (;;) {
         pthread_barrier_wait(&w->g->barrier);
         if (w->g->quit) return 0;
-        work_level(w);
+        work(w);
         pthread_barrier_wait(&w->g->barrier);
     }
+}
+
+// Everybody's work, or the leader's alone: little is not worth waking anybody for.
+static void work_together(search *g, int64_t size)
+{
+    int waking = g->count > 1 && size > 2048;
+    if (waking) pthread_barrier_wait(&g->barrier);
+    work(&g->workers[0]);
+    if (waking) pthread_barrier_wait(&g->barrier);
+}
+
+// The places that workers took and did not use: given back at the end of the arena, holes elsewhere.
+static void return_places(search *g)
+{
+    store *t = &g->t;
+    for (int again = 1; again;) {
+        again = 0;
+        for (int i = 0; i < g->count; i++) {
+            worker *w = &g->workers[i];
+            if (w->place == w->place_end || w->place_end != atomic_load(&t->count)) continue;
+            atomic_store(&t->count, w->place);
+            w->place = w->place_end = 0;
+            again = 1;
+        }
+    }
+    for (int i = 0; i < g->count; i++) {
+        worker *w = &g->workers[i];
+        for (; w->place < w->place_end; w->place++, t->holes++) t->parents[w->place] = HOLE;
+        w->place = w->place_end = 0;
+    }
+}
+
+// A table with room for `more` insertions. 0 if there is no memory.
+static int grow(search *g, int64_t more)
+{
+    store *t = &g->t;
+    uint64_t need = (uint64_t)(atomic_load(&t->count) + more) / 4 * 5 + 16;
+    if (need <= t->slot_count) return 1;
+    uint64_t count = t->slot_count / 2 * 3;
+    if (count < need) count = need;
+    _Atomic uint32_t *fresh = slots_new(count);
+    if (!fresh) return 0;
+    slots_free(t->slots, t->slot_count);
+    t->slots = fresh;
+    t->slot_count = count;
+    t->number_bits = bits_for(count);
+    int64_t level_end = g->level_end, cursor = atomic_load(&g->cursor);
+    g->entering = 1;
+    g->level_end = atomic_load(&t->count);
+    atomic_store(&g->cursor, 0);
+    work_together(g, g->level_end);
+    g->entering = 0;
+    g->level_end = level_end;
+    atomic_store(&g->cursor, cursor);
+    return 1;
 }
 
 static int push_move(result *out, int64_t *room, int32_t thread, const choices *c)
@@ -901,7 +1055,7 @@ out:
 static int32_t *copy_regs(const int32_t *from, int rows, int columns)
 {
     size_t bytes = (size_t)rows * (size_t)columns * 4;
-    int32_t *to = malloc(bytes ? bytes : 4);
+    int32_t *to = aligned_alloc(LINE, (bytes / LINE + 1) * LINE);
     if (to) memcpy(to, from, bytes);
     return to;
 }
@@ -939,14 +1093,15 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
     int64_t room = 0;
     int count = o->workers < 1 ? 1 : o->workers > MAX_WORKERS ? MAX_WORKERS : o->workers;
     out->verdict = 5;
+    g.count = count;
     if (!store_open(&g.t, p, o)) return 0;
-    g.workers = calloc((size_t)count, sizeof *g.workers);
+    g.workers = aligned_alloc(LINE, (size_t)count * sizeof *g.workers);
     if (!g.workers) goto done;
+    memset(g.workers, 0, (size_t)count * sizeof *g.workers);
     pthread_mutex_init(&g.lock, 0);
     for (int i = 0; i < count; i++) {
         worker *w = &g.workers[i];
         w->g = &g;
-        w->spare = -1;
         w->regs = copy_regs(p->regs, p->threads, p->reg_count);
         w->spec_regs = copy_regs(p->spec_regs, p->invariants + p->finals, p->reg_count);
         if (!w->regs || !w->spec_regs) goto done;
@@ -954,8 +1109,7 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
     copy(state_at(&g.t, 0), p->initial, p->words);
     g.t.parents[0] = 0;
     atomic_store(&g.t.count, 1);
-    store_grow(&g.t, 1);
-    atomic_store(&g.t.slots[hash_state(p->initial, p->words) & g.t.slot_mask], 1);
+    store_enter(&g.t, 0, 1);
     uint64_t initial[MAX_WORDS];
     copy(initial, p->initial, p->words);
     int32_t r = broken(p, initial, g.workers[0].spec_regs, ~0ull, g.workers[0].reached);
@@ -976,26 +1130,18 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
         atomic_store(&g.cursor, g.level_begin);
         for (;;) {
             int64_t level = g.level_end - atomic_load(&g.cursor);
-            if (!store_grow(&g.t, level * 2 + 64 * MAX_THREADS * 16)) { memory = 1; break; }
+            if (level < 0) level = 0;
+            if (!grow(&g, level + (slack(&g) * 2 + SHARE) * count)) { memory = 1; break; }
             atomic_store(&g.full, 0);
+            g.share = count > 1 && level > 2048 ? SHARE : 1;
             while (g.left_count) {
                 int64_t from = g.left[--g.left_count];
-                expand_range(&g.workers[0], from, from + 64);
+                expand_range(&g.workers[0], from, from + SHARE);
             }
-            // Few states are not worth waking anybody for.
-            if (helpers && level > 2048) {
-                pthread_barrier_wait(&g.barrier);
-                work_level(&g.workers[0]);
-                pthread_barrier_wait(&g.barrier);
-            } else
-                work_level(&g.workers[0]);
+            work_together(&g, level);
+            return_places(&g);
             if (atomic_load(&g.full) != 2) break;
         }
-        for (int i = 0; i < count; i++)
-            if (g.workers[i].spare >= 0) {
-                g.t.holes++;
-                g.workers[i].spare = -1;
-            }
         g.worst_new = 0;
         stopped = atomic_load(&stop_requested);
         int64_t total = atomic_load(&g.t.count);
@@ -1017,7 +1163,7 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
     }
     int64_t total = atomic_load(&g.t.count);
     out->states = total - g.t.holes;
-    out->bytes = total * (8 * p->words + 4) + (int64_t)(g.t.slot_mask + 1) * 4;
+    out->bytes = total * (8 * p->words + 4) + (int64_t)g.t.slot_count * 4;
     out->cyclic = atomic_load(&g.cyclic);
     int32_t *regs = g.workers[0].regs;
     if (o->collect && !collect_ends(&g, out)) memory = 1;
