@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import json
 import mmap
 import os
@@ -22,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from userfault.kernel.userfaultfd import Pagefault, Userfault
 from userfault.paging import wire
 from userfault.paging.callables import CallableSource
 from userfault.paging.retry import RetryPolicy
@@ -29,22 +29,8 @@ from userfault.paging.source import SourceError
 from userfault.paging.wire import Kind, Message
 from userfault.paging.worker import Worker
 
-SYS_USERFAULTFD = 323
-UFFDIO_API, UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
-UFFDIO_WAKE, UFFDIO_ZEROPAGE = 0x8010AA02, 0xC020AA04
-UFFD_EVENT_PAGEFAULT = 0x12
-MODE_MISSING = 1
 PAGE = 4096
 UNIT = 65536
-
-
-def open_userfaultfd() -> int:
-    """A new userfaultfd, or OSError."""
-    fd: int = ctypes.CDLL(None, use_errno=True).syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "userfaultfd")
-    fcntl.ioctl(fd, UFFDIO_API, struct.pack("=QQQ", 0xAA, 0, 0))
-    return fd
 
 
 class Region:
@@ -53,9 +39,9 @@ class Region:
         self.memory.madvise(mmap.MADV_DONTFORK)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.size_bytes = size_bytes
-        self.uffd = open_userfaultfd()
-        request = struct.pack("=QQQQ", self.address, size_bytes, MODE_MISSING, 0)
-        fcntl.ioctl(self.uffd, UFFDIO_REGISTER, request)
+        self.userfault = Userfault()
+        self.uffd = self.userfault.fileno()
+        self.userfault.register(self.address, size_bytes).or_raise("register")
 
     def handler(self, *workers: Worker) -> subprocess.Popen[str]:
         fds = [self.uffd, *(worker.fileno() for worker in workers)]
@@ -66,6 +52,7 @@ class Region:
 def handle(address: int, size_bytes: int, uffd: int, *worker_fds: int) -> None:
     """Forward faults to the first worker, to the next one once that is dead; errors are printed and become zero pages."""
     sockets = [socket.socket(fileno=fd) for fd in worker_fds]
+    userfault = Userfault(fd=uffd)
     pending: set[int] = set()
     poll = select.poll()
     poll.register(uffd, select.POLLIN)
@@ -73,10 +60,9 @@ def handle(address: int, size_bytes: int, uffd: int, *worker_fds: int) -> None:
     while True:
         for fd, _events in poll.poll():
             if fd == uffd:
-                event = os.read(uffd, 32)
-                kind, fault = event[0], struct.unpack_from("=Q", event, 16)[0]
-                assert kind == UFFD_EVENT_PAGEFAULT
-                offset = (fault - address) // UNIT * UNIT
+                (fault,) = userfault.read()
+                assert isinstance(fault, Pagefault)
+                offset = (fault.address - address) // UNIT * UNIT
                 if offset not in pending:
                     pending.add(offset)
                     length = min(UNIT, size_bytes - offset)
@@ -88,11 +74,10 @@ def handle(address: int, size_bytes: int, uffd: int, *worker_fds: int) -> None:
                 poll.unregister(sockets.pop(0))
                 poll.register(sockets[0], select.POLLIN)
                 pending.clear()
-                fcntl.ioctl(uffd, UFFDIO_WAKE, struct.pack("=QQ", address, size_bytes))
+                userfault.wake(address, size_bytes)
             elif message.kind is Kind.ERROR:
                 print(wire.receive_payload(sockets[0], message).decode(), flush=True)
-                at = address + (message.id - 1) * UNIT
-                fcntl.ioctl(uffd, UFFDIO_ZEROPAGE, struct.pack("=QQQq", at, UNIT, 0, 0))
+                userfault.zeropage(address + (message.id - 1) * UNIT, UNIT)
             elif message.kind is Kind.DONE:
                 pending.discard((message.id - 1) * UNIT)
 

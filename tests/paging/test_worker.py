@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from userfault.kernel.userfaultfd import Userfault
 from userfault.paging import wire
 from userfault.paging.callables import CallableSource
 from userfault.paging.client import Connection
@@ -49,16 +49,10 @@ def read(connection: Connection, offset: int, length: int) -> bytes:
 
 @pytest.fixture
 def harness(cannot_run: Callable[[str, str], NoReturn], tmp_path: Path) -> Callable[[str], Any]:
-    spec = importlib.util.spec_from_file_location("harness", HARNESS)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     try:
-        os.close(module.open_userfaultfd())
+        Userfault().close()
     except OSError as error:
-        cannot_run(
-            f"userfaultfd is not to be had ({error})", "run as root, or with sysctl vm.unprivileged_userfaultfd=1"
-        )
+        cannot_run("userfaultfd is not to be had", str(error))
 
     def run(scenario: str) -> Any:
         done = subprocess.run(
