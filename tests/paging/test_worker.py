@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -174,6 +175,20 @@ def test_a_module_that_the_worker_cannot_import_is_named(tmp_path: Path, monkeyp
         pytest.raises(SourceError, match=r"No module named 'elsewhere'.*must be able to import"),
     ):
         worker.wait_ready()
+
+
+def test_a_module_that_opens_its_source_when_it_is_imported_does_not_start_workers_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "eager.py").write_text(
+        "from userfault.paging.callables import CallableSource\n"
+        "from userfault.paging.worker import Worker\n"
+        "def fill(offset, view): pass\n"
+        "with Worker(CallableSource(fill, 10)) as worker: worker.wait_ready()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SourceError, match=r"while it is imported.*open it in a function"):
+        importlib.import_module("eager")
 
 
 def test_a_worker_that_dies_while_it_opens_is_reported() -> None:

@@ -26,10 +26,18 @@ def dumps(what: object, name: str) -> bytes:
     return file.getvalue()
 
 
+is_loading = False
+"""Whether a worker is importing what its source needs."""
+
+
 def loads(data: bytes | bytearray) -> Any:
     """What `dumps` took. Raises SourceError where a module is missing or an object does not want to."""
+    global is_loading
+    is_loading = True
     try:
         return pickle.loads(data)
+    except SourceError:
+        raise
     except Exception as error:
         typed = SourceError.of("open", "a source sent to its worker", 0, 0, error)
         typed.remedy = (
@@ -37,6 +45,8 @@ def loads(data: bytes | bytearray) -> Any:
             "what is defined in a script or inside a function is sent whole"
         )
         raise typed from error
+    finally:
+        is_loading = False
 
 
 def _rebuilt(build: Callable[..., CodeType], arguments: tuple[Any, ...], file_name: str) -> CodeType:

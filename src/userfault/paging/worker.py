@@ -47,6 +47,16 @@ class Worker:
         self, source: Source, uffd: int | None = None, policy: RetryPolicy | None = None, *, stand_by: bool = False
     ) -> None:
         self.source_name = source.name
+        if pickling.is_loading:
+            # Otherwise each worker would start another one, for ever.
+            raise SourceError(
+                "open",
+                source.name,
+                0,
+                0,
+                "the module that defines it opens it while it is imported, and the worker has to import it",
+                remedy="open it in a function, or under `if __name__ == '__main__':`",
+            )
         self.size_bytes, self.is_store = -1, False
         self.policy = policy or RetryPolicy()
         # Who may write back goes in by a side door, as the socket may be the C handler's. A successor has the same one.
