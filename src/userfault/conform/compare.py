@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class Divergence:
     model: Outcome | None = None
     kernel: Outcome | None = None
     model_states: tuple[State, ...] = ()
-    kernel_states: tuple[Seen, ...] = ()
+    kernel_states: tuple[State, ...] = ()
     places: tuple[tuple[int, int], ...] = ()
     note: str = ""
 
@@ -52,12 +53,17 @@ def compare(agent: Agent, world: World, sequence: Sequence[Op], slice: int = 0) 
         states = world.observe()
         seen = run.records[at]
         if model != kernel:
-            return Divergence(done, at, f"{op.name}: result", model, kernel, tuple(states), tuple(seen))
+            return Divergence(done, at, f"{op.name}: result", model, kernel, tuple(states), kept(seen))
         difference = differ(states, seen, slice)
         if difference:
             what, places = difference
-            return Divergence(done, at, f"{op.name}: {what}", model, kernel, tuple(states), tuple(seen), tuple(places))
+            return Divergence(done, at, f"{op.name}: {what}", model, kernel, tuple(states), kept(seen), tuple(places))
     return len(sequence)
+
+
+def kept(seen: Sequence[Seen]) -> tuple[State, ...]:
+    """A copy of what was seen: the agent's memory is used again."""
+    return tuple(State(each.process, each.vmas, array("Q", each.words), array("Q", each.contents)) for each in seen)
 
 
 def differ(states: Sequence[State], seen: Sequence[Seen], slice: int) -> tuple[str, list[tuple[int, int]]] | None:

@@ -29,7 +29,32 @@ MOVES = Profile(
     120,
     {"mmap": 6, "munmap": 3, "load": 14, "store": 20, "dontneed": 8, "register": 10, "unregister": 3, "move": 30},
 )
-PROFILES = {each.name: each for each in (MOVES,)}
+FILLS = Profile(
+    "fills",
+    "everything that userfaultfd does to small pages of one process, with protections, guards and advice",
+    Window(BASE, HUGE_PAGES - 20, 32),
+    120,
+    {
+        "mmap": 5,
+        "munmap": 2,
+        "load": 12,
+        "store": 18,
+        "dontneed": 6,
+        "register": 12,
+        "unregister": 3,
+        "move": 14,
+        "copy": 12,
+        "zeropage": 6,
+        "poison": 4,
+        "writeprotect": 12,
+        "mprotect": 6,
+        "guard_install": 3,
+        "guard_remove": 3,
+        "dontdump": 1,
+        "dodump": 1,
+    },
+)
+PROFILES = {each.name: each for each in (MOVES, FILLS)}
 
 
 class Generator:
@@ -56,7 +81,8 @@ class Generator:
 
     def draw(self) -> Op:
         name = self.rng.choices(self.names, self.totals)[0]
-        args: tuple[int, ...] = getattr(self, f"draw_{name}")()
+        draw = getattr(self, f"draw_{name}", self.span)
+        args: tuple[int, ...] = draw()
         return Op(self.rng.choice(self.processes), name, args)
 
     # -- arguments ----------------------------------------------------------------------------------------------------
@@ -112,12 +138,32 @@ class Generator:
     def draw_store(self) -> tuple[int, ...]:
         return (self.page() + 8 * self.rng.randrange(512), self.rng.randrange(1, 1 << 16))
 
-    def draw_dontneed(self) -> tuple[int, ...]:
-        return self.span()
-
     def draw_register(self) -> tuple[int, ...]:
         fd = int(self.rng.random() < 0.05)
         return (fd, *self.odd_span(), self.rng.choices((1, 3, 2, 0, 4, 8), (20, 4, 2, 1, 1, 1))[0])
+
+    def draw_mprotect(self) -> tuple[int, ...]:
+        return (*self.span(), self.rng.choices((3, 1, 0, 7, 2), (10, 5, 3, 1, 1))[0])
+
+    def draw_copy(self) -> tuple[int, ...]:
+        source = self.page() + (self.rng.randrange(PAGE) if self.rng.random() < 0.1 else 0)
+        return (self.fd(), self.odd(self.page()), self.odd(source), self.odd(self.length()), self.mode(3))
+
+    def draw_zeropage(self) -> tuple[int, ...]:
+        return (self.fd(), *self.odd_span(), self.mode(1))
+
+    def draw_poison(self) -> tuple[int, ...]:
+        return (self.fd(), *self.odd_span(), self.mode(1))
+
+    def draw_writeprotect(self) -> tuple[int, ...]:
+        return (self.fd(), *self.odd_span(), self.rng.choices((1, 0, 2, 3, 4), (12, 8, 2, 1, 1))[0])
+
+    def fd(self) -> int:
+        return int(self.rng.random() < 0.03)
+
+    def mode(self, bits: int) -> int:
+        """Mostly 0, sometimes allowed bits, seldom one that is not."""
+        return self.rng.choices((0, self.rng.randint(0, bits), bits + 1), (10, 4, 1))[0]
 
     def draw_unregister(self) -> tuple[int, ...]:
         return (int(self.rng.random() < 0.05), *self.odd_span())

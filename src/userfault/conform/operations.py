@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from ..kernel.agent import LOAD, MASK, STORE, SYSCALL, Answer, Command
 from ..model import fs_userfaultfd as uffd
-from ..model import madvise, mmap, user
+from ..model import madvise, mmap, mprotect, user
+from ..model.madvise import MADV
 from ..model.mm_types import mm_struct, vm
 from .world import World
 
@@ -20,6 +21,7 @@ UNWRITTEN = 57005
 CONTEXT_FD = 200
 """The userfaultfds have this number and the following ones."""
 UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_MOVE = 0xC020AA00, 0x8010AA01, 0xC028AA05
+UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WRITEPROTECT, UFFDIO_POISON = 0xC028AA03, 0xC020AA04, 0xC018AA06, 0xC020AA08
 
 
 class Outcome(NamedTuple):
@@ -132,12 +134,6 @@ KINDS: dict[str, Kind] = {
         lambda base, process, a: Command(STORE, process, 0, (base + a[0], a[1])),
         store_word,
     ),
-    "dontneed": Kind(
-        ("@addr", ":length"),
-        "madvise(MADV_DONTNEED)",
-        advice(4),
-        lambda world, mm, addr, length: Outcome(madvise.madvise_dontneed(mm, addr, length)),
-    ),
     "register": Kind(
         ("fd", "@addr", ":length", "mode"),
         "UFFDIO_REGISTER",
@@ -163,6 +159,59 @@ KINDS: dict[str, Kind] = {
         out=4,
     ),
 }
+
+
+KINDS["mprotect"] = Kind(
+    ("@addr", ":length", "prot"),
+    "mprotect",
+    lambda base, process, a: Command(SYSCALL, process, SYS_MPROTECT, (base + a[0], a[1], a[2])),
+    lambda world, mm, addr, length, prot: Outcome(mprotect.sys_mprotect(mm, addr, length, prot_flags(prot))),
+)
+KINDS["copy"] = Kind(
+    ("fd", "@dst", "@src", ":length", "mode"),
+    "UFFDIO_COPY",
+    ioctl(UFFDIO_COPY, lambda base, a: (base + a[0], base + a[1], a[2], a[3], UNWRITTEN)),
+    lambda world, mm, fd, dst, src, length, mode: uffd_outcome(
+        uffd.userfaultfd_copy(world.contexts[fd], mm, dst, src, length, mode)
+    ),
+    out=4,
+)
+KINDS["zeropage"] = Kind(
+    ("fd", "@addr", ":length", "mode"),
+    "UFFDIO_ZEROPAGE",
+    ioctl(UFFDIO_ZEROPAGE, lambda base, a: (base + a[0], a[1], a[2], UNWRITTEN)),
+    lambda world, mm, fd, addr, length, mode: uffd_outcome(
+        uffd.userfaultfd_zeropage(world.contexts[fd], addr, length, mode)
+    ),
+    out=3,
+)
+KINDS["poison"] = Kind(
+    ("fd", "@addr", ":length", "mode"),
+    "UFFDIO_POISON",
+    ioctl(UFFDIO_POISON, lambda base, a: (base + a[0], a[1], a[2], UNWRITTEN)),
+    lambda world, mm, fd, addr, length, mode: uffd_outcome(
+        uffd.userfaultfd_poison(world.contexts[fd], addr, length, mode)
+    ),
+    out=3,
+)
+KINDS["writeprotect"] = Kind(
+    ("fd", "@addr", ":length", "mode"),
+    "UFFDIO_WRITEPROTECT",
+    ioctl(UFFDIO_WRITEPROTECT, lambda base, a: (base + a[0], a[1], a[2])),
+    lambda world, mm, fd, addr, length, mode: Outcome(
+        uffd.userfaultfd_writeprotect(world.contexts[fd], addr, length, mode)
+    ),
+)
+
+
+def advise(advice: MADV) -> Callable[..., Outcome]:
+    return lambda world, mm, addr, length: Outcome(madvise.sys_madvise(mm, addr, length, advice))
+
+
+for _advice in MADV:
+    KINDS[_advice.name.lower()] = Kind(
+        ("@addr", ":length"), f"madvise(MADV_{_advice.name})", advice(_advice.value), advise(_advice)
+    )
 
 
 def command(op: Op, base: int) -> Command:

@@ -110,6 +110,7 @@ class World:
                         if pte.special:
                             word |= w.PFNZERO | w.ZERO
                             word |= seen.setdefault(ZERO_KEY, offset + at) << w.CLASS_AT
+                            contents[at] = 0 if readable else 1
                         else:
                             p = pte.page
                             count = p.mapcount.counter

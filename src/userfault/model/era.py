@@ -49,6 +49,8 @@ class Era:
     reference (v6.18)."""
     move_keeps_clean: bool = False
     """A moved entry is dirty only if it was (v6.8 makes it dirty)."""
+    markers: bool = False
+    """Entries that mark a hole (write-protected, poisoned, guard) and write-protection by userfaultfd: modelled for v6.18."""
     huge_move_clears_first: bool = False
     """A huge page's mapping and index change only once its PMD is cleared and no pin was found (since v6.8.8)."""
 
@@ -82,6 +84,7 @@ V6_18 = replace(
     move_swap_cache=True,
     move_batches=True,
     move_keeps_clean=True,
+    markers=True,
     huge_move_clears_first=True,
 )
 ERAS = {each.name: each for each in (V3_10, V3_10_SEED, V6_8, V6_18)}

@@ -63,12 +63,19 @@ def copy_one_pte(dst: page_table, src: page_table, vma: vm_area_struct, new_vma:
     pte = src_ptep.pte
     if pte.kind == PteKind.NONE:
         return
+    if era.markers:
+        if pte.kind == PteKind.POISON_MARKER or pte.kind == PteKind.GUARD_MARKER:
+            set_pte(dst_ptep, pte)
+            return
+        # No monitor of the parent's is the child's.
+        if pte.kind == PteKind.WP_MARKER:
+            return
     if pte.kind == PteKind.SWAP:
         swap_duplicate(pte.slot)
         shared = pte._replace(exclusive=False)
         if pte.exclusive:
             set_pte(src_ptep, shared)
-        set_pte(dst_ptep, shared)
+        set_pte(dst_ptep, shared._replace(uffd_wp=False))
         return
     if pte.kind == PteKind.MIGRATION:
         shared = pte._replace(write=False, exclusive=False)
@@ -90,7 +97,7 @@ def copy_one_pte(dst: page_table, src: page_table, vma: vm_area_struct, new_vma:
         if not pte.special:
             get_page(pte.page)
             page_mapcount_inc(pte.page)
-    set_pte(dst_ptep, pte._replace(write=False, young=False))
+    set_pte(dst_ptep, pte._replace(write=False, young=False, uffd_wp=False))
 
 
 @atomic
@@ -205,7 +212,7 @@ def write_protect_count(mm: mm_struct) -> None:
     versions="v3.10 .. v6.8",
     section="C.3",
     steps=8,
-    omits="file VMAs, mempolicy, per-VMA locks (v6.4), wiping on fork",
+    omits="file VMAs, mempolicy, per-VMA locks (v6.4)",
 )
 def sys_fork(mm: mm_struct, child: mm_struct) -> int:
     """Copy an address space into a free one. Returns 0."""
@@ -216,6 +223,10 @@ def sys_fork(mm: mm_struct, child: mm_struct) -> int:
             continue
         tmp = vm_area_alloc()
         dup_vma(tmp, vma, child)
+        if vma.vm_flags & vm.WIPEONFORK:
+            tmp.anon_vma = NULL
+            child.mmap.append(tmp)
+            continue
         anon_vma_fork(tmp, vma)
         child.mmap.append(tmp)
         copy_page_range(child, mm, vma, tmp)
@@ -236,5 +247,7 @@ def dup_vma(tmp: vm_area_struct, vma: vm_area_struct, child: mm_struct) -> None:
     tmp.vm_flags = vma.vm_flags & ~vm.LOCKED
     if era.uffdio_move:
         # dup_userfaultfd: the child is not registered, unless its monitor asked for fork events.
-        tmp.vm_flags &= ~vm.USERFAULT
+        tmp.vm_flags &= ~(vm.USERFAULT | vm.UFFD_WP)
+    tmp.ctx = NULL
+    tmp.vm_file = vma.vm_file
     tmp.anon_vma = vma.anon_vma

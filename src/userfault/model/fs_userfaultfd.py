@@ -6,12 +6,23 @@ The output field is None where the kernel does not write it. Addresses and lengt
 from __future__ import annotations
 
 from .catalogue import modelled
-from .errno import EAGAIN, EBUSY, EINVAL
+from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
 from .lang import NULL
-from .locks import down_write, up_write
+from .locks import down_read, down_write, up_read, up_write
 from .machine import config
-from .mm_types import mm_struct, userfaultfd_ctx, vm, vm_area_struct
-from .userfaultfd import uffdio_move
+from .memory import pte_alloc
+from .mm_types import PmdKind, mm_struct, userfaultfd_ctx, vm, vm_area_struct
+from .pgtable import pmd_offset
+from .slab import alloc_page, put_page
+from .user import peek
+from .userfaultfd import (
+    mfill_atomic,
+    mfill_atomic_install_pte,
+    mfill_vma,
+    mwriteprotect_range,
+    uffd_wp_range,
+    uffdio_move,
+)
 from .vma import vma_modify
 
 UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_REGISTER_MODE_MINOR = 1, 2, 4
@@ -139,7 +150,9 @@ def userfaultfd_unregister(ctx: userfaultfd_ctx, start: int, length: int) -> int
 
 @modelled("mm/userfaultfd.c", versions="v6.13 .. v6.18", section="F.1", steps=2)
 def userfaultfd_clear_vma(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> vm_area_struct:
-    """Take a part of a VMA from its context."""
+    """Take a part of a VMA from its context, and with it the write-protection."""
+    if vma.vm_flags & vm.UFFD_WP:
+        uffd_wp_range(vma, start, end, False)
     vma = vma_modify(mm, vma, start, end, vma.vm_flags & ~UFFD_FLAGS, NULL)
     vma.ctx = NULL
     vma.vm_flags = vma.vm_flags & ~UFFD_FLAGS
@@ -162,3 +175,106 @@ def userfaultfd_move(
     if done < 0:
         return done, done
     return (0 if done == length else -EAGAIN), done
+
+
+def progress(done: int, length: int) -> tuple[int, int | None]:
+    """(result, output field) of a fill that did `done` bytes or failed with an errno."""
+    if done < 0:
+        return done, done
+    return (0 if done == length else -EAGAIN), done
+
+
+@modelled("fs/userfaultfd.c", versions="v6.9 .. v6.18", section="F.1", steps=3, omits="waking who waits")
+def userfaultfd_zeropage(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int | None]:
+    """UFFDIO_ZEROPAGE: (0 or -errno, bytes done or -errno)."""
+    if ctx.mm.mmap_changing != 0:
+        return -EAGAIN, -EAGAIN
+    if validate_range(start, length) != 0 or mode & ~1:
+        return -EINVAL, None
+    return progress(mfill_atomic(ctx.mm, start, length, False), length)
+
+
+@modelled("fs/userfaultfd.c", versions="v6.9 .. v6.18", section="F.1", steps=3, omits="waking who waits")
+def userfaultfd_poison(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int | None]:
+    """UFFDIO_POISON: (0 or -errno, bytes done or -errno)."""
+    if ctx.mm.mmap_changing != 0:
+        return -EAGAIN, -EAGAIN
+    if validate_range(start, length) != 0 or mode & ~1:
+        return -EINVAL, None
+    return progress(mfill_atomic(ctx.mm, start, length, True), length)
+
+
+@modelled("fs/userfaultfd.c", versions="v5.7 .. v6.18", section="F.1", steps=3, omits="waking who waits")
+def userfaultfd_writeprotect(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> int:
+    """UFFDIO_WRITEPROTECT: 0 or -errno. Mode 1 protects, 0 and 2 let go."""
+    if ctx.mm.mmap_changing != 0:
+        return -EAGAIN
+    if validate_range(start, length) != 0 or mode & ~3 or mode == 3:
+        return -EINVAL
+    return mwriteprotect_range(ctx.mm, start, length, mode == 1)
+
+
+@modelled(
+    "fs/userfaultfd.c, mm/userfaultfd.c",
+    function="userfaultfd_copy, mfill_atomic",
+    versions="v6.9 .. v6.18",
+    section="F.1",
+    steps=6,
+    omits="the first try with faults disabled: the source is read without locks, and the destination looked up after it",
+)
+def userfaultfd_copy(
+    ctx: userfaultfd_ctx, current: mm_struct, dst: int, src: int, length: int, mode: int
+) -> tuple[int, int | None]:
+    """UFFDIO_COPY from the memory of `current`: (0 or -errno, bytes done or -errno). Sequential runs only: it moves bytes."""
+    mm = ctx.mm
+    if mm.mmap_changing != 0:
+        return -EAGAIN, -EAGAIN
+    if validate_unaligned_range(src, length) != 0 or validate_range(dst, length) != 0 or mode & ~3:
+        return -EINVAL, None
+    size = 1 << config.PAGE_SHIFT
+    done = 0
+    err = 0
+    while done < length and err == 0:
+        err = copy_one(ctx, current, dst, dst + done, src + done, length, mode & 2 != 0)
+        if err == 0:
+            done += size
+    return progress(done if done > 0 else err, length)
+
+
+def copy_one(ctx: userfaultfd_ctx, current: mm_struct, start: int, dst: int, src: int, length: int, wp: bool) -> int:
+    """One page of UFFDIO_COPY: 0 or -errno. The destination is looked at before the source, and again after a fault there."""
+    mm = ctx.mm
+    down_read(mm.mmap_sem)
+    err = may_copy(mm, start, dst, length, wp)
+    up_read(mm.mmap_sem)
+    if err != 0:
+        return err
+    data = peek(current, src, 1 << config.PAGE_SHIFT)
+    if isinstance(data, int):
+        return -EFAULT
+    down_read(mm.mmap_sem)
+    err = may_copy(mm, start, dst, length, wp)
+    vma = mfill_vma(mm, start, length)
+    if err != 0 or vma is None:
+        up_read(mm.mmap_sem)
+        return err
+    p = alloc_page()
+    p.data = data
+    err = mfill_atomic_install_pte(vma, dst, p, wp)
+    if err != 0:
+        put_page(p)
+    up_read(mm.mmap_sem)
+    return err
+
+
+def may_copy(mm: mm_struct, start: int, dst: int, length: int, wp: bool) -> int:
+    """The checks before a page is copied; a table for the destination comes with them. 0 or -errno."""
+    vma = mfill_vma(mm, start, length)
+    if vma is None:
+        return -ENOENT
+    if wp and not vma.vm_flags & vm.UFFD_WP:
+        return -EINVAL
+    if pmd_offset(mm, dst).pmd.kind == PmdKind.HUGE:
+        return -EEXIST
+    pte_alloc(mm, dst)
+    return 0

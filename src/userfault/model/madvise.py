@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import enum
+
 from .catalogue import modelled
 from .era import era
 from .errno import EINVAL, ENOMEM
 from .lang import reached
-from .locks import down_read, down_write, up_read, up_write
+from .locks import down_read, down_write, spin_lock, spin_unlock, up_read, up_write
 from .machine import config
-from .memory import zap_page_range
-from .mm_types import mm_struct, vm
+from .memory import pte_alloc, zap_page_range
+from .mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
 from .mmap import find_vma
+from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte
+from .rmap import anon_vma_prepare
+from .vma import vma_modify
 
 
-@modelled("mm/madvise.c", versions="v3.10 .. v6.8", section="C.4", steps=3, omits="hugetlb and PFN mappings")
-def madvise_dontneed(mm: mm_struct, addr: int, length: int) -> int:
-    """MADV_DONTNEED: forget the contents of [addr, addr + length) (bytes), holding mmap_sem for reading only.
+class MADV(enum.IntEnum):
+    """Advice (include/uapi/asm-generic/mman-common.h)."""
 
-    Returns 0; -EINVAL: not aligned, or a locked VMA was met (those before it are done); -ENOMEM: not all is mapped (what is
-    mapped is done).
+    DONTNEED = 4
+    DONTFORK = 10
+    DOFORK = 11
+    HUGEPAGE = 14
+    NOHUGEPAGE = 15
+    DONTDUMP = 16
+    DODUMP = 17
+    WIPEONFORK = 18
+    KEEPONFORK = 19
+    DONTNEED_LOCKED = 24
+    GUARD_INSTALL = 102
+    GUARD_REMOVE = 103
+
+
+@modelled(
+    "mm/madvise.c",
+    function="do_madvise, madvise_walk_vmas",
+    versions="v3.10 .. v6.18",
+    section="C.4",
+    steps=3,
+    omits="hugetlb and PFN mappings",
+)
+def sys_madvise(mm: mm_struct, addr: int, length: int, advice: int) -> int:
+    """Advice on [addr, addr + length) (bytes), VMA by VMA.
+
+    Returns 0; -EINVAL: not aligned, it wraps, or a VMA was met for which it is none (those before it are done); -ENOMEM: not
+    all is mapped (what is mapped is done).
     """
     mask = (1 << config.PAGE_SHIFT) - 1
     if addr & mask or length < 0 or length > config.WRAP_AT - addr:
@@ -26,23 +55,133 @@ def madvise_dontneed(mm: mm_struct, addr: int, length: int) -> int:
     end = addr + ((length + mask) & ~mask)
     if end >= config.WRAP_AT:
         return -EINVAL
-    down_read(mm.mmap_sem)
+    if end == addr:
+        return 0
+    writer = takes_write_lock(advice)
+    if writer:
+        down_write(mm.mmap_sem)
+    else:
+        down_read(mm.mmap_sem)
     at = addr
     hole = False
-    for vma in mm.mmap:
-        if vma.vm_end <= at or vma.vm_start >= end:
-            continue
+    err = 0
+    while at < end and err == 0:
+        vma = vma_at_or_after(mm, at)
+        if vma is None or vma.vm_start >= end:
+            break
         if vma.vm_start > at:
             hole = True
             at = vma.vm_start
-        if vma.vm_flags & vm.LOCKED:
-            up_read(mm.mmap_sem)
-            return -EINVAL
-        zap_page_range(mm, vma, at, min(end, vma.vm_end))
-        at = vma.vm_end
-    up_read(mm.mmap_sem)
-    reached("a range was forgotten")
+        last = min(end, vma.vm_end)
+        err = madvise_vma_behavior(mm, vma, at, last, advice)
+        at = last
+    if writer:
+        up_write(mm.mmap_sem)
+    else:
+        up_read(mm.mmap_sem)
+    if err != 0:
+        return err
     return -ENOMEM if hole or at < end else 0
+
+
+def takes_write_lock(advice: int) -> bool:
+    """Does the advice change VMAs? The others work under mmap_sem for reading, since v6.17 some under the VMA's lock."""
+    return advice in (
+        MADV.DONTFORK,
+        MADV.DOFORK,
+        MADV.HUGEPAGE,
+        MADV.NOHUGEPAGE,
+        MADV.DONTDUMP,
+        MADV.DODUMP,
+        MADV.WIPEONFORK,
+        MADV.KEEPONFORK,
+    )
+
+
+def vma_at_or_after(mm: mm_struct, addr: int) -> vm_area_struct | None:
+    """find_vma: the first VMA that ends above the address."""
+    for vma in mm.mmap:
+        if vma.vm_end > addr:
+            return vma
+    return None
+
+
+@modelled("mm/madvise.c", versions="v3.10 .. v6.18", section="C.4", steps=3)
+def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: int, advice: int) -> int:
+    """The advice on a part of one VMA: 0 or -errno."""
+    if advice == MADV.DONTNEED or advice == MADV.DONTNEED_LOCKED:
+        if advice == MADV.DONTNEED and vma.vm_flags & vm.LOCKED:
+            return -EINVAL
+        zap_page_range(mm, vma, start, end, True)
+        reached("a range was forgotten")
+        return 0
+    if advice == MADV.GUARD_INSTALL:
+        if vma.vm_flags & vm.LOCKED:
+            return -EINVAL
+        madvise_guard_install(mm, vma, start, end)
+        return 0
+    if advice == MADV.GUARD_REMOVE:
+        madvise_guard_remove(mm, start, end)
+        return 0
+    flags = advised_flags(vma.vm_flags, advice)
+    vma = vma_modify(mm, vma, start, end, flags, vma.ctx)
+    vma.vm_flags = flags | (vma.vm_flags & int(vm.MAYBE_GUARD))
+    return 0
+
+
+def advised_flags(flags: int, advice: int) -> int:
+    """What the flags of a VMA become."""
+    if advice == MADV.DONTFORK:
+        return flags | int(vm.DONTCOPY)
+    if advice == MADV.DOFORK:
+        return flags & ~int(vm.DONTCOPY)
+    if advice == MADV.WIPEONFORK:
+        return flags | int(vm.WIPEONFORK)
+    if advice == MADV.KEEPONFORK:
+        return flags & ~int(vm.WIPEONFORK)
+    if advice == MADV.DONTDUMP:
+        return flags | int(vm.DONTDUMP)
+    if advice == MADV.DODUMP:
+        return flags & ~int(vm.DONTDUMP)
+    if advice == MADV.HUGEPAGE:
+        return (flags & ~int(vm.NOHUGEPAGE)) | int(vm.HUGEPAGE)
+    return (flags & ~int(vm.HUGEPAGE)) | int(vm.NOHUGEPAGE)
+
+
+@modelled(
+    "mm/madvise.c", versions="v6.13 .. v6.18", section="C.4", steps=4, omits="the retries that a fault makes necessary"
+)
+def madvise_guard_install(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> None:
+    """Every page of the range becomes a marker that no access passes; what was mapped goes first."""
+    anon_vma_prepare(vma)
+    vma.vm_flags |= int(vm.MAYBE_GUARD)
+    zap_page_range(mm, vma, start, end, True)
+    for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
+        addr = number << config.PAGE_SHIFT
+        table = pte_alloc(mm, addr)
+        if table is not None:
+            spin_lock(pte_lockptr(table))
+            set_pte(pte_offset(table, addr), pte_t(kind=PteKind.GUARD_MARKER))
+            spin_unlock(pte_lockptr(table))
+
+
+@modelled("mm/madvise.c", versions="v6.13 .. v6.18", section="C.4", steps=2)
+def madvise_guard_remove(mm: mm_struct, start: int, end: int) -> None:
+    """Markers become holes again; everything else stays."""
+    for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
+        addr = number << config.PAGE_SHIFT
+        pmd = pmd_offset(mm, addr).pmd
+        if pmd.kind == PmdKind.TABLE:
+            ptep = pte_offset(pmd.table, addr)
+            spin_lock(pte_lockptr(pmd.table))
+            if ptep.pte.kind == PteKind.GUARD_MARKER:
+                set_pte(ptep, pte_t())
+            spin_unlock(pte_lockptr(pmd.table))
+
+
+def madvise_dontneed(mm: mm_struct, addr: int, length: int) -> int:
+    """MADV_DONTNEED: forget the contents of [addr, addr + length) (bytes), holding mmap_sem for reading only."""
+    return sys_madvise(mm, addr, length, MADV.DONTNEED)
 
 
 @modelled(

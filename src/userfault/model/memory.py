@@ -47,7 +47,9 @@ from .swap import (
     try_to_free_swap,
 )
 
+NONE_PTE = pte_t()
 VM_FAULT_SIGBUS = 2
+VM_FAULT_SIGSEGV = 64
 VM_FAULT_USERFAULT = 4
 """v6.8: the fault goes to the userfaultfd's monitor (handle_userfault)."""
 
@@ -114,8 +116,8 @@ def fault_is_delivered(ptep: pte_slot) -> None:
     steps=9,
     omits="memcg and OOM",
 )
-def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool) -> int:
-    """A touch of a none PTE. Returns 0 or VM_FAULT_*; the caller holds mmap_sem for reading."""
+def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool, orig: pte_t = NONE_PTE) -> int:
+    """A touch of a none PTE, or of a write-protected hole (`orig`); mmap_sem held for reading. Returns 0 or VM_FAULT_*."""
     table = pte_alloc(vma.vm_mm, addr)
     if table is None:
         # A huge page appeared meanwhile: the access is tried again.
@@ -124,21 +126,21 @@ def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool) -> int:
     missing = VM_FAULT_USERFAULT if era.uffdio_move else VM_FAULT_SIGBUS
     if not write:
         spin_lock(pte_lockptr(table))
-        if ptep.pte.kind != PteKind.NONE:
+        if ptep.pte != orig:
             spin_unlock(pte_lockptr(table))
             return 0
         if vma.vm_flags & vm.USERFAULT:
             fault_is_delivered(ptep)
             spin_unlock(pte_lockptr(table))
             return missing
-        set_pte(ptep, pte_t(kind=PteKind.PRESENT, special=True, young=True))
+        set_pte(ptep, pte_t(kind=PteKind.PRESENT, special=True, young=True, uffd_wp=orig.uffd_wp))
         spin_unlock(pte_lockptr(table))
         return 0
     anon_vma_prepare(vma)
     p = alloc_page()
     p.data = 0
     spin_lock(pte_lockptr(table))
-    if ptep.pte.kind != PteKind.NONE:
+    if ptep.pte != orig:
         spin_unlock(pte_lockptr(table))
         put_page(p)
         return 0
@@ -149,7 +151,10 @@ def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool) -> int:
         return missing
     page_add_new_anon_rmap(p, vma, addr)
     writable = (vma.vm_flags & vm.WRITE) != 0
-    set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=writable, young=True))
+    pte = pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=writable, young=True)
+    if era.markers and orig.uffd_wp:
+        pte = pte._replace(write=False, uffd_wp=True)
+    set_pte(ptep, pte)
     spin_unlock(pte_lockptr(table))
     return 0
 
@@ -167,6 +172,12 @@ def make_writable(ptep: pte_slot, pte: pte_t) -> None:
 )
 def do_wp_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot, orig: pte_t) -> int:
     """A write to a read-only PTE: reuse the page, or copy it. The PTL is held, and let go."""
+    if era.markers and orig.uffd_wp and vma.vm_flags & vm.UFFD_WP:
+        if not vma.ctx.wp_async:
+            spin_unlock(pte_lockptr(table))
+            return VM_FAULT_USERFAULT
+        orig = orig._replace(uffd_wp=False)
+        set_pte(ptep, orig)
     old = orig.page
     if not orig.special:
         if era.anon_exclusive:
@@ -292,6 +303,14 @@ def handle_pte_fault(vma: vm_area_struct, addr: int, table: page_table, write: b
     if pte.kind == PteKind.MIGRATION:
         migration_entry_wait(table, ptep)
         return 0
+    if era.markers:
+        if pte.kind == PteKind.GUARD_MARKER:
+            return VM_FAULT_SIGSEGV
+        if pte.kind == PteKind.WP_MARKER:
+            if vma.vm_flags & vm.UFFD_WP:
+                return do_anonymous_page(vma, addr, write, pte)
+            clear_marker(table, ptep, pte)
+            return 0
     if pte.kind != PteKind.PRESENT:
         return VM_FAULT_SIGBUS
     spin_lock(pte_lockptr(table))
@@ -305,6 +324,15 @@ def handle_pte_fault(vma: vm_area_struct, addr: int, table: page_table, write: b
     return 0
 
 
+@modelled("mm/memory.c", function="pte_marker_clear", versions="v6.4 .. v6.18", section="C.1", steps=2)
+def clear_marker(table: page_table, ptep: pte_slot, marker: pte_t) -> None:
+    """The mark of a hole whose VMA is not write-protected any more goes; the access is tried again."""
+    spin_lock(pte_lockptr(table))
+    if ptep.pte == marker:
+        set_pte(ptep, pte_t())
+    spin_unlock(pte_lockptr(table))
+
+
 @modelled(
     "mm/memory.c",
     function="zap_pte_range",
@@ -314,12 +342,15 @@ def handle_pte_fault(vma: vm_area_struct, addr: int, table: page_table, write: b
     omits="the mmu_gather batch: each page is flushed and freed before the next",
     errs="missed bug",
 )
-def zap_pte(mm: mm_struct, addr: int, table: page_table) -> None:
+def zap_pte(mm: mm_struct, addr: int, table: page_table, keep_guards: bool) -> None:
     """Clear one PTE and drop what it held."""
     ptep = pte_offset(table, addr)
     spin_lock(pte_lockptr(table))
     pte = ptep.pte
     if pte.kind == PteKind.NONE:
+        spin_unlock(pte_lockptr(table))
+        return
+    if era.markers and keep_guards and pte.kind == PteKind.GUARD_MARKER:
         spin_unlock(pte_lockptr(table))
         return
     if pte.kind != PteKind.PRESENT:
@@ -347,8 +378,11 @@ def zap_pte(mm: mm_struct, addr: int, table: page_table) -> None:
     steps=4,
     omits="v6.8 splits the mapping only, and the folio later",
 )
-def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> None:
-    """Every entry of [start, end) that the VMA covers; a huge page that only partly lies there is split first."""
+def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int, keep_guards: bool = False) -> None:
+    """Every entry of [start, end) that the VMA covers; a huge page that only partly lies there is split first.
+
+    keep_guards: the contents go, the mapping stays, and with it its guard markers.
+    """
     last = min(end, vma.vm_end)
     done = 0
     for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
@@ -371,7 +405,7 @@ def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> 
                 # v3.10: what became huge again meanwhile is somebody else's later fault, and stays.
                 pmd = pmdp.pmd
             if pmd.kind == PmdKind.TABLE:
-                zap_pte(mm, addr, pmd.table)
+                zap_pte(mm, addr, pmd.table, keep_guards)
             break
 
 

@@ -206,7 +206,10 @@ class PteKind(enum.IntEnum):
 
 
 class pte_t(NamedTuple):
-    """A page-table entry. `special`: the zero page. A migration entry names the page in `page`. `exclusive`: of a swap entry."""
+    """A page-table entry. `special`: the zero page. A migration entry names the page in `page`.
+
+    `exclusive`: of a swap or migration entry. `uffd_wp`: write-protected by userfaultfd. `protnone`: nobody may use it.
+    """
 
     kind: PteKind = PteKind.NONE
     page: page_p = NULL
@@ -217,6 +220,7 @@ class pte_t(NamedTuple):
     special: bool = False
     exclusive: bool = False
     uffd_wp: bool = False
+    protnone: bool = False
 
 
 class PmdKind(enum.IntEnum):

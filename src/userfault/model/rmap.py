@@ -248,7 +248,9 @@ def find_mergeable_anon_vma(vma: vm_area_struct) -> anon_vma | None:
 @modelled("mm/mmap.c", versions="v3.10 .. v6.8", section="C.1", steps=1, omits="mempolicy and flags not modelled")
 def reusable_anon_vma(near: vm_area_struct, vma: vm_area_struct) -> anon_vma | None:
     """The neighbour's, if the two could be merged but for their protection, and it has no ancestors."""
-    if (near.vm_flags ^ vma.vm_flags) & ~(vm.READ | vm.WRITE | vm.EXEC) or near.vm_file is not vma.vm_file:
+    if (near.vm_flags ^ vma.vm_flags) & ~(
+        vm.READ | vm.WRITE | vm.EXEC | vm.MAYBE_GUARD
+    ) or near.vm_file is not vma.vm_file:
         return None
     if linear_page_index(near, vma.vm_start) != vma.vm_pgoff:
         return None

@@ -10,7 +10,7 @@ from .huge_memory import nth_page
 from .lang import NULL, atomic, check, ghost, raw
 from .locks import down_read, up_read
 from .machine import config, this_cpu
-from .memory import handle_mm_fault
+from .memory import VM_FAULT_SIGSEGV, handle_mm_fault
 from .mm_types import PmdKind, PteKind, mm_struct, page, tlb_t, vm
 from .mmap import find_vma
 from .pgtable import pmd_offset, pte_offset
@@ -43,7 +43,7 @@ def translate(mm: mm_struct, addr: int, write: bool) -> tuple[bool, page]:
         elif pmd.kind == PmdKind.TABLE:
             ptep = pte_offset(pmd.table, addr)
             pte = ptep.pte
-            if pte.kind == PteKind.PRESENT and (not write or pte.write):
+            if pte.kind == PteKind.PRESENT and (not write or pte.write) and not pte.protnone:
                 if pte.special:
                     ptep.pte = pte._replace(young=True)
                     return True, NULL
@@ -91,6 +91,8 @@ def handle_user_fault(mm: mm_struct, addr: int, write: bool) -> int:
         return -SIGSEGV
     result = handle_mm_fault(vma, addr, write)
     up_read(mm.mmap_sem)
+    if result == VM_FAULT_SIGSEGV:
+        return -SIGSEGV
     return -SIGBUS if result != 0 else 0
 
 

@@ -37,6 +37,7 @@ from .mm_types import (
     vm_area_struct,
 )
 from .mmap import find_vma
+from .mprotect import MM_CP_TRY_CHANGE_WRITABLE, MM_CP_UFFD_WP, MM_CP_UFFD_WP_RESOLVE, change_protection
 from .pgtable import (
     flush_tlb_pmd,
     flush_tlb_range,
@@ -577,3 +578,137 @@ def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
     spin_unlock(pte_lockptr(table))
     up_read(mm.mmap_sem)
     return 0
+
+
+# -- filling and write-protecting ranges (v6.18) ----------------------------------------------------------------------
+
+
+@modelled(
+    "mm/userfaultfd.c", function="uffd_mfill_lock, validate_dst_vma", versions="v6.9 .. v6.18", section="C.15", steps=3
+)
+def mfill_vma(mm: mm_struct, start: int, length: int) -> vm_area_struct | None:
+    """The VMA that a fill goes to: the whole range lies in it and it is registered, with whatever userfaultfd."""
+    vma = find_vma(mm, start)
+    if vma is None:
+        return None
+    anon_vma_prepare(vma)
+    if start + length > vma.vm_end or vma.ctx is None:
+        return None
+    return vma
+
+
+def mfill_table(mm: mm_struct, addr: int) -> page_table | None:
+    """The page table to fill, or None if a huge page is there."""
+    if pmd_offset(mm, addr).pmd.kind == PmdKind.HUGE:
+        return None
+    return pte_alloc(mm, addr)
+
+
+@modelled("mm/userfaultfd.c", versions="v6.4 .. v6.18", section="C.15", steps=4, omits="shmem")
+def mfill_atomic_install_pte(vma: vm_area_struct, addr: int, p: page, wp: bool) -> int:
+    """Map a new page where nothing is, or only the mark of a hole: 0 or -EEXIST. The reference goes to the mapping."""
+    table = mfill_table(vma.vm_mm, addr)
+    if table is None:
+        return -EEXIST
+    ptep = pte_offset(table, addr)
+    spin_lock(pte_lockptr(table))
+    if not fillable(ptep.pte):
+        spin_unlock(pte_lockptr(table))
+        return -EEXIST
+    page_add_new_anon_rmap(p, vma, addr)
+    writable = vma.vm_flags & vm.WRITE != 0 and not wp
+    protnone = vma.vm_flags & (vm.READ | vm.WRITE | vm.EXEC) == 0
+    pte = pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=True, uffd_wp=wp, protnone=protnone)
+    set_pte(ptep, pte)
+    spin_unlock(pte_lockptr(table))
+    return 0
+
+
+def fillable(pte: pte_t) -> bool:
+    """pte_none_mostly: a hole, marked or not. Poison and even guards are overwritten."""
+    return (
+        pte.kind == PteKind.NONE
+        or pte.kind == PteKind.WP_MARKER
+        or pte.kind == PteKind.POISON_MARKER
+        or pte.kind == PteKind.GUARD_MARKER
+    )
+
+
+@modelled("mm/userfaultfd.c", function="mfill_atomic_pte_zeropage", versions="v4.3 .. v6.18", section="C.15", steps=3)
+def mfill_zeropage(vma: vm_area_struct, addr: int) -> int:
+    """Map the zero page in a hole: 0 or -EEXIST."""
+    protnone = vma.vm_flags & (vm.READ | vm.WRITE | vm.EXEC) == 0
+    return mfill_entry(vma, addr, pte_t(kind=PteKind.PRESENT, special=True, protnone=protnone))
+
+
+@modelled("mm/userfaultfd.c", function="mfill_atomic_pte_poison", versions="v6.6 .. v6.18", section="C.15", steps=3)
+def mfill_poison(vma: vm_area_struct, addr: int) -> int:
+    """Mark a hole as poisoned: 0 or -EEXIST."""
+    return mfill_entry(vma, addr, pte_t(kind=PteKind.POISON_MARKER))
+
+
+def mfill_entry(vma: vm_area_struct, addr: int, pte: pte_t) -> int:
+    table = mfill_table(vma.vm_mm, addr)
+    if table is None:
+        return -EEXIST
+    ptep = pte_offset(table, addr)
+    spin_lock(pte_lockptr(table))
+    if ptep.pte.kind != PteKind.NONE:
+        spin_unlock(pte_lockptr(table))
+        return -EEXIST
+    set_pte(ptep, pte)
+    spin_unlock(pte_lockptr(table))
+    return 0
+
+
+@modelled(
+    "mm/userfaultfd.c",
+    function="mfill_atomic",
+    versions="v6.9 .. v6.18",
+    section="C.15",
+    steps=5,
+    omits="COPY, which needs bytes from user space (fs_userfaultfd.py); CONTINUE",
+)
+def mfill_atomic(mm: mm_struct, start: int, length: int, poison: bool) -> int:
+    """Fill [start, start + length) with zero pages or poison: the bytes done, or the errno if none were."""
+    down_read(mm.mmap_sem)
+    vma = mfill_vma(mm, start, length)
+    if vma is None:
+        up_read(mm.mmap_sem)
+        return -ENOENT
+    done = 0
+    err = 0
+    for at in range(length >> config.PAGE_SHIFT):
+        addr = start + (at << config.PAGE_SHIFT)
+        err = mfill_poison(vma, addr) if poison else mfill_zeropage(vma, addr)
+        if err != 0:
+            break
+        done = at + 1
+    up_read(mm.mmap_sem)
+    return done << config.PAGE_SHIFT if done > 0 else err
+
+
+@modelled("mm/userfaultfd.c", versions="v6.4 .. v6.18", section="C.15", steps=3)
+def mwriteprotect_range(mm: mm_struct, start: int, length: int, protect: bool) -> int:
+    """Write-protect [start, start + length), or let go: 0, or -ENOENT where a VMA is not registered for it (those before are done)."""
+    down_read(mm.mmap_sem)
+    end = start + length
+    err = -ENOENT
+    for vma in mm.mmap:
+        if vma.vm_end > start and vma.vm_start < end:
+            if not vma.vm_flags & vm.UFFD_WP:
+                err = -ENOENT
+                break
+            uffd_wp_range(vma, max(start, vma.vm_start), min(end, vma.vm_end), protect)
+            err = 0
+    up_read(mm.mmap_sem)
+    return err
+
+
+@modelled("mm/userfaultfd.c", versions="v6.4 .. v6.18", section="C.15", steps=1)
+def uffd_wp_range(vma: vm_area_struct, start: int, end: int, protect: bool) -> None:
+    """Set or clear the write-protection of a part of a VMA."""
+    flags = MM_CP_UFFD_WP if protect else MM_CP_UFFD_WP_RESOLVE
+    if not protect and vma.vm_flags & vm.WRITE:
+        flags |= MM_CP_TRY_CHANGE_WRITABLE
+    change_protection(vma, start, end, flags)

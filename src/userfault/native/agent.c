@@ -255,9 +255,8 @@ struct procmap {
 #define PROCMAP_QUERY _IOWR('f', 17, struct procmap)
 #define COVERING_OR_NEXT 0x10
 
-enum { MAX_PAGES = 8192 };
+enum { MAX_PAGES = 8192, MARKER_TYPES = 20 };
 static uint64_t entry[MAX_PAGES], count[MAX_PAGES], flags[MAX_PAGES];
-static uint32_t slot_of[MAX_PAGES];
 static struct scan_region region[MAX_PAGES];
 
 /* The bits of a word, from the lowest: what pagemap says (6), PAGEMAP_SCAN (9), kpagecount (8), kpageflags (10), class. */
@@ -344,6 +343,9 @@ static void classify(uint64_t *word, uint64_t n, uint64_t offset)
 
 		if (!(entry[i] >> 62))
 			continue;
+		/* A marker is no swap slot: its type is beyond the types of swap devices. */
+		if (!(entry[i] >> 63) && (entry[i] & 31) >= MARKER_TYPES)
+			continue;
 		key = (entry[i] & ((1ull << 55) - 1)) << 2 | entry[i] >> 62;
 		at = key * 0x9e3779b97f4a7c15u >> 49;
 		while (seen_epoch[at] == epoch && seen_key[at] != key)
@@ -355,7 +357,6 @@ static void classify(uint64_t *word, uint64_t n, uint64_t offset)
 		}
 		word[i] |= (uint64_t)seen_at[at] << 40;
 	}
-	(void)slot_of;
 }
 
 static void observe_vmas(struct agent *a, int p, struct header *out)

@@ -1,0 +1,129 @@
+"""mm/mprotect.c: the protection of entries changes, for mprotect and for userfaultfd's write-protection."""
+
+from __future__ import annotations
+
+from .catalogue import modelled
+from .errno import EINVAL, ENOMEM
+from .huge_memory import hpage_nr, hpage_size, split_mapped
+from .lang import raw
+from .locks import down_write, spin_lock, spin_unlock, up_write
+from .machine import config
+from .memory import pte_alloc
+from .mm_types import PmdKind, PteKind, mm_struct, page_table, pte_t, vm, vm_area_struct
+from .pgtable import flush_tlb_range, pmd_offset, pte_lockptr, pte_offset, set_pte
+from .rmap import PageAnon
+from .vma import vma_modify
+
+ACCESS = int(vm.READ | vm.WRITE | vm.EXEC)
+MM_CP_TRY_CHANGE_WRITABLE, MM_CP_UFFD_WP, MM_CP_UFFD_WP_RESOLVE = 1, 2, 4
+
+
+@raw
+def can_change_writable(vma: vm_area_struct, pte: pte_t) -> bool:
+    """May the entry be made writable without a fault? A page that is the process's alone may, unless it is write-protected."""
+    if not vma.vm_flags & vm.WRITE or pte.special:
+        return False
+    if pte.uffd_wp and vma.vm_flags & vm.UFFD_WP:
+        return False
+    return PageAnon(pte.page) and pte.page.anon_exclusive
+
+
+@modelled("mm/mprotect.c", versions="v6.4 .. v6.18", section="C.2", steps=4, omits="NUMA hints, soft-dirty, batches")
+def change_pte(vma: vm_area_struct, addr: int, table: page_table, flags: int) -> None:
+    """One entry; its PTL is held."""
+    ptep = pte_offset(table, addr)
+    pte = ptep.pte
+    if pte.kind == PteKind.PRESENT:
+        changed = pte._replace(write=False, protnone=vma.vm_flags & ACCESS == 0)
+        if flags & MM_CP_UFFD_WP:
+            changed = changed._replace(uffd_wp=True)
+        elif flags & MM_CP_UFFD_WP_RESOLVE:
+            changed = changed._replace(uffd_wp=False)
+        if flags & MM_CP_TRY_CHANGE_WRITABLE and can_change_writable(vma, changed):
+            changed = changed._replace(write=True)
+        set_pte(ptep, changed)
+    elif pte.kind == PteKind.SWAP or pte.kind == PteKind.MIGRATION:
+        changed = pte._replace(write=False)
+        if flags & MM_CP_UFFD_WP:
+            changed = changed._replace(uffd_wp=True)
+        elif flags & MM_CP_UFFD_WP_RESOLVE:
+            changed = changed._replace(uffd_wp=False)
+        set_pte(ptep, changed)
+    elif pte.kind == PteKind.WP_MARKER:
+        if flags & MM_CP_UFFD_WP_RESOLVE:
+            set_pte(ptep, pte_t())
+    elif pte.kind == PteKind.NONE:
+        if flags & MM_CP_UFFD_WP and vma.ctx.wp_unpopulated:
+            set_pte(ptep, pte_t(kind=PteKind.WP_MARKER, uffd_wp=True))
+
+
+@modelled("mm/mprotect.c", versions="v6.4 .. v6.18", section="C.2", steps=3, omits="the mmu notifier")
+def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> None:
+    """Every entry of [start, end) (bytes) within a VMA; holes without a page table get one if they are to be marked."""
+    mm = vma.vm_mm
+    done = 0
+    for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
+        if number < done:
+            continue
+        addr = number << config.PAGE_SHIFT
+        pmdp = pmd_offset(mm, addr)
+        pmd = pmdp.pmd
+        if pmd.kind == PmdKind.HUGE:
+            if addr & (hpage_size() - 1) or addr + hpage_size() > end:
+                split_mapped(pmdp, pmd)
+            else:
+                done = number + hpage_nr()
+        if flags & MM_CP_UFFD_WP and vma.ctx.wp_unpopulated:
+            pte_alloc(mm, addr)
+        pmd = pmdp.pmd
+        if pmd.kind == PmdKind.TABLE:
+            spin_lock(pte_lockptr(pmd.table))
+            change_pte(vma, addr, pmd.table, flags)
+            spin_unlock(pte_lockptr(pmd.table))
+    flush_tlb_range(mm, start, end)
+
+
+@modelled(
+    "mm/mprotect.c", versions="v6.6 .. v6.18", section="C.2", steps=3, omits="limits; locked VMAs are not populated"
+)
+def mprotect_fixup(mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int) -> vm_area_struct:
+    """Give a part of a VMA new access flags. Returns the VMA that has them."""
+    if flags == vma.vm_flags:
+        return vma
+    if flags & vm.WRITE:
+        if not vma.vm_flags & (vm.ACCOUNT | vm.WRITE | vm.SHARED):
+            flags |= int(vm.ACCOUNT)
+    elif vma.anon_vma is None:
+        flags &= ~int(vm.ACCOUNT)
+    vma = vma_modify(mm, vma, start, end, flags, vma.ctx)
+    vma.vm_flags = flags | (vma.vm_flags & int(vm.MAYBE_GUARD))
+    change_protection(vma, start, end, MM_CP_TRY_CHANGE_WRITABLE if flags & vm.WRITE else 0)
+    return vma
+
+
+@modelled(
+    "mm/mprotect.c", versions="v6.6 .. v6.18", section="C.2", steps=4, omits="protection keys, files, PROT_GROWSDOWN"
+)
+def sys_mprotect(mm: mm_struct, start: int, length: int, access: int) -> int:
+    """Change the access flags of [start, start + length). 0, -EINVAL: not aligned, -ENOMEM: not all mapped (up to the hole is done)."""
+    mask = (1 << config.PAGE_SHIFT) - 1
+    if start & mask:
+        return -EINVAL
+    if length == 0:
+        return 0
+    end = start + ((length + mask) & ~mask)
+    if end >= config.WRAP_AT or end <= start:
+        return -ENOMEM
+    down_write(mm.mmap_sem)
+    at = start
+    hole = False
+    while at < end and not hole:
+        hole = True
+        for vma in mm.mmap:
+            if vma.vm_start <= at and at < vma.vm_end:
+                vma = mprotect_fixup(mm, vma, at, min(end, vma.vm_end), (vma.vm_flags & ~ACCESS) | access)
+                at = min(end, vma.vm_end)
+                hole = False
+                break
+    up_write(mm.mmap_sem)
+    return -ENOMEM if hole else 0
