@@ -34,7 +34,7 @@ def command(operations: int, seed: int, name: str, jobs: int, resume: Path | Non
     from ..conform.compare import Divergence
     from ..conform.drive import ConformError, Progress, check, profile_named, run, shrunk
     from ..conform.generate import PROFILES
-    from ..kernel.agent import AgentError
+    from ..kernel.errors import KernelError
 
     if name == "list":
         for profile in PROFILES.values():
@@ -69,7 +69,7 @@ def command(operations: int, seed: int, name: str, jobs: int, resume: Path | Non
                 }
                 shown = f"{name}: {done} operations agree ({sequences} sequences, seed {seed}), {rate:.0f} a second"
                 click.echo(json.dumps(summary) if as_json else shown)
-    except (ConformError, AgentError, OSError, ValueError) as error:
+    except (ConformError, KernelError, OSError, ValueError) as error:
         click.echo(f"userfault conform: {error}", err=True)
         sys.exit(EXIT_USAGE)
     if found is None:

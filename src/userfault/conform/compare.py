@@ -13,7 +13,7 @@ from .operations import Op, Outcome
 from .sandbox import prepare
 from .world import State, World
 
-SECONDS = 20.0
+SECONDS = 6.0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..kernel.agent import Agent
 from .compare import Divergence, compare
 from .generate import PROFILES, Generator, Profile
 from .operations import Op
+from .sandbox import swap
 from .shrink import shrink
 from .world import World
 
@@ -101,6 +103,12 @@ def run(
     profile = profile_named(name)
     now = progress if progress is not None else Progress(name, seed, set())
     wanted = -(-operations // profile.length)
+    with swap() if profile.swap else nullcontext():
+        yield from _run(now, jobs, wanted)
+
+
+def _run(now: Progress, jobs: int, wanted: int) -> Iterator[Progress | Divergence]:
+    name, seed = now.profile, now.seed
     left = [number for number in range(wanted) if number not in now.done]
     chunks = [left[at : at + CHUNK] for at in range(0, len(left), CHUNK)]
     if jobs == 1:

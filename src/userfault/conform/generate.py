@@ -13,13 +13,17 @@ BASE = 0x2000_0000_0000
 
 @dataclass(frozen=True)
 class Profile:
-    """What sequences are like. length: operations in one; weights: how often each operation comes."""
+    """What sequences are like. length: operations in one; weights: how often each operation comes.
+
+    swap: the machine must have swap on a RAM disk.
+    """
 
     name: str
     doc: str
     window: Window
     length: int
     weights: dict[str, int] = field(default_factory=dict)
+    swap: bool = False
 
 
 MOVES = Profile(
@@ -54,7 +58,42 @@ FILLS = Profile(
         "dodump": 1,
     },
 )
-PROFILES = {each.name: each for each in (MOVES, FILLS)}
+FORKS = Profile(
+    "forks",
+    "small pages that processes share after forks: copy on write, what is exclusive, what may move",
+    Window(BASE, HUGE_PAGES - 12, 20),
+    120,
+    {
+        "mmap": 4,
+        "munmap": 2,
+        "load": 14,
+        "store": 30,
+        "dontneed": 5,
+        "register": 6,
+        "move": 20,
+        "copy": 4,
+        "zeropage": 2,
+        "poison": 1,
+        "writeprotect": 4,
+        "mprotect": 4,
+        "guard_install": 1,
+        "dontfork": 1,
+        "dofork": 1,
+        "wipeonfork": 1,
+        "keeponfork": 1,
+        "fork": 8,
+        "exit": 6,
+    },
+)
+SWAPS = Profile(
+    "swaps",
+    "the same with swap: entries that are exclusive or not, moved, shared, write-protected",
+    Window(BASE, HUGE_PAGES - 12, 20),
+    120,
+    {**FORKS.weights, "pageout": 16, "load": 24},
+    swap=True,
+)
+PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS)}
 
 
 class Generator:
@@ -65,6 +104,7 @@ class Generator:
         self.names = list(profile.weights)
         self.totals = list(profile.weights.values())
         self.processes = [0]
+        self.main = rng.choice((0, 0, 1, 2))
 
     def sequence(self) -> list[Op]:
         """A prologue that maps most of the window, and then random operations."""
@@ -73,7 +113,7 @@ class Generator:
         out = [
             Op(0, "mmap", (first * PAGE, (pages // 2 - 1) * PAGE, 3)),
             Op(0, "mmap", ((first + pages // 2) * PAGE, (pages // 2 - 1) * PAGE, 3)),
-            Op(0, "register", (0, (first + pages // 2) * PAGE, (pages // 2 - 1) * PAGE, 1)),
+            Op(0, "register", (self.main, (first + pages // 2) * PAGE, (pages // 2 - 1) * PAGE, 1)),
         ]
         while len(out) < self.profile.length:
             out.append(self.draw())
@@ -81,9 +121,24 @@ class Generator:
 
     def draw(self) -> Op:
         name = self.rng.choices(self.names, self.totals)[0]
+        if name == "fork":
+            return self.fork()
+        if name == "exit" and len(self.processes) > 1:
+            return Op(self.processes.pop(self.rng.randrange(1, len(self.processes))), "exit", ())
+        if name == "exit":
+            name = "load"
         draw = getattr(self, f"draw_{name}", self.span)
         args: tuple[int, ...] = draw()
         return Op(self.rng.choice(self.processes), name, args)
+
+    def fork(self) -> Op:
+        """A new process, unless there are enough."""
+        free = [number for number in range(1, 4) if number not in self.processes]
+        parent = self.rng.choice(self.processes)
+        if not free:
+            return Op(parent, "load", self.draw_load())
+        self.processes.append(free[0])
+        return Op(parent, "fork", (free[0],))
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 
@@ -139,8 +194,7 @@ class Generator:
         return (self.page() + 8 * self.rng.randrange(512), self.rng.randrange(1, 1 << 16))
 
     def draw_register(self) -> tuple[int, ...]:
-        fd = int(self.rng.random() < 0.05)
-        return (fd, *self.odd_span(), self.rng.choices((1, 3, 2, 0, 4, 8), (20, 4, 2, 1, 1, 1))[0])
+        return (self.fd(), *self.odd_span(), self.rng.choices((1, 3, 2, 0, 4, 8), (20, 4, 2, 1, 1, 1))[0])
 
     def draw_mprotect(self) -> tuple[int, ...]:
         return (*self.span(), self.rng.choices((3, 1, 0, 7, 2), (10, 5, 3, 1, 1))[0])
@@ -159,14 +213,15 @@ class Generator:
         return (self.fd(), *self.odd_span(), self.rng.choices((1, 0, 2, 3, 4), (12, 8, 2, 1, 1))[0])
 
     def fd(self) -> int:
-        return int(self.rng.random() < 0.03)
+        """Mostly the userfaultfd that the sequence is about, seldom another one."""
+        return self.main if self.rng.random() < 0.95 else self.rng.randrange(3)
 
     def mode(self, bits: int) -> int:
         """Mostly 0, sometimes allowed bits, seldom one that is not."""
         return self.rng.choices((0, self.rng.randint(0, bits), bits + 1), (10, 4, 1))[0]
 
     def draw_unregister(self) -> tuple[int, ...]:
-        return (int(self.rng.random() < 0.05), *self.odd_span())
+        return (self.fd(), *self.odd_span())
 
     def draw_move(self) -> tuple[int, ...]:
         mode = self.rng.choices((0, 2, 1, 3, 4), (10, 5, 2, 2, 1))[0]

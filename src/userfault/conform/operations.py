@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..kernel.agent import LOAD, MASK, STORE, SYSCALL, Answer, Command
+from ..kernel.agent import EXIT, FORK, LOAD, MASK, STORE, SYSCALL, Answer, Command
+from ..kernel.uapi import Ioctl
 from ..model import fs_userfaultfd as uffd
 from ..model import madvise, mmap, mprotect, user
+from ..model.errno import EEXIST, EINVAL, ESRCH
 from ..model.madvise import MADV
 from ..model.mm_types import mm_struct, vm
 from .world import World
@@ -20,8 +22,6 @@ UNWRITTEN = 57005
 """What an output field holds that the kernel did not write."""
 CONTEXT_FD = 200
 """The userfaultfds have this number and the following ones."""
-UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_MOVE = 0xC020AA00, 0x8010AA01, 0xC028AA05
-UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WRITEPROTECT, UFFDIO_POISON = 0xC028AA03, 0xC020AA04, 0xC018AA06, 0xC020AA08
 
 
 class Outcome(NamedTuple):
@@ -75,6 +75,21 @@ def by_value(result: int) -> Outcome:
 def accessed(result: int) -> Outcome:
     """user.py's accesses return the signal, negative."""
     return Outcome(0, 0, -result) if result < 0 else Outcome(result)
+
+
+def fork_process(world: World, mm: mm_struct, child: int) -> Outcome:
+    if not 0 < child < len(world.processes) or world.processes[child] is not None:
+        return Outcome(-EEXIST)
+    world.processes[child] = world.forked(mm)
+    return Outcome(0)
+
+
+def exit_process(world: World, mm: mm_struct) -> Outcome:
+    if mm is world.processes[0]:
+        return Outcome(-EINVAL)
+    mmap.exit_mmap(mm)
+    world.gone(mm)
+    return Outcome(0)
 
 
 def load_word(world: World, mm: mm_struct, addr: int) -> Outcome:
@@ -137,7 +152,7 @@ KINDS: dict[str, Kind] = {
     "register": Kind(
         ("fd", "@addr", ":length", "mode"),
         "UFFDIO_REGISTER",
-        ioctl(UFFDIO_REGISTER, lambda base, a: (base + a[0], a[1], a[2], UNWRITTEN)),
+        ioctl(Ioctl.REGISTER, lambda base, a: (base + a[0], a[1], a[2], UNWRITTEN)),
         lambda world, mm, fd, addr, length, mode: uffd_outcome(
             uffd.userfaultfd_register(world.contexts[fd], addr, length, mode)
         ),
@@ -146,13 +161,13 @@ KINDS: dict[str, Kind] = {
     "unregister": Kind(
         ("fd", "@addr", ":length"),
         "UFFDIO_UNREGISTER",
-        ioctl(UFFDIO_UNREGISTER, lambda base, a: (base + a[0], a[1])),
+        ioctl(Ioctl.UNREGISTER, lambda base, a: (base + a[0], a[1])),
         lambda world, mm, fd, addr, length: Outcome(uffd.userfaultfd_unregister(world.contexts[fd], addr, length)),
     ),
     "move": Kind(
         ("fd", "@dst", "@src", ":length", "mode"),
         "UFFDIO_MOVE",
-        ioctl(UFFDIO_MOVE, lambda base, a: (base + a[0], base + a[1], a[2], a[3], UNWRITTEN)),
+        ioctl(Ioctl.MOVE, lambda base, a: (base + a[0], base + a[1], a[2], a[3], UNWRITTEN)),
         lambda world, mm, fd, dst, src, length, mode: uffd_outcome(
             uffd.userfaultfd_move(world.contexts[fd], mm, dst, src, length, mode)
         ),
@@ -161,6 +176,8 @@ KINDS: dict[str, Kind] = {
 }
 
 
+KINDS["fork"] = Kind(("child",), "fork", lambda base, process, a: Command(FORK, process, 0, a), fork_process)
+KINDS["exit"] = Kind((), "exit, and be waited for", lambda base, process, a: Command(EXIT, process), exit_process)
 KINDS["mprotect"] = Kind(
     ("@addr", ":length", "prot"),
     "mprotect",
@@ -170,7 +187,7 @@ KINDS["mprotect"] = Kind(
 KINDS["copy"] = Kind(
     ("fd", "@dst", "@src", ":length", "mode"),
     "UFFDIO_COPY",
-    ioctl(UFFDIO_COPY, lambda base, a: (base + a[0], base + a[1], a[2], a[3], UNWRITTEN)),
+    ioctl(Ioctl.COPY, lambda base, a: (base + a[0], base + a[1], a[2], a[3], UNWRITTEN)),
     lambda world, mm, fd, dst, src, length, mode: uffd_outcome(
         uffd.userfaultfd_copy(world.contexts[fd], mm, dst, src, length, mode)
     ),
@@ -179,7 +196,7 @@ KINDS["copy"] = Kind(
 KINDS["zeropage"] = Kind(
     ("fd", "@addr", ":length", "mode"),
     "UFFDIO_ZEROPAGE",
-    ioctl(UFFDIO_ZEROPAGE, lambda base, a: (base + a[0], a[1], a[2], UNWRITTEN)),
+    ioctl(Ioctl.ZEROPAGE, lambda base, a: (base + a[0], a[1], a[2], UNWRITTEN)),
     lambda world, mm, fd, addr, length, mode: uffd_outcome(
         uffd.userfaultfd_zeropage(world.contexts[fd], addr, length, mode)
     ),
@@ -188,7 +205,7 @@ KINDS["zeropage"] = Kind(
 KINDS["poison"] = Kind(
     ("fd", "@addr", ":length", "mode"),
     "UFFDIO_POISON",
-    ioctl(UFFDIO_POISON, lambda base, a: (base + a[0], a[1], a[2], UNWRITTEN)),
+    ioctl(Ioctl.POISON, lambda base, a: (base + a[0], a[1], a[2], UNWRITTEN)),
     lambda world, mm, fd, addr, length, mode: uffd_outcome(
         uffd.userfaultfd_poison(world.contexts[fd], addr, length, mode)
     ),
@@ -197,7 +214,7 @@ KINDS["poison"] = Kind(
 KINDS["writeprotect"] = Kind(
     ("fd", "@addr", ":length", "mode"),
     "UFFDIO_WRITEPROTECT",
-    ioctl(UFFDIO_WRITEPROTECT, lambda base, a: (base + a[0], a[1], a[2])),
+    ioctl(Ioctl.WRITEPROTECT, lambda base, a: (base + a[0], a[1], a[2])),
     lambda world, mm, fd, addr, length, mode: Outcome(
         uffd.userfaultfd_writeprotect(world.contexts[fd], addr, length, mode)
     ),
@@ -238,6 +255,8 @@ def apply(op: Op, world: World) -> Outcome:
         elif name[0] == ":":
             value &= MASK
         args.append(value)
+    if world.processes[op.process] is None:
+        return Outcome(-ESRCH)
     return kind.apply(world, world.mm(op.process), *args)
 
 

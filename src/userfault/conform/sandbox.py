@@ -1,32 +1,45 @@
-"""The process in which operations are done to the kernel: what is set up before the first one."""
+"""The process in which operations are done to the kernel, and the machine around it."""
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
-import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from ..kernel.machine import VM, machine
+from ..kernel.uapi import Feature
+from ..kernel.userfaultfd import Userfault
 from .operations import CONTEXT_FD
 
-SYS_USERFAULTFD, PR_SET_THP_DISABLE = 323, 41
-UFFDIO_API, UFFD_API = 0xC018AA3F, 0xAA
-FEATURES = 1 << 7
-"""UFFD_FEATURE_SIGBUS: nobody resolves faults here, so that a touch of a missing page must not wait for it."""
-CONTEXTS = 2
+PR_SET_THP_DISABLE = 41
+CONTEXTS = (
+    Feature.SIGBUS,
+    Feature.SIGBUS | Feature.WP_UNPOPULATED,
+    Feature.SIGBUS | Feature.WP_UNPOPULATED | Feature.WP_ASYNC,
+)
+"""The userfaultfds' features. Nobody resolves faults here, so that a touch of a missing page must not wait for it: SIGBUS."""
+SWAP_BYTES = 512 << 20
+VMA_READAHEAD = "/sys/kernel/mm/swap/vma_ra_enabled"
 
 
 def prepare() -> None:
-    """In the agent's process: one CPU, no huge pages, two userfaultfds. Raises OSError."""
+    """In the agent's process: one CPU, no huge pages, the userfaultfds. Raises OSError."""
     # Batches of pages that are on their way to the LRU lists are kept by CPU.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_THP_DISABLE)")
-    for number in range(CONTEXTS):
-        fd = libc.syscall(SYS_USERFAULTFD, 0)
-        if fd < 0:
-            raise OSError(ctypes.get_errno(), "userfaultfd")
-        fcntl.ioctl(fd, UFFDIO_API, bytearray(struct.pack("<QQQ", UFFD_API, FEATURES, 0)))
-        os.dup2(fd, CONTEXT_FD + number)
-        os.close(fd)
+    for number, features in enumerate(CONTEXTS):
+        # The descriptor is the agent's from here on: it has its own number and is not closed.
+        os.dup2(Userfault(features).fileno(), CONTEXT_FD + number)
+
+
+@contextmanager
+def swap() -> Iterator[None]:
+    """Swap of our own on a RAM disk, without readahead: what is swapped in, and how, then depends on the operations alone."""
+    with machine(timeout_s=600) as held:
+        held.private_swap(SWAP_BYTES, kinds=("zram", "brd"))
+        held.set(VM / "page-cluster", 0)
+        held.set(VMA_READAHEAD, "false")
+        yield

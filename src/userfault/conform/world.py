@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..model import era as eras
 from ..model import machine as machines
+from ..model.fork import sys_fork
 from ..model.mm_types import PmdKind, PteKind, mm_struct, page, stable_node, userfaultfd_ctx, vm
 from ..model.user import page_bytes
 from . import words as w
@@ -47,11 +48,13 @@ class World:
         self.window = window
         self.era = eras.use(era)
         addresses = (MMAP_MIN_ADDR - window.base, TASK_SIZE - window.base, (1 << 64) - window.base)
-        machines.boot(page_shift=12, huge_order=9, split_vmas=True, addresses=addresses)
+        machines.boot(page_shift=12, huge_order=9, split_vmas=True, synchronous_swap=True, addresses=addresses)
         self._span = -(-(window.first + window.pages) // HUGE_PAGES) * HUGE_PAGES
         self.processes: list[mm_struct | None] = [None] * 8
         first = self.processes[0] = machines.new_mm(self._span)
-        self.contexts = [userfaultfd_ctx(mm=first) for _ in range(2)]
+        self.contexts = [
+            userfaultfd_ctx(mm=first, wp_unpopulated=number > 0, wp_async=number == 2) for number in range(3)
+        ]
         self.running = -1
         self._hash_page = hash_page
         self._hashes: dict[bytes, int] = {}
@@ -64,6 +67,18 @@ class World:
             machines.attach(0, mm, self._span)
             self.running = process
         return mm
+
+    def forked(self, mm: mm_struct) -> mm_struct:
+        """A child of the process."""
+        child = machines.new_mm(self._span)
+        sys_fork(mm, child)
+        return child
+
+    def gone(self, mm: mm_struct) -> None:
+        """The process has ended."""
+        machines.machine.mms.remove(mm)
+        self.processes[self.processes.index(mm)] = None
+        self.running = -1
 
     def content(self, p: page | None) -> int:
         """The word that stands for a page's contents."""

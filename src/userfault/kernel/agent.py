@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..native import library, why_missing
+from .errors import KernelError
 
 PROCESSES = 8
 SCRATCH = 8
@@ -60,7 +61,7 @@ class Seen:
     contents: memoryview
 
 
-class AgentError(Exception):
+class AgentError(KernelError):
     """The agent could not do its work: what failed, and what to do."""
 
 
@@ -75,11 +76,13 @@ class Control(ctypes.Structure):
         ("contents", ctypes.c_uint64),
         ("record_bytes", ctypes.c_uint64),
         ("pid", ctypes.c_int64 * PROCESSES),
+        ("parent_pid", ctypes.c_int64 * PROCESSES),
         ("parent", ctypes.c_int32 * PROCESSES),
         ("command", ctypes.c_int32 * 2 * PROCESSES),
         ("answer", ctypes.c_int32 * 2 * PROCESSES),
         ("pagemap", ctypes.c_int32 * PROCESSES),
         ("maps", ctypes.c_int32 * PROCESSES),
+        ("mem", ctypes.c_int32 * PROCESSES),
         ("kpagecount", ctypes.c_int32),
         ("kpageflags", ctypes.c_int32),
     )

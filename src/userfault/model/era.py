@@ -49,6 +49,8 @@ class Era:
     reference (v6.18)."""
     move_keeps_clean: bool = False
     """A moved entry is dirty only if it was (v6.8 makes it dirty)."""
+    swapin_maps_writable: bool = False
+    """A swapped-in page that is the process's alone is mapped writable even by a read (v6.18; v6.8 only by a write)."""
     markers: bool = False
     """Entries that mark a hole (write-protected, poisoned, guard) and write-protection by userfaultfd: modelled for v6.18."""
     huge_move_clears_first: bool = False
@@ -84,6 +86,7 @@ V6_18 = replace(
     move_swap_cache=True,
     move_batches=True,
     move_keeps_clean=True,
+    swapin_maps_writable=True,
     markers=True,
     huge_move_clears_first=True,
 )

@@ -64,6 +64,7 @@ class Config:
     HPAGE_PMD_ORDER = 1
     CONFIG_KSM = False
     SPLIT_VMAS = False
+    SYNCHRONOUS_SWAP = False
     TASK_SIZE = 1 << 30
     MMAP_MIN_ADDR = 0
     WRAP_AT = 1 << 30
@@ -86,15 +87,18 @@ def boot(
     huge_order: int = 1,
     ksm: bool = False,
     split_vmas: bool = False,
+    synchronous_swap: bool = False,
     addresses: tuple[int, int, int] = (0, 1 << 30, 1 << 30),
 ) -> Machine:
     """Start the machine afresh with these pools (counts of free objects).
 
     page_shift: log2 of the page size in bytes (0: addresses count pages). huge_order: log2 of the pages of a huge page.
-    split_vmas: an operation on part of a VMA splits it, and equal neighbours are merged. addresses: the lowest for users, the
+    split_vmas: an operation on part of a VMA splits it, and equal neighbours are merged. synchronous_swap: swap is on a RAM
+    disk, and a slot with
+    one user is read past the swap cache. addresses: the lowest for users, the
     first that is none, and where they wrap.
     """
-    config.SPLIT_VMAS = split_vmas
+    config.SPLIT_VMAS, config.SYNCHRONOUS_SWAP = split_vmas, synchronous_swap
     config.MMAP_MIN_ADDR, config.TASK_SIZE, config.WRAP_AT = addresses
     config.PAGE_SHIFT, config.HPAGE_PMD_ORDER, config.CONFIG_KSM = page_shift, huge_order, ksm
     fresh = Machine(cpus=[cpu() for _ in range(cpus)], swap_lock=spinlock_t(lock_class=LockClass.SWAP))

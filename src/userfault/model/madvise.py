@@ -15,7 +15,9 @@ from .mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
 from .mmap import find_vma
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte
 from .rmap import anon_vma_prepare
+from .slab import atomic_read
 from .vma import vma_modify
+from .vmscan import shrink_page
 
 
 class MADV(enum.IntEnum):
@@ -30,6 +32,7 @@ class MADV(enum.IntEnum):
     DODUMP = 17
     WIPEONFORK = 18
     KEEPONFORK = 19
+    PAGEOUT = 21
     DONTNEED_LOCKED = 24
     GUARD_INSTALL = 102
     GUARD_REMOVE = 103
@@ -115,6 +118,11 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
         zap_page_range(mm, vma, start, end, True)
         reached("a range was forgotten")
         return 0
+    if advice == MADV.PAGEOUT:
+        if vma.vm_flags & vm.LOCKED:
+            return -EINVAL
+        madvise_pageout(mm, start, end)
+        return 0
     if advice == MADV.GUARD_INSTALL:
         if vma.vm_flags & vm.LOCKED:
             return -EINVAL
@@ -146,6 +154,28 @@ def advised_flags(flags: int, advice: int) -> int:
     if advice == MADV.HUGEPAGE:
         return (flags & ~int(vm.NOHUGEPAGE)) | int(vm.HUGEPAGE)
     return (flags & ~int(vm.HUGEPAGE)) | int(vm.NOHUGEPAGE)
+
+
+@modelled(
+    "mm/madvise.c",
+    function="madvise_cold_or_pageout_pte_range",
+    versions="v5.4 .. v6.18",
+    section="C.7",
+    steps=3,
+    omits="isolation of the whole range before the first page is written; pages that are not on the LRU lists yet",
+)
+def madvise_pageout(mm: mm_struct, start: int, end: int) -> None:
+    """Reclaim the pages of the range that nobody else maps."""
+    for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
+        addr = number << config.PAGE_SHIFT
+        pmd = pmd_offset(mm, addr).pmd
+        if pmd.kind == PmdKind.TABLE:
+            spin_lock(pte_lockptr(pmd.table))
+            pte = pte_offset(pmd.table, addr).pte
+            wanted = pte.kind == PteKind.PRESENT and not pte.special and atomic_read(pte.page.mapcount) == 1
+            spin_unlock(pte_lockptr(pmd.table))
+            if wanted:
+                shrink_page(pte.page)
 
 
 @modelled(

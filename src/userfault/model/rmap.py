@@ -563,7 +563,7 @@ def try_to_unmap_one(p: page, vma: vm_area_struct, addr: int, migration: bool) -
     if migration:
         set_pte(ptep, make_migration_entry(p, pte, exclusive))
     else:
-        set_pte(ptep, pte_t(kind=PteKind.SWAP, slot=p.swapcache, exclusive=exclusive))
+        set_pte(ptep, pte_t(kind=PteKind.SWAP, slot=p.swapcache, exclusive=exclusive, uffd_wp=pte.uffd_wp))
     page_remove_rmap(p)
     put_page(p)
     spin_unlock(pte_lockptr(ptep.table))

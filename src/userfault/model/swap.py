@@ -190,6 +190,35 @@ def ksm_needs_copy(p: page, vma: vm_area_struct, addr_index: int) -> bool:
     return mapping.root is not vma.anon_vma.root or p.index != addr_index
 
 
+def write_protected_as(vma: vm_area_struct, orig: pte_t, pte: pte_t) -> pte_t:
+    """The entry keeps the userfaultfd's write-protection of the swap entry; while the VMA is registered for it, it bites."""
+    if not orig.uffd_wp:
+        return pte
+    return pte._replace(uffd_wp=True, write=pte.write and not vma.vm_flags & vm.UFFD_WP)
+
+
+@modelled(
+    "mm/memory.c", function="do_swap_page", versions="v4.15 .. v6.18", section="C.7", steps=5, omits="large folios"
+)
+def swap_in_directly(
+    vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot, orig: pte_t, write: bool
+) -> None:
+    """A slot with one user on a synchronous device: the page is read past the swap cache, and is the process's alone."""
+    p = alloc_page()
+    p.data = orig.slot.data
+    spin_lock(pte_lockptr(table))
+    if ptep.pte != orig:
+        spin_unlock(pte_lockptr(table))
+        put_page(p)
+        return
+    swap_free(orig.slot)
+    writable = vma.vm_flags & vm.WRITE != 0
+    pte = pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=writable and write, young=True)
+    page_add_new_anon_rmap(p, vma, addr)
+    set_pte(ptep, write_protected_as(vma, orig, pte))
+    spin_unlock(pte_lockptr(table))
+
+
 @modelled(
     "mm/memory.c",
     versions="v3.10 .. v6.8",
@@ -201,6 +230,9 @@ def ksm_needs_copy(p: page, vma: vm_area_struct, addr_index: int) -> bool:
 def do_swap_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot, orig: pte_t, write: bool) -> int:
     """A touch of a swap PTE; mmap_sem held for reading."""
     slot = orig.slot
+    if config.SYNCHRONOUS_SWAP and slot.cache is None and slot.swap_map == 1:
+        swap_in_directly(vma, addr, table, ptep, orig, write)
+        return 0
     p = read_swap_cache(slot)
     if p is None:
         return 0
@@ -232,8 +264,10 @@ def do_swap_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
         exclusive = not PageKsm(q) and (orig.exclusive or copied or atomic_read(q.refcount) == 1)
     else:
         exclusive = write and (copied or reuse_swap_page(p))
-    writable = write and exclusive and vma.vm_flags & vm.WRITE != 0
-    pte = pte_t(kind=PteKind.PRESENT, page=q, write=writable, dirty=writable, young=True)
+    writable = (write or era.swapin_maps_writable) and exclusive and vma.vm_flags & vm.WRITE != 0
+    pte = pte_t(kind=PteKind.PRESENT, page=q, write=writable, dirty=writable and write, young=True)
+    if era.markers:
+        pte = write_protected_as(vma, orig, pte)
     if not era.anon_exclusive:
         set_pte(ptep, pte)
     if copied:

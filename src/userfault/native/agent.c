@@ -18,14 +18,14 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
 enum { PROCESSES = 8, SCRATCH = 8, VMAS = 64, PAGE = 4096 };
-enum kind { SYSCALL, LOAD, STORE, FORK, EXIT, WAIT };
+enum kind { SYSCALL, LOAD, STORE, FORK, EXIT };
+enum message { PERFORM = 100, LEAVE };
 
 struct op {
 	uint32_t kind, process;
@@ -55,10 +55,10 @@ struct agent {
 	uint64_t ops, done;      /* how many there are, how many are finished (shared: tells where a hang is) */
 	uint64_t contents;       /* pages whose contents are hashed after each operation; 0: all */
 	uint64_t record_bytes;   /* distance between two records */
-	int64_t pid[PROCESSES];
+	int64_t pid[PROCESSES], parent_pid[PROCESSES];
 	int32_t parent[PROCESSES];
 	int32_t command[PROCESSES][2], answer[PROCESSES][2];
-	int32_t pagemap[PROCESSES], maps[PROCESSES];
+	int32_t pagemap[PROCESSES], maps[PROCESSES], mem[PROCESSES];
 	int32_t kpagecount, kpageflags;
 };
 
@@ -108,14 +108,14 @@ static void perform_syscall(struct op *op, struct result *out)
 }
 
 /* Read and write a whole small message; a process that is gone ends us. */
-static void send_byte(int fd)
+static void send_byte(int fd, char c)
 {
-	while (write(fd, "", 1) != 1)
+	while (write(fd, &c, 1) != 1)
 		if (errno != EINTR)
 			_exit(3);
 }
 
-static void wait_byte(int fd)
+static char wait_byte(int fd)
 {
 	char c;
 	ssize_t got;
@@ -123,6 +123,7 @@ static void wait_byte(int fd)
 	while ((got = read(fd, &c, 1)) != 1)
 		if (got == 0 || errno != EINTR)
 			_exit(3);
+	return c;
 }
 
 static void serve(struct agent *a, struct op *ops, struct result *results, int me);
@@ -139,32 +140,40 @@ static void perform(struct agent *a, struct op *ops, struct result *results, uin
 		perform_access(op, out);
 		break;
 	case FORK:
+		if (op->arg[0] == 0 || op->arg[0] >= PROCESSES || a->pid[op->arg[0]] > 0) {
+			out->value = -EEXIST;
+			break;
+		}
 		pid = fork();
 		if (pid == 0) {
-			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			/* Only the agent may hold these: when it is gone, everybody reads the end of the pipe and goes. */
+			for (int each = 1; each < PROCESSES; each++)
+				close(a->command[each][1]);
 			serve(a, ops, results, (int)op->arg[0]);
 		}
 		a->pid[op->arg[0]] = pid;
 		a->parent[op->arg[0]] = me;
+		a->parent_pid[op->arg[0]] = a->pid[me];
 		out->value = pid < 0 ? -errno : 0;
 		break;
-	case WAIT:
-		out->value = waitpid((pid_t)a->pid[op->arg[0]], NULL, 0) < 0 ? -errno : 0;
-		break;
-	case EXIT:
-		_exit(0);
 	default:
 		perform_syscall(op, out);
 	}
 }
 
-/* A forked process: one operation a byte. The operation is the one that the agent is at. */
+/* A forked process: what to do is one byte. PERFORM: the operation that the agent is at; 0 to 7: wait for that process. */
 static void serve(struct agent *a, struct op *ops, struct result *results, int me)
 {
 	for (;;) {
-		wait_byte(a->command[me][0]);
-		perform(a, ops, results, a->done, me);
-		send_byte(a->answer[me][1]);
+		char what = wait_byte(a->command[me][0]);
+
+		if (what == LEAVE)
+			_exit(0);
+		if (what == PERFORM)
+			perform(a, ops, results, a->done, me);
+		else
+			waitpid((pid_t)a->pid[(int)what], NULL, 0);
+		send_byte(a->answer[me][1], 0);
 	}
 }
 
@@ -176,9 +185,9 @@ static int open_proc(int64_t pid, const char *name)
 	return open(path, O_RDONLY | O_CLOEXEC);
 }
 
-static void in_process(struct agent *a, int process)
+static void in_process(struct agent *a, int process, char what)
 {
-	send_byte(a->command[process][1]);
+	send_byte(a->command[process][1], what);
 	wait_byte(a->answer[process][0]);
 }
 
@@ -192,32 +201,35 @@ static void run_one(struct agent *a, struct op *ops, struct result *results, uin
 		results[n].value = -ESRCH;
 		return;
 	}
-	if (op->kind == EXIT && p != 0) {
-		send_byte(a->command[p][1]);
+	if (op->kind == EXIT && p == 0) {
+		results[n].value = -EINVAL;
+		return;
+	}
+	if (op->kind == EXIT) {
+		send_byte(a->command[p][1], LEAVE);
 		/* Its parent may be gone too: then it is ours (we are a subreaper). */
 		other = a->parent[p];
-		if (other == 0 || a->pid[other] <= 0) {
+		if (other == 0 || a->pid[other] != a->parent_pid[p]) {
 			waitpid((pid_t)a->pid[p], NULL, 0);
 		} else {
-			op->kind = WAIT;
-			op->arg[0] = (uint64_t)p;
-			in_process(a, other);
-			op->kind = EXIT;
+			in_process(a, other, (char)p);
 		}
 		close(a->pagemap[p]);
 		close(a->maps[p]);
+		close(a->mem[p]);
 		a->pid[p] = 0;
 		return;
 	}
 	if (p == 0)
 		perform(a, ops, results, n, 0);
 	else
-		in_process(a, p);
+		in_process(a, p, PERFORM);
 	if (op->kind == FORK && results[n].value == 0) {
 		p = (int)op->arg[0];
 		a->pagemap[p] = open_proc(a->pid[p], "pagemap");
 		a->maps[p] = open_proc(a->pid[p], "maps");
-		if (a->pagemap[p] < 0 || a->maps[p] < 0)
+		a->mem[p] = open_proc(a->pid[p], "mem");
+		if (a->pagemap[p] < 0 || a->maps[p] < 0 || a->mem[p] < 0)
 			_exit(4);
 	}
 }
@@ -302,7 +314,35 @@ static void observe_pages(struct agent *a, int p, uint64_t *word, uint64_t *cont
 	}
 }
 
-static void observe_contents(struct agent *a, int p, uint64_t *content, uint64_t first, uint64_t last)
+static void observe_vmas(struct agent *a, int p, struct header *out)
+{
+	uint64_t at = a->base, end = a->base + a->pages * PAGE;
+
+	out->vmas = 0;
+	while (out->vmas < VMAS) {
+		struct procmap q = {.size = sizeof(q), .query_flags = COVERING_OR_NEXT, .query_addr = at};
+
+		if (ioctl(a->maps[p], PROCMAP_QUERY, &q) || q.vma_start >= end)
+			break;
+		out->vma[out->vmas++] = (struct vma){(uint32_t)((q.vma_start - a->base) / PAGE),
+						     (uint32_t)((q.vma_end - a->base) / PAGE), (uint32_t)q.vma_flags, 0};
+		at = q.vma_end;
+		if (at >= end)
+			break;
+	}
+}
+
+/* /proc/PID/mem reads what the process itself may not. */
+static int usable(const struct header *vmas, uint64_t page)
+{
+	for (uint32_t v = 0; v < vmas->vmas; v++)
+		if (vmas->vma[v].first <= page && page < vmas->vma[v].last)
+			return vmas->vma[v].flags & 7;
+	return 0;
+}
+
+static void observe_contents(struct agent *a, int p, const struct header *vmas, uint64_t *content, uint64_t first,
+			     uint64_t last)
 {
 	static char copy[PAGE];
 
@@ -321,9 +361,8 @@ static void observe_contents(struct agent *a, int p, uint64_t *content, uint64_t
 			}
 			armed = 0;
 		} else {
-			struct iovec to = {copy, PAGE}, from = {page, PAGE};
-
-			if (process_vm_readv((pid_t)a->pid[p], &to, 1, &from, 1, 0) == PAGE)
+			/* Not process_vm_readv, which pins the page, and so gives a shared one its own copy. */
+			if (usable(vmas, i) && pread(a->mem[p], copy, PAGE, (off_t)page) == PAGE)
 				content[i] = uf_hash_page(copy);
 			else
 				content[i] = 1;
@@ -359,24 +398,6 @@ static void classify(uint64_t *word, uint64_t n, uint64_t offset)
 	}
 }
 
-static void observe_vmas(struct agent *a, int p, struct header *out)
-{
-	uint64_t at = a->base, end = a->base + a->pages * PAGE;
-
-	out->vmas = 0;
-	while (out->vmas < VMAS) {
-		struct procmap q = {.size = sizeof(q), .query_flags = COVERING_OR_NEXT, .query_addr = at};
-
-		if (ioctl(a->maps[p], PROCMAP_QUERY, &q) || q.vma_start >= end)
-			break;
-		out->vma[out->vmas++] = (struct vma){(uint32_t)((q.vma_start - a->base) / PAGE),
-						     (uint32_t)((q.vma_end - a->base) / PAGE), (uint32_t)q.vma_flags, 0};
-		at = q.vma_end;
-		if (at >= end)
-			break;
-	}
-}
-
 static void observe(struct agent *a, uint64_t n, char *record)
 {
 	uint64_t each = sizeof(struct header) + a->pages * 16, live = 0;
@@ -392,9 +413,10 @@ static void observe(struct agent *a, uint64_t n, char *record)
 			continue;
 		out->process = (uint32_t)p;
 		observe_pages(a, p, word, word + a->pages);
-		observe_contents(a, p, word + a->pages, first, first + slice < a->pages ? first + slice : a->pages);
-		classify(word, a->pages, live * a->pages);
 		observe_vmas(a, p, out);
+		observe_contents(a, p, out, word + a->pages, first,
+				 first + slice < a->pages ? first + slice : a->pages);
+		classify(word, a->pages, live * a->pages);
 		live++;
 	}
 	*(uint64_t *)record = live;

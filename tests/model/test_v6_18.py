@@ -1,0 +1,181 @@
+"""What the era v6.18 has beyond v6.8, as user space sees it."""
+
+from __future__ import annotations
+
+import pytest
+
+from userfault.model import era as eras
+from userfault.model.errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
+from userfault.model.fork import sys_fork
+from userfault.model.fs_userfaultfd import (
+    userfaultfd_copy,
+    userfaultfd_move,
+    userfaultfd_poison,
+    userfaultfd_register,
+    userfaultfd_unregister,
+    userfaultfd_writeprotect,
+    userfaultfd_zeropage,
+)
+from userfault.model.machine import attach, boot, new_mm
+from userfault.model.madvise import MADV, sys_madvise
+from userfault.model.mm_types import PteKind, mm_struct, pte_t, userfaultfd_ctx, vm
+from userfault.model.mmap import sys_mmap, sys_munmap
+from userfault.model.mprotect import sys_mprotect
+from userfault.model.user import load, peek, poke, store
+
+from .scene import settled
+
+PAGES = 32
+SIGBUS, SIGSEGV = -7, -11
+RW = int(vm.READ | vm.WRITE)
+
+
+@pytest.fixture
+def mm() -> mm_struct:
+    """Pages 0-7 plain, 8-15 registered for missing pages with the context of `ctx`; addresses count pages."""
+    eras.use("v6.18")
+    boot(split_vmas=True, synchronous_swap=True)
+    made = new_mm(PAGES)
+    attach(0, made, PAGES)
+    assert sys_mmap(made, 0, 8, RW) == 0
+    assert sys_mmap(made, 8, 8, RW) == 0
+    return made
+
+
+@pytest.fixture
+def ctx(mm: mm_struct) -> userfaultfd_ctx:
+    made = userfaultfd_ctx(mm=mm)
+    assert userfaultfd_register(made, 8, 8, 1) == (0, 0x13C)
+    return made
+
+
+def pte(mm: mm_struct, addr: int) -> pte_t:
+    return mm.pmd[addr >> 1].pmd.table.pte[addr & 1].pte
+
+
+def layout(mm: mm_struct) -> list[tuple[int, int]]:
+    return [(vma.vm_start, vma.vm_end) for vma in mm.mmap]
+
+
+def test_vmas_are_split_and_merged(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    assert layout(mm) == [(0, 8), (8, 16)]
+    assert sys_mprotect(mm, 2, 2, int(vm.READ)) == 0
+    assert layout(mm) == [(0, 2), (2, 4), (4, 8), (8, 16)]
+    assert sys_mprotect(mm, 2, 2, RW) == 0
+    assert layout(mm) == [(0, 8), (8, 16)]
+    assert sys_munmap(mm, 3, 2) == 0
+    assert layout(mm) == [(0, 3), (5, 8), (8, 16)]
+    assert sys_mmap(mm, 3, 2, RW) == 0
+    assert layout(mm) == [(0, 8), (8, 16)]
+    assert userfaultfd_unregister(ctx, 8, 4) == 0
+    assert layout(mm) == [(0, 12), (12, 16)]
+    assert sys_mprotect(mm, 20, 1, RW) == -ENOMEM
+    settled()
+
+
+def test_vmas_with_pages_of_their_own_are_not_merged(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    store(mm, 0, 1)
+    assert userfaultfd_zeropage(ctx, 8, 1, 0) == (0, 1)
+    store(mm, 8, 1)
+    assert userfaultfd_unregister(ctx, 8, 8) == 0
+    assert layout(mm) == [(0, 8), (8, 16)]
+    settled()
+
+
+def test_a_move_is_partial_and_says_so(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    for page in (0, 1, 3):
+        store(mm, page, page + 1)
+    assert userfaultfd_move(ctx, mm, 8, 0, 4, 0) == (-EAGAIN, 2)
+    assert userfaultfd_move(ctx, mm, 10, 2, 2, 2) == (0, 2)
+    assert [load(mm, page) for page in (8, 9, 11)] == [1, 2, 4]
+    assert load(mm, 10) == SIGBUS
+    assert userfaultfd_move(ctx, mm, 8, 5, 1, 2) == (-EEXIST, -EEXIST)
+    assert userfaultfd_move(ctx, mm, 12, 5, 1, 0) == (-ENOENT, -ENOENT)
+    assert userfaultfd_move(ctx, mm, 30, 5, 1, 0) == (-ENOENT, -ENOENT)
+    assert userfaultfd_move(ctx, mm, 12, 5, 1, 4) == (-EINVAL, None)
+    assert userfaultfd_move(ctx, new_mm(PAGES), 12, 5, 1, 0) == (-EINVAL, None)
+    assert userfaultfd_move(userfaultfd_ctx(mm=mm), mm, 12, 5, 1, 0) == (-EINVAL, -EINVAL)
+    settled()
+
+
+def test_a_shared_page_is_busy_until_it_is_written_again(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    store(mm, 0, 1)
+    child = new_mm(PAGES)
+    sys_fork(mm, child)
+    assert userfaultfd_move(ctx, mm, 8, 0, 1, 0) == (-EBUSY, -EBUSY)
+    assert sys_munmap(child, 0, PAGES) == 0
+    assert userfaultfd_move(ctx, mm, 8, 0, 1, 0) == (-EBUSY, -EBUSY)
+    store(mm, 0, 2)
+    assert userfaultfd_move(ctx, mm, 8, 0, 1, 0) == (0, 1)
+    settled()
+
+
+def test_fills_and_poison(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    poke(mm, 0, b"a")
+    assert userfaultfd_copy(ctx, mm, 8, 0, 1, 0) == (0, 1)
+    assert peek(mm, 8, 1) == b"a"
+    assert userfaultfd_copy(ctx, mm, 8, 0, 1, 0) == (-EEXIST, -EEXIST)
+    assert userfaultfd_copy(ctx, mm, 9, 20, 1, 0) == (-EFAULT, -EFAULT)
+    assert userfaultfd_copy(ctx, mm, 9, 0, 1, 2) == (-EINVAL, -EINVAL)
+    assert userfaultfd_poison(ctx, 9, 2, 0) == (0, 2)
+    assert userfaultfd_zeropage(ctx, 9, 1, 0) == (-EEXIST, -EEXIST)
+    assert load(mm, 9) == SIGBUS
+    assert userfaultfd_copy(ctx, mm, 9, 0, 1, 0) == (0, 1), "poison is overwritten"
+    assert userfaultfd_move(ctx, mm, 11, 10, 1, 0) == (-EFAULT, -EFAULT)
+    settled()
+
+
+def test_write_protection(mm: mm_struct) -> None:
+    ctx = userfaultfd_ctx(mm=mm, wp_unpopulated=True)
+    store(mm, 8, 1)
+    assert userfaultfd_register(ctx, 8, 8, 2) == (0, 0x17C)
+    assert userfaultfd_writeprotect(ctx, 8, 2, 1) == 0
+    assert store(mm, 8, 2) == SIGBUS
+    assert load(mm, 8) == 1
+    assert pte(mm, 9).kind == PteKind.WP_MARKER
+    assert load(mm, 9) == 0
+    assert store(mm, 9, 2) == SIGBUS
+    assert userfaultfd_writeprotect(ctx, 8, 2, 0) == 0
+    assert store(mm, 8, 2) == 0 and store(mm, 9, 2) == 0
+    assert userfaultfd_writeprotect(ctx, 7, 2, 1) == -ENOENT
+    assert userfaultfd_writeprotect(ctx, 8, 2, 3) == -EINVAL
+    settled()
+
+
+def test_guards(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    store(mm, 0, 1)
+    assert sys_madvise(mm, 0, 2, MADV.GUARD_INSTALL) == 0
+    assert load(mm, 0) == SIGSEGV
+    assert sys_madvise(mm, 0, 2, MADV.DONTNEED) == 0
+    assert load(mm, 1) == SIGSEGV, "guards outlive MADV_DONTNEED"
+    assert userfaultfd_move(ctx, mm, 8, 0, 1, 0) == (-EFAULT, -EFAULT)
+    assert sys_madvise(mm, 0, 2, MADV.GUARD_REMOVE) == 0
+    assert load(mm, 0) == 0
+    assert sys_madvise(mm, 0, PAGES, MADV.GUARD_REMOVE) == -ENOMEM
+    settled()
+
+
+def test_a_swap_entry_is_exclusive_until_it_is_shared(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    store(mm, 0, 1)
+    store(mm, 1, 2)
+    assert sys_madvise(mm, 0, 2, MADV.PAGEOUT) == 0
+    assert pte(mm, 0).kind == PteKind.SWAP and pte(mm, 0).exclusive
+    assert userfaultfd_move(ctx, mm, 8, 0, 1, 0) == (0, 1)
+    child = new_mm(PAGES)
+    sys_fork(mm, child)
+    assert userfaultfd_move(ctx, mm, 9, 1, 1, 0) == (-EBUSY, -EBUSY)
+    assert (load(mm, 8), load(mm, 1)) == (1, 2)
+    assert pte(mm, 1).page.swapcache is not None, "the child's entry keeps the page in the swap cache"
+    settled()
+
+
+def test_protections_are_the_entries_too(mm: mm_struct) -> None:
+    store(mm, 0, 1)
+    assert sys_mprotect(mm, 0, 1, 0) == 0
+    assert load(mm, 0) == SIGSEGV
+    assert sys_mprotect(mm, 0, 1, int(vm.READ)) == 0
+    assert load(mm, 0) == 1
+    assert store(mm, 0, 2) == SIGSEGV
+    assert sys_mprotect(mm, 0, 1, RW) == 0
+    assert pte(mm, 0).write, "a page that is the process's alone is made writable at once"
+    settled()
