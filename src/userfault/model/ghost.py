@@ -61,6 +61,12 @@ def walk_gained(p: page) -> None:
 
 
 @ghost
+def walk_put_back(p: page) -> None:
+    """An entry that was taken out under its lock is back: a walk may have peeked at its place meanwhile."""
+    walk_gained(p)
+
+
+@ghost
 def walk_end(p: page) -> None:
     """Everything that was mapped throughout was visited."""
     here = this_cpu()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN
+from .ghost import walk_put_back
 from .lang import atomic, exhausted, raw, reached
 from .locks import down_read, spin_lock, spin_unlock, trylock_page, unlock_page, up_read
 from .machine import machine
@@ -50,6 +51,7 @@ def write_protect_page(vma: vm_area_struct, p: page, addr: int) -> bool:
             era.anon_exclusive and p.anon_exclusive and p.pincount > 0
         ):
             set_pte(ptep, entry)
+            walk_put_back(p)
             done = False
         else:
             if era.anon_exclusive:
@@ -57,6 +59,7 @@ def write_protect_page(vma: vm_area_struct, p: page, addr: int) -> bool:
             if entry.dirty:
                 p.dirty = True
             set_pte(ptep, entry._replace(write=False, dirty=False))
+            walk_put_back(p)
     spin_unlock(pte_lockptr(ptep.table))
     return done
 

@@ -12,7 +12,7 @@ from .mm_types import PmdKind, PteKind, anon_vma, page, page_table, pte_slot, pt
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte, vma_address
 from .rmap import PageAnon, PageKsm, page_get_anon_vma, page_mapcount_inc, page_mapped, put_anon_vma, try_to_unmap
 from .slab import alloc_page, atomic_read, get_page, get_page_unless_zero, put_page
-from .vmscan import page_freeze
+from .vmscan import isolate_lru_page, page_freeze
 
 
 @modelled("mm/migrate.c", versions="v3.10 .. v6.8", section="C.8", steps=3, omits="huge and hugetlb entries")
@@ -93,7 +93,7 @@ def no_migration_entry_is_left(p: page) -> None:
 )
 def migrate_page(p: page) -> int:
     """Move an anonymous page to a new one. Returns 0, or -EAGAIN if it has users that can't be told."""
-    if not get_page_unless_zero(p):
+    if not isolate_lru_page(p):
         return -EAGAIN
     if not trylock_page(p):
         put_page(p)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
-from .ghost import walk_abandon, walk_begin, walk_end, walk_gained, walk_visit
+from .ghost import walk_abandon, walk_begin, walk_end, walk_gained, walk_put_back, walk_visit
 from .lang import NULL, READ_ONCE, atomic, check, raw, reached
 from .locks import (
     down_read,
@@ -547,6 +547,7 @@ def try_to_unmap_one(p: page, vma: vm_area_struct, addr: int, migration: bool) -
         p.dirty = True
     if not migration and not swap_duplicate(p.swapcache):
         set_pte(ptep, pte)
+        walk_put_back(p)
         spin_unlock(pte_lockptr(ptep.table))
         return False
     exclusive = False
@@ -556,6 +557,7 @@ def try_to_unmap_one(p: page, vma: vm_area_struct, addr: int, migration: bool) -
             if not migration:
                 swap_free(p.swapcache)
             set_pte(ptep, pte)
+            walk_put_back(p)
             spin_unlock(pte_lockptr(ptep.table))
             return False
         p.anon_exclusive = False

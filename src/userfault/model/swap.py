@@ -165,6 +165,7 @@ def read_swap_cache(slot: swap_slot) -> page | None:
         fresh = alloc_page()
         err = swapcache_prepare(fresh, slot)
         if err == 0:
+            fresh.lru = True
             fresh.data = slot.data
             unlock_page(fresh)
             return fresh

@@ -6,6 +6,7 @@ from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
 from .fremap import double_pt_lock, double_pt_unlock
+from .ghost import walk_put_back
 from .huge_memory import put_huge_page, split_folio, split_huge_pmd
 from .lang import NULL, reached
 from .locks import (
@@ -213,6 +214,7 @@ def move_present_pte(
     # The folio may have been pinned until the PTE was gone.
     if p.pincount > 0:
         set_pte(src_ptep, orig)
+        walk_put_back(p)
         double_pt_unlock(dst_ptep.table, src_ptep.table)
         return -EBUSY
     p.mapping = dst_vma.anon_vma

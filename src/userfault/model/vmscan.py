@@ -8,9 +8,26 @@ from .lang import atomic, raw, reached
 from .locks import trylock_page, unlock_page
 from .mm_types import page
 from .rmap import PageAnon, PageKsm, page_mapped, page_referenced_anon, try_to_unmap
-from .slab import atomic_read, free_page, get_page_unless_zero, put_page
+from .slab import atomic_read, free_page, put_page
 from .swap import add_to_swap_cache, clear_swap_cache
 from .swapfile import get_swap_page
+
+
+@modelled(
+    "mm/vmscan.c",
+    versions="v3.10 .. v6.8",
+    section="C.7",
+    omits="that the page leaves the list, so that only one of reclaim and migration has it at a time",
+    errs="false alarm",
+)
+@atomic
+@raw
+def isolate_lru_page(p: page) -> bool:
+    """A reference to a page found by its PFN or on a list. One that is being made is on no list yet, and can't be had."""
+    if not p.lru or p.refcount.counter == 0:
+        return False
+    p.refcount.counter += 1
+    return True
 
 
 @modelled(
@@ -18,7 +35,7 @@ from .swapfile import get_swap_page
 )
 def referenced(p: page) -> int:
     """shrink_active_list's look at a page that it isolated: not locked (R4)."""
-    if not get_page_unless_zero(p):
+    if not isolate_lru_page(p):
         return 0
     count = page_referenced_anon(p, era.folios)
     put_page(p)
@@ -30,7 +47,7 @@ def referenced(p: page) -> int:
 )
 def page_idle_clear_pte_refs(p: page) -> int:
     """An unlocked walker that sleeps for the lock."""
-    if not get_page_unless_zero(p):
+    if not isolate_lru_page(p):
         return 0
     count = page_referenced_anon(p, False)
     put_page(p)
@@ -71,7 +88,7 @@ def write_to_swap(p: page) -> None:
 )
 def shrink_page(p: page) -> int:
     """Swap one page out. Returns 1 if it was freed, 0 if it was kept."""
-    if not get_page_unless_zero(p):
+    if not isolate_lru_page(p):
         return 0
     if not trylock_page(p):
         put_page(p)
