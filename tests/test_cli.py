@@ -75,3 +75,41 @@ def test_a_missing_core_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0
     assert result.output.count("there is no core") == 1
     assert "python engine" in result.output
+
+
+def test_a_sample_of_the_matrix_says_what_it_leaves_out(tmp_path: Path) -> None:
+    journal = tmp_path / "outcomes.jsonl"
+    args = (
+        "check",
+        "--matrix",
+        "--triples",
+        "--era",
+        "v3.10",
+        "--sample",
+        "3",
+        "--resume",
+        str(journal),
+        "--jobs",
+        "1",
+    )
+    first = run(*args)
+    assert first.exit_code == 0
+    assert "3 checked" in first.output
+    assert "tests of the matrix were not run" in first.output
+    lines = journal.read_text().splitlines()
+    assert len(lines) == 3
+    journal.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])
+    again = run(*args)
+    assert again.exit_code == 0
+    assert "2 of them are from" in again.output
+    assert journal.read_text().splitlines()[:2] == lines[:2]
+    assert len(journal.read_text().splitlines()) == 3
+
+
+def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("not a journal\n")
+    refused = run("check", "S4", "--resume", str(other))
+    assert refused.exit_code == 2
+    assert "is no file of outcomes" in refused.output
+    assert run("check", "--sample", "3").exit_code == 2

@@ -10,7 +10,7 @@ from array import array
 
 from . import ir
 from .analysis import bits, successors
-from .errors import CheckError
+from .errors import CheckError, TooLarge
 from .explore import Machine
 from .ir import READS_A, READS_B, WRITES_D, Op
 from .layout import Layout, Place
@@ -34,7 +34,7 @@ class Encoder:
             raise CheckError(f"{program.name}: the native engine evaluates up to {MAX_INVARIANTS} invariants")
         self.layout = layout = Layout(program, options.dead_locals)
         if layout.words > MAX_WORDS:
-            raise CheckError(f"{program.name}: a state needs {layout.words} words, the native engine holds {MAX_WORDS}")
+            raise TooLarge(f"{program.name}: a state needs {layout.words} words, the native engine holds {MAX_WORDS}")
         if len(program.sometimes) > MAX_SOMETIMES:
             raise CheckError(f"{program.name}: the native engine notes up to {MAX_SOMETIMES} `sometimes` properties")
         self.code = array("i")

@@ -7,6 +7,10 @@ class CheckError(Exception):
     """The checker can't do what was asked; the message says what, where, why and what to do instead."""
 
 
+class TooLarge(CheckError):
+    """A program that the native engine has no room for."""
+
+
 class CompileError(CheckError):
     """Model code outside the restricted subset, shown with its line and a caret."""
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import time
+from pathlib import Path
 
 import click
 
 from ..check.result import Options
 
 EXIT_SURPRISE, EXIT_USAGE, EXIT_BOUND = 1, 2, 3
+TRIPLES_MAX_STATES = 2_000_000
+"""Of one triple: there are thousands, and a few are large."""
 
 
 @click.command("check")
@@ -21,7 +25,20 @@ EXIT_SURPRISE, EXIT_USAGE, EXIT_BOUND = 1, 2, 3
 )
 @click.option("--matrix", is_flag=True, help="Race every pair of operations instead of the library.")
 @click.option("--triples", is_flag=True, help="With --matrix: every triple too.")
-@click.option("--max-states", default=Options().max_states, show_default=True, help="Stop there: verdict `bound`.")
+@click.option("--sample", type=click.IntRange(min=1), metavar="N", help="With --matrix: only N of its tests, drawn.")
+@click.option("--seed", default=0, show_default=True, help="Of the draw.")
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Add each outcome to FILE, and do not check again what is there.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Tests at a time; default: one a core.")
+@click.option(
+    "--max-states",
+    type=click.IntRange(min=1),
+    help=f"Stop there: verdict `bound`.  [default: {Options().max_states}, of a triple {TRIPLES_MAX_STATES}]",
+)
 @click.option("--engine", type=click.Choice(["auto", "python", "native"]), default="auto", help="Which engine.")
 @click.option("--no-reduction", is_flag=True, help="Explore everything, without the reductions.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -31,7 +48,11 @@ def command(
     mutant: str,
     matrix: bool,
     triples: bool,
-    max_states: int,
+    sample: int | None,
+    seed: int,
+    resume: Path | None,
+    jobs: int | None,
+    max_states: int | None,
     engine: str,
     no_reduction: bool,
     as_json: bool,
@@ -43,38 +64,47 @@ def command(
     from ..check import native
     from ..check.errors import CheckError
     from ..litmus import LitmusError, jobs_for, matrix_jobs
-    from .jobs import Job, Outcome, perform_all
-    from .show import best_of, line, print_trace, summary
+    from .jobs import Job, Journal, perform_all
+    from .show import best_of, line, print_trace, progress, summary
 
     if engine == "auto" and not native.available():
         click.echo(f"userfault check: {native.why_missing()}", err=True)
-    options = Options(max_states=max_states)
+    options = Options(max_states=max_states or (TRIPLES_MAX_STATES if triples else Options().max_states))
     if no_reduction:
         options = options.unreduced()
     started = time.perf_counter()
-    outcomes: list[Outcome] = []
     try:
-        if matrix:
-            if tests or mutant:
-                raise CheckError("--matrix makes its own tests: leave out TEST and --mutant")
-            wanted = matrix_jobs(eras, 3 if triples else 2)
-        else:
-            wanted = jobs_for(tests, eras, mutant)
-        jobs = [Job(*each) for each in wanted]
+        if (triples or sample) and not matrix:
+            raise CheckError("--triples and --sample are of the matrix: add --matrix")
+        if matrix and (tests or mutant == "all"):
+            raise CheckError("--matrix makes its own tests: leave out TEST, and name one mutant or none")
+        wanted = matrix_jobs(eras, 3 if triples else 2, mutant) if matrix else jobs_for(tests, eras, mutant)
+        total = len(wanted)
+        if sample is not None and sample < total:
+            drawn = set(random.Random(seed).sample(range(total), sample))
+            wanted = [job for number, job in enumerate(wanted) if number in drawn]
+        done = Journal(resume)
+        outcomes = [done.of[job] for job in wanted if job in done.of]
+        left = [Job(*job) for job in wanted if job not in done.of]
         waiting = sys.stderr.isatty()
-        for outcome in perform_all(jobs, options, engine):
+        for number, outcome in enumerate(perform_all(left, options, engine, jobs), 1):
             outcomes.append(outcome)
+            done.add(outcome)
             if waiting:
                 click.echo("\r\x1b[K", nl=False, err=True)
             click.echo(json.dumps(outcome.json()) if as_json else line(outcome))
-            if waiting and len(outcomes) < len(jobs):
-                click.echo(f"{len(outcomes)} of {len(jobs)}", nl=False, err=True)
+            if waiting and number < len(left):
+                click.echo(progress(number, len(left), time.perf_counter() - started), nl=False, err=True)
     except (CheckError, LitmusError) as error:
         click.echo(f"userfault check: {error}", err=True)
         sys.exit(EXIT_USAGE)
     if not as_json:
         click.echo()
         click.echo(summary(outcomes, time.perf_counter() - started))
+        if len(left) < len(wanted):
+            click.echo(f"{len(wanted) - len(left)} of them are from {resume}")
+        if len(wanted) < total:
+            click.echo(f"a sample, seed {seed}: {total - len(wanted)} of the {total} tests of the matrix were not run")
         shown = best_of(outcomes)
         if shown is not None:
             print_trace(shown)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from pathlib import Path
 
 from ..check.engine import fewest_switches, run
-from ..check.errors import CheckError
-from ..check.ir import Program
+from ..check.errors import CheckError, TooLarge
+from ..check.ir import Failure, Program
 from ..check.result import Move, Options, Result
 from ..check.trace import decode_schedule, encode_schedule
 from ..litmus import compile_test, expected, load
@@ -97,7 +99,10 @@ def _perform(job: Job, options: Options, engine: str) -> Outcome:
     started = time.perf_counter()
     test = load(job.test)
     program = compile_test(test, job.era, job.mutant or None)
-    result = run(program, options, engine)
+    try:
+        result = run(program, options, engine)
+    except TooLarge as error:
+        result = Result("bound", Failure("bound", str(error)))
     if result.verdict == "violated" and result.failure is not None and result.lasso < 0:
         best = fewest_switches(program, result.failure, options, engine)
         if best is not None:
@@ -124,9 +129,46 @@ def _perform(job: Job, options: Options, engine: str) -> Outcome:
     )
 
 
-def perform_all(jobs: Sequence[Job], options: Options, engine: str = "auto") -> Iterator[Outcome]:
-    """The outcomes in the order of the jobs, computed on all cores."""
-    cores = len(os.sched_getaffinity(0))
+class Journal:
+    """A file of outcomes, one JSON object a line, so that a long run can be stopped and taken up again.
+
+    Raises CheckError if it can't be read or written, or holds something else. A last line that was cut off is done again.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.of: dict[tuple[str, str, str], Outcome] = {}
+        if path is None:
+            return
+        try:
+            text = path.read_text() if path.exists() else ""
+            whole = text[: text.rfind("\n") + 1]
+            for line in whole.splitlines():
+                row = json.loads(line)
+                each = Outcome(**{**row, "unreached": tuple(row["unreached"])})
+                self.of[each.test, each.era, each.mutant] = each
+            if whole != text:
+                path.write_text(whole)
+        except OSError as error:
+            raise CheckError(f"{path}: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError):
+            raise CheckError(f"{path} is no file of outcomes of `userfault check --resume`: name another") from None
+
+    def add(self, outcome: Outcome) -> None:
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(outcome.json()) + "\n")
+        except OSError as error:
+            raise CheckError(f"{self.path}: {error.strerror}") from None
+
+
+def perform_all(
+    jobs: Sequence[Job], options: Options, engine: str = "auto", processes: int | None = None
+) -> Iterator[Outcome]:
+    """The outcomes in the order of the jobs, computed by that many processes (default: one a core)."""
+    cores = processes or len(os.sched_getaffinity(0))
     if len(jobs) == 1 or cores == 1:
         for job in jobs:
             yield perform(job, options, engine)

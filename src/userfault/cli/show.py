@@ -25,6 +25,12 @@ def line(outcome: Outcome) -> str:
     )
 
 
+def progress(done: int, total: int, seconds: float) -> str:
+    """How far a run is, and how long the rest takes at that pace."""
+    left = seconds / done * (total - done)
+    return f"{done} of {total}, {left / 60:.0f} min left" if left >= 90 else f"{done} of {total}, {left:.0f} s left"
+
+
 def summary(outcomes: Sequence[Outcome], seconds: float) -> str:
     """One line on everything."""
     count = {verdict: sum(o.verdict == verdict for o in outcomes) for verdict in ("holds", "violated", "bound")}

@@ -129,7 +129,7 @@ class Expectation:
 class Test:
     """A litmus test. `text` is the file, `file` its name for messages.
 
-    ignore: properties that are not checked in it, because another test is about them and they would break first.
+    ignore: (property, era, or "" for all): not checked in it, because another test is about it and it would break first.
     locations: what an outcome shows besides what the condition speaks of. kernel_only: why no era of the model runs it (empty:
     some do).
     """
@@ -143,12 +143,16 @@ class Test:
     quantifier: str
     condition: Formula | Atom | None
     sometimes: tuple[str, ...]
-    ignore: frozenset[str]
+    ignore: frozenset[tuple[str, str]]
     expect: tuple[Expectation, ...]
     locations: tuple[tuple[At, Value], ...] = ()
     kernel_only: str = ""
     file: str = ""
     text: str = field(default="", repr=False)
+
+    def ignored(self, era: str) -> frozenset[str]:
+        """The properties that are not checked on an era."""
+        return frozenset(name for name, where in self.ignore if where in ("", era))
 
     @property
     def eras(self) -> tuple[str, ...]:

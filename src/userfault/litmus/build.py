@@ -86,7 +86,7 @@ class Builder:
             finals=finals,
             names=self.names,
             substitute=substitutes(mutant) if mutant else None,
-            ignore=self.test.ignore,
+            ignore=self.test.ignored(self.era),
             observers=observers,
         )
 

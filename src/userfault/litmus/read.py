@@ -78,7 +78,7 @@ class _Reader:
         condition: Formula | Atom | None = None
         quantifier = "forall"
         sometimes: list[str] = []
-        ignore: set[str] = set()
+        ignore: set[tuple[str, str]] = set()
         expect: list[Expectation] = []
         locations: tuple[tuple[At, Value], ...] = ()
         kernel_only = ""
@@ -94,7 +94,7 @@ class _Reader:
             elif part.data == "kernel_only":
                 kernel_only = " ".join(str(part.children[0])[1:-1].split())
             elif part.data == "ignore":
-                ignore.add(str(part.children[0]))
+                ignore.add((str(part.children[0]), str(part.children[1] or "")))
             elif part.data == "sometimes":
                 sometimes.append(str(part.children[0])[1:-1])
             else:
