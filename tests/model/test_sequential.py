@@ -285,7 +285,8 @@ def test_random_sequences_agree_with_a_dictionary(era: str, sequence: list[tuple
         elif what == "move":
             result = move(mm, dst, src)
             if dst in expected:
-                assert result == -EEXIST
+                # A source without even a page table is missed before the destination is looked at.
+                assert result == -EEXIST or (result == -ENOENT and src not in expected)
             elif src in expected:
                 assert result == 1
                 expected[dst] = expected.pop(src)
