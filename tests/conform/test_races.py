@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,20 +14,23 @@ from userfault.cli import cli
 from userfault.conform.races.compare import compare
 from userfault.conform.races.histogram import make_histogram, render
 from userfault.conform.races.lower import Unrunnable, lower
-from userfault.conform.races.needs import NEEDS, missing
+from userfault.conform.races.needs import NEEDS, borrowed, missing
 from userfault.conform.races.run import run_test
 from userfault.kernel.race import Outcomes
 from userfault.litmus import library, load
 from userfault.litmus.read import read
 
 
-def need_kernel(*needs: str) -> None:
-    """Skip, with the reason, where this machine can't; fail where USERFAULT_KERNEL says that it must."""
-    for need in needs:
-        if problem := missing(need):
-            if os.environ.get("USERFAULT_KERNEL"):
-                pytest.fail(f"USERFAULT_KERNEL is set, but: {problem}")
-            pytest.skip(f"{problem}: {NEEDS[need][1]}")
+@pytest.fixture
+def need(cannot_run: Callable[[str, str], NoReturn]) -> Callable[..., None]:
+    """Called with what a test needs of this machine."""
+
+    def check(*needs: str) -> None:
+        for each in needs:
+            if problem := missing(each):
+                cannot_run(problem, NEEDS[each][1])
+
+    return check
 
 
 def run(*args: str) -> Result:
@@ -89,9 +93,10 @@ def test_json_has_the_documented_keys() -> None:
 LIBRARY = [test for test in library() if (test.outcome and "+" in test.name) or test.kernel_only]
 
 
-def test_the_library_shows_what_its_authors_expect_on_this_kernel() -> None:
-    need_kernel("userfaultfd", "move")
-    done = [run_test(test, rounds=10, seconds=1.0) for test in LIBRARY]
+def test_the_library_shows_what_its_authors_expect_on_this_kernel(need: Callable[..., None]) -> None:
+    need("userfaultfd", "move")
+    with borrowed(LIBRARY):
+        done = [run_test(test, rounds=10, seconds=1.0) for test in LIBRARY]
     assert sum(not each.skipped for each in done) >= 40
     assert [each.test.name for each in done if each.surprise] == []
     assert [each.hang for each in done if each.hang] == []
@@ -100,16 +105,16 @@ def test_the_library_shows_what_its_authors_expect_on_this_kernel() -> None:
 @pytest.mark.parametrize(
     "name", ["move+load", "move+fork", "move-part+load", "cow+cow", "copy+store", "move-holes+store"]
 )
-def test_the_model_allows_what_this_kernel_shows(name: str) -> None:
-    need_kernel("userfaultfd", "move", "thp")
+def test_the_model_allows_what_this_kernel_shows(name: str, need: Callable[..., None]) -> None:
+    need("userfaultfd", "move", "thp")
     done = run_test(load(name), rounds=100, comparing=True)
     assert done.skipped == "" and done.not_compared == ""
     assert done.comparison is not None and done.comparison.complete
     assert done.comparison.mismatches == ()
 
 
-def test_a_condition_that_fails_here_is_a_surprise(tmp_path: Path) -> None:
-    need_kernel("userfaultfd", "move")
+def test_a_condition_that_fails_here_is_a_surprise(tmp_path: Path, need: Callable[..., None]) -> None:
+    need("userfaultfd", "move")
     wrong = tmp_path / "wrong.litmus"
     wrong.write_text(load("move+move").text.replace("-EEXIST", "-EFAULT"))
     result = run(str(wrong), "--rounds", "50")
@@ -122,8 +127,8 @@ def test_a_kernel_only_test_says_why_it_is_not_compared() -> None:
     assert "the model has no mremap" in done.not_compared
 
 
-def test_a_thread_that_nobody_wakes_is_let_go_and_is_a_surprise() -> None:
-    need_kernel("userfaultfd")
+def test_a_thread_that_nobody_wakes_is_let_go_and_is_a_surprise(need: Callable[..., None]) -> None:
+    need("userfaultfd")
     text = 'userfault T\n"Who comes?"\n{ A:0-1 userfault; waiting; }\nP0 : A ;\nr0 = load 0 ;\nkernel only "a wait"\n'
     done = run_test(read(text, "t"), rounds=1)
     assert done.seen is not None and done.seen.unblocked == 1 and done.seen.counts == {}

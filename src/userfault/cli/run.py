@@ -30,6 +30,7 @@ def command(
     did not end, or the model was not explored to its end.
     """
     from ..check.errors import CheckError
+    from ..conform.races.needs import borrowed
     from ..conform.races.report import report, summary
     from ..conform.races.run import run_test
     from ..kernel.errors import KernelError
@@ -37,13 +38,15 @@ def command(
 
     done = []
     try:
-        for test in [load(name) for name in tests] or library():
-            outcome = run_test(test, rounds, seconds, pin, comparing, seed)
-            done.append(outcome)
-            if as_json:
-                click.echo(json.dumps(outcome.json()))
-            elif tests or not outcome.skipped:
-                click.echo(report(outcome) + "\n")
+        chosen = [load(name) for name in tests] or library()
+        with borrowed(chosen):
+            for test in chosen:
+                outcome = run_test(test, rounds, seconds, pin, comparing, seed)
+                done.append(outcome)
+                if as_json:
+                    click.echo(json.dumps(outcome.json()))
+                elif tests or not outcome.skipped:
+                    click.echo(report(outcome) + "\n")
     except (CheckError, KernelError, LitmusError) as error:
         click.echo(f"userfault run: {error}", err=True)
         sys.exit(EXIT_USAGE)

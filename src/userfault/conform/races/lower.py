@@ -6,22 +6,25 @@ of the k-th 2 MiB behind it, page 2k + 1 the second, and a range of whole pairs 
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...kernel.race import Op, Race
+from ...kernel.uapi import HUGE_SIZE_BYTES, PAGE_SIZE_BYTES, Advice, Feature, RegisterMode
 from ...litmus.ast import Column, Operation, Setup, Test, Value, Vma, atoms
 from ...litmus.errors import LitmusError, at_place
 from ...litmus.operations import KERNEL_OPERATIONS, OPERATIONS, check_arguments
 
-SMALL, BLOCK = 1 << 12, 1 << 21
-READ, WRITE = 1, 2
-MISSING, MISSING_WP = 1, 3
-DONTNEED, FREE, DONTFORK, DOFORK, WILLNEED, COLD, PAGEOUT, COLLAPSE = 4, 8, 10, 11, 3, 20, 21, 25
-POPULATE_WRITE, GUARD_INSTALL, GUARD_REMOVE = 23, 102, 103
-
-
-EVENTS = {"fork": 1 << 1, "remap": 1 << 2, "remove": 1 << 3, "unmap": 1 << 6}
+SMALL, BLOCK = PAGE_SIZE_BYTES, HUGE_SIZE_BYTES
+READ, WRITE = mmap.PROT_READ, mmap.PROT_WRITE
+MISSING, MISSING_WP = RegisterMode.MISSING, RegisterMode.MISSING | RegisterMode.WP
+EVENTS = {
+    "fork": Feature.EVENT_FORK,
+    "remap": Feature.EVENT_REMAP,
+    "remove": Feature.EVENT_REMOVE,
+    "unmap": Feature.EVENT_UNMAP,
+}
 
 
 class Unrunnable(Exception):
@@ -185,14 +188,14 @@ class _Lowering:
             else:
                 ops.append(Op("store", (self.at(first + number), token)))
         if self.huge and not vma.huge and len(vma.pages) == count and count % 2 == 0 and first % 2 == 0:
-            ops.append(Op("advise", (at, length, POPULATE_WRITE)))
+            ops.append(Op("advise", (at, length, Advice.POPULATE_WRITE)))
         return ops
 
     def flags(self, vma: Vma) -> list[Op]:
         at, length = self.at(vma.first), self.length(vma.first, vma.last - vma.first)
         ops = []
         if "dontcopy" in vma.flags:
-            ops.append(Op("advise", (at, length, DONTFORK)))
+            ops.append(Op("advise", (at, length, Advice.DONTFORK)))
         if "userfault" in vma.flags:
             self.needs.add("userfaultfd")
             ops.append(Op("register", (at, length, MISSING_WP if self.uses("wp") else MISSING)))
@@ -211,7 +214,7 @@ class _Lowering:
             mm, page = self.places[line.names[0]]
             lists[mm].append(Op("swapout", (self.at(page), SMALL)))
             if "cached" in line.names:
-                lists[mm].append(Op("advise", (self.at(page), SMALL, WILLNEED)))
+                lists[mm].append(Op("advise", (self.at(page), SMALL, Advice.WILLNEED)))
         elif line.what == "pin":
             self.needs.add("io_uring")
             mm, page = self.places[line.names[0]]
@@ -323,7 +326,7 @@ def _pipe_op(name: str) -> Callable[[_Lowering, int, list[int | str]], Op]:
 
 
 def _collapse(low: _Lowering, mm: int, args: list[int | str]) -> Op:
-    return Op("advise", (low.at(_int(args[0]) & ~1), BLOCK, COLLAPSE))
+    return Op("advise", (low.at(_int(args[0]) & ~1), BLOCK, Advice.COLLAPSE))
 
 
 UFFD = ("userfaultfd",)
@@ -346,15 +349,15 @@ KINDS: dict[str, Kind] = {
     "writable": Kind(_range_op("protect", READ | WRITE)),
     "lock": Kind(_range_op("lock")),
     "unlock": Kind(_range_op("unlock")),
-    "dontneed": Kind(_range_op("advise", DONTNEED)),
-    "dontfork": Kind(_range_op("advise", DONTFORK)),
-    "dofork": Kind(_range_op("advise", DOFORK)),
-    "free": Kind(_range_op("advise", FREE)),
-    "cold": Kind(_range_op("advise", COLD)),
-    "pageout": Kind(_range_op("advise", PAGEOUT), needs=("swap",)),
-    "guard": Kind(_range_op("advise", GUARD_INSTALL), needs=("guard",)),
-    "unguard": Kind(_range_op("advise", GUARD_REMOVE), needs=("guard",)),
-    "populate": Kind(_range_op("advise", POPULATE_WRITE)),
+    "dontneed": Kind(_range_op("advise", Advice.DONTNEED)),
+    "dontfork": Kind(_range_op("advise", Advice.DONTFORK)),
+    "dofork": Kind(_range_op("advise", Advice.DOFORK)),
+    "free": Kind(_range_op("advise", Advice.FREE)),
+    "cold": Kind(_range_op("advise", Advice.COLD)),
+    "pageout": Kind(_range_op("advise", Advice.PAGEOUT), needs=("swap",)),
+    "guard": Kind(_range_op("advise", Advice.GUARD_INSTALL), needs=("guard",)),
+    "unguard": Kind(_range_op("advise", Advice.GUARD_REMOVE), needs=("guard",)),
+    "populate": Kind(_range_op("advise", Advice.POPULATE_WRITE)),
     "fork": Kind(_fork),
     "vmread": Kind(_page_op("vmread")),
     "vmwrite": Kind(_value_op("vmwrite")),
@@ -365,8 +368,8 @@ KINDS: dict[str, Kind] = {
     "pinned": Kind(_pipe_op("pinned"), needs=("io_uring",)),
     "look": Kind(_page_op("look")),
     "collapse": Kind(_collapse, result=False, needs=("thp",)),
-    "reclaim": Kind(_advise_page(PAGEOUT), result=False, needs=("swap",)),
-    "split": Kind(_advise_page(COLD), result=False, needs=("thp",)),
+    "reclaim": Kind(_advise_page(Advice.PAGEOUT), result=False, needs=("swap",)),
+    "split": Kind(_advise_page(Advice.COLD), result=False, needs=("thp",)),
     "migrate": Kind(lambda low, mm, args: Op("compact"), result=False, needs=("compaction",)),
     "compact": Kind(lambda low, mm, args: Op("compact"), needs=("compaction",)),
 }

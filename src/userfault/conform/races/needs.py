@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from ...kernel.errors import Unavailable
+from ...kernel.machine import THP, machine, setting
 from ...kernel.race import Op, Race, run_race
-from .lower import BLOCK, GUARD_INSTALL, MISSING, MISSING_WP, READ, SMALL, WRITE, Lowered, Unrunnable
+from ...kernel.uapi import Advice
+from ...litmus import Test
+from .lower import BLOCK, MISSING, MISSING_WP, READ, SMALL, WRITE, Lowered, Unrunnable, lower
 
 RW = READ | WRITE
 
@@ -62,7 +68,7 @@ def _poison() -> str:
 
 
 def _guard() -> str:
-    failed = _tried((Op("map", (0, SMALL, 0, RW)),), Op("advise", (0, SMALL, GUARD_INSTALL)))
+    failed = _tried((Op("map", (0, SMALL, 0, RW)),), Op("advise", (0, SMALL, Advice.GUARD_INSTALL)))
     return "" if failed >= 0 else f"MADV_GUARD_INSTALL: {os.strerror(-failed)}"
 
 
@@ -93,6 +99,32 @@ NEEDS = {
 def missing(need: str) -> str:
     """Why a need is not met here; empty if it is."""
     return NEEDS[need][0]()
+
+
+@contextmanager
+def borrowed(tests: Iterable[Test]) -> Iterator[None]:
+    """This machine with what the tests need and the user may set: a swap device of their own, and huge pages on request.
+
+    Where that is not allowed, the tests make do with what there is, or are skipped.
+    """
+    needs: set[str] = set()
+    for test in tests:
+        with suppress(Unrunnable):
+            needs |= lower(test).needs
+    with ExitStack() as stack:
+        with suppress(Unavailable):
+            if needs & {"swap", "thp"}:
+                held = stack.enter_context(machine())
+                if "thp" in needs and setting(THP / "enabled") == "never":
+                    held.set(THP / "enabled", "madvise")
+                if "swap" in needs:
+                    held.private_swap()
+        # What was probed before, was probed without.
+        missing.cache_clear()
+        try:
+            yield
+        finally:
+            missing.cache_clear()
 
 
 def require(lowered: Lowered) -> None:
