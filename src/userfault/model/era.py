@@ -47,6 +47,8 @@ class Era:
     move_batches: bool = False
     """UFFDIO_MOVE moves runs of pages under one pair of page-table locks, and tries a folio's lock before it takes a
     reference (v6.18)."""
+    move_keeps_eagain: bool = False
+    """move_pages takes an attempt's -EAGAIN for its errno, and a later attempt's success does not clear it (v6.18: F-10)."""
     move_keeps_clean: bool = False
     """A moved entry is dirty only if it was (v6.8 makes it dirty)."""
     swapin_maps_writable: bool = False
@@ -85,6 +87,7 @@ V6_18 = replace(
     move_zero_page=True,
     move_swap_cache=True,
     move_batches=True,
+    move_keeps_eagain=True,
     move_keeps_clean=True,
     swapin_maps_writable=True,
     markers=True,

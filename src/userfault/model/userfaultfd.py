@@ -494,7 +494,14 @@ def uffdio_move(
             continue
         offset = at << config.PAGE_SHIFT
         while True:
-            err, pages = move_one(mm, dst_vma, src_vma, dst_start + offset, src_start + offset, length - offset, mode)
+            ret, pages, known = move_one(
+                mm, dst_vma, src_vma, dst_start + offset, src_start + offset, length - offset, mode
+            )
+            if known or not era.move_keeps_eagain:
+                err = ret
+            elif ret == -EAGAIN:
+                continue
+            # v6.18 (F-10): after an attempt that was told to try again, small pages that did move leave `err` as it was.
             if err != -EAGAIN:
                 break
         if err != 0:
@@ -513,35 +520,39 @@ def move_one(
     src_addr: int,
     left: int,
     mode: int,
-) -> tuple[int, int]:
-    """Move what lies at one address: (0 or the negative errno, pages moved). -EAGAIN: the caller tries again."""
+) -> tuple[int, int, bool]:
+    """Move what lies at one address: (0 or the negative errno, pages moved, whether v6.18's move_pages takes it for its errno).
+
+    -EAGAIN: the caller tries again.
+    """
     size = 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
     src_pmdp, dst_pmdp = pmd_offset(mm, src_addr), pmd_offset(mm, dst_addr)
     src_pmd = src_pmdp.pmd
     dst_pmd = dst_pmdp.pmd
     if dst_pmd.kind == PmdKind.HUGE:
-        return -EEXIST, 0
+        return -EEXIST, 0, True
     if src_pmd.kind == PmdKind.NONE:
         if not mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES:
-            return -ENOENT, 0
+            return -ENOENT, 0, True
         pte_alloc(mm, src_addr)
-        return -EAGAIN, 0
+        return -EAGAIN, 0, False
     if src_pmd.kind == PmdKind.HUGE:
         spin_lock(pmd_lockptr(src_pmdp))
         if src_pmdp.pmd != src_pmd:
             spin_unlock(pmd_lockptr(src_pmdp))
-            return -EAGAIN, 0
+            return -EAGAIN, 0, False
         if ((src_addr | dst_addr) & (size - 1)) == 0 and left >= size and dst_pmd.kind == PmdKind.NONE:
             err = move_pages_huge_pmd(mm, dst_vma, src_pmdp, dst_pmdp, src_pmd, dst_pmd, dst_addr, src_addr)
-            return err, size >> config.PAGE_SHIFT
+            return err, size >> config.PAGE_SHIFT, True
         exclusive = src_pmd.page.anon_exclusive
         spin_unlock(pmd_lockptr(src_pmdp))
         if not exclusive:
-            return -EBUSY, 0
+            return -EBUSY, 0, True
         split_huge_pmd(mm, src_pmdp, src_pmd, src_addr)
-        return -EAGAIN, 0
+        return -EAGAIN, 0, False
     dst_table = pte_alloc(mm, dst_addr)
-    return move_pages_pte(mm, dst_vma, src_vma, dst_table, src_pmd.table, dst_addr, src_addr, left, mode)
+    err, pages = move_pages_pte(mm, dst_vma, src_vma, dst_table, src_pmd.table, dst_addr, src_addr, left, mode)
+    return err, pages, err != 0
 
 
 @modelled(

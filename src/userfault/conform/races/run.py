@@ -37,6 +37,11 @@ class Run:
         return self.judged and self.histogram is not None and not self.histogram.validated
 
     @property
+    def hang_expected(self) -> bool:
+        """Does the test's author expect of this kernel that a run may not end?"""
+        return any((each.era, each.property) == (self.era, "termination") for each in self.test.expect)
+
+    @property
     def judged(self) -> bool:
         """Does the test's author expect the condition of this kernel, in every round?"""
         if self.test.quantifier == "exists" or self.test.condition is None:
@@ -47,7 +52,9 @@ class Run:
 
     @property
     def bound(self) -> bool:
-        return bool(self.hang) or (self.comparison is not None and not self.comparison.complete)
+        return (bool(self.hang) and not self.hang_expected) or (
+            self.comparison is not None and not self.comparison.complete
+        )
 
     def json(self) -> dict[str, object]:
         out: dict[str, object] = {"test": self.test.name, "skipped": self.skipped}
