@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,6 +127,9 @@ def test_it_ends_with_its_last_view(path: Path) -> None:
         assert view[0] is not None
         assert threads_of_ours() > before
         del view
+        end = time.monotonic() + 5
+        while threads_of_ours() > before and time.monotonic() < end:
+            time.sleep(0.001)
         assert threads_of_ours() == before
 
     def threads_of_ours() -> int:

@@ -48,6 +48,7 @@ enum { ABSENT, FILLING, PRESENT, EVICTING, POISONED, GONE };
 #define REF 16u     // used since the clock's hand came by
 #define QUEUED 32u  // has an entry in the ring of residents
 #define AHEAD 64u   // was fetched before anybody asked
+#define DOOMED 128u // unmapped while it was in work: it is GONE when that is done
 #define OWNER(index) (((u32)(index) + 1) << 16)
 #define OWNER_OF(word) ((word) >> 16)
 #define OWNER_WORKER OWNER(1000)

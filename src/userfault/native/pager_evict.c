@@ -41,14 +41,13 @@ static u64 random_u64(pager *p) { // under the ring's lock
 // LRU by sampling, and policies of the user: bring the best of a few random candidates to the head of the ring.
 static void choose(pager *p) {
     u64 count = p->ring_tail - p->ring_head, at[16];
-    u32 units[16];
-    u32 n = count < 16 ? (u32)count : 16;
-    if (n < 2) return;
-    for (u32 i = 0; i < n; i++) {
-        at[i] = (p->ring_head + (n == count ? i : random_u64(p) % count)) % p->ring_capacity;
-        units[i] = ring(p)[at[i]];
+    u32 units[16], n = 0, best = 0;
+    for (u32 i = 0; i < 16 && i < count; i++) {
+        at[n] = (p->ring_head + (count <= 16 ? i : random_u64(p) % count)) % p->ring_capacity;
+        units[n] = ring(p)[at[n]];
+        n += STATE(atomic_load(&states(p)[units[n]])) == PRESENT;
     }
-    u32 best = 0;
+    if (!n) return;
     if (p->policy == POLICY_LRU) {
         for (u32 i = 1; i < n; i++)
             if ((i32)(atomic_load(&stamps(p)[units[i]]) - atomic_load(&stamps(p)[units[best]])) < 0) best = i;

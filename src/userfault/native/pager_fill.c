@@ -132,7 +132,8 @@ void wake_unit(pager *p, slot *s, u64 unit, u32 old) {
 void release_unit(pager *p, slot *s, u64 unit, u32 to) {
     au32 *word = &states(p)[unit];
     u32 old = atomic_load(word);
-    while (!atomic_compare_exchange_weak(word, &old, to | (old & QUEUED))) {}
+    while (!atomic_compare_exchange_weak(word, &old, (old & DOOMED ? GONE : to) | (old & QUEUED))) {}
+    if (old & DOOMED && STATE(to) == PRESENT) atomic_fetch_sub(&p->resident_units, 1);
     wake_unit(p, s, unit, old);
 }
 

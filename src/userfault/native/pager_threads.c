@@ -56,12 +56,12 @@ static void mark_gone(pager *p, u64 from, u64 to) {
     u64 first = from < p->base ? 0 : (from - p->base) / p->unit, last = ((to > end ? end : to) - 1 - p->base) / p->unit;
     for (u64 unit = first; unit <= last; unit++) {
         u32 old = atomic_load(&states(p)[unit]);
-        // What is in work is settled by who works on it: its next call finds nothing there.
-        while (STATE(old) != FILLING && STATE(old) != EVICTING && STATE(old) != GONE)
-            if (atomic_compare_exchange_weak(&states(p)[unit], &old, GONE | (old & QUEUED))) {
-                if (STATE(old) == PRESENT) atomic_fetch_sub(&p->resident_units, 1);
-                break;
-            }
+        for (;;) {
+            bool in_work = STATE(old) == FILLING || STATE(old) == EVICTING;
+            if (!atomic_compare_exchange_weak(&states(p)[unit], &old, in_work ? old | DOOMED : GONE | (old & QUEUED))) continue;
+            if (STATE(old) == PRESENT) atomic_fetch_sub(&p->resident_units, 1);
+            break;
+        }
     }
 }
 
@@ -245,18 +245,11 @@ static void guardian(pager *p, slot *s) {
         stalls(p);
         bus_tick();
     }
-    for (;;) { // the last one out
-        bool any = false;
-        for (u32 i = BACKGROUND; i < MAX_SERVICE; i++)
-            if (atomic_load(&p->slots[i].alive) != NOT_THERE) {
-                int code = pthread_mutex_trylock(&p->life[i]);
-                if (code == EOWNERDEAD) pthread_mutex_consistent(&p->life[i]), atomic_store(&p->slots[i].alive, NOT_THERE);
-                if (code == 0 || code == EOWNERDEAD) pthread_mutex_unlock(&p->life[i]);
-                any = true;
-            }
-        if (!any) break;
-        struct timespec t = {0, 1000000};
-        nanosleep(&t, NULL);
+    // The last one out: whoever still holds his mutex still uses the control block.
+    for (u32 i = BACKGROUND; i < MAX_SERVICE; i++) {
+        while (atomic_load(&p->slots[i].alive) == STARTING) sched_yield();
+        lock_robust(&p->life[i]);
+        pthread_mutex_unlock(&p->life[i]);
     }
 }
 

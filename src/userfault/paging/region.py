@@ -17,7 +17,9 @@ from contextlib import suppress
 from typing import Any, Literal, Self
 
 from . import flush as flushing
+from . import journal
 from .errors import PagingError
+from .files import FileSource
 from .native import MODES, PAGE_BYTES, POISONED, POLICIES, STATE_MASK, Pager, Settings, error_text, pager_library
 from .retry import RetryPolicy
 from .sizes import format_bytes, parse_bytes
@@ -480,6 +482,8 @@ def open_region(
             worker.wait_ready()
             size_bytes, is_store = worker.size_bytes, worker.is_store
         else:
+            if isinstance(source, FileSource):
+                journal.recover(source.path)
             source.open()
             size_bytes, is_store = source.size_bytes, isinstance(source, Store)
         if not size_bytes:
