@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Iterator
@@ -67,3 +68,35 @@ def test_steps_alternate_with_the_parent() -> None:
     assert child.wait() == -signal.SIGKILL
     os.close(shared)
     os.close(give)
+
+
+def test_what_a_child_forked_ends_with_it() -> None:
+    def work() -> Iterator[int]:
+        grandchild = os.fork()
+        if grandchild == 0:
+            time.sleep(3600)
+        yield grandchild
+        time.sleep(3600)
+
+    with Child(work, deadline_s=0.2) as child:
+        handle = os.pidfd_open(child.step())
+        with pytest.raises(ChildHung):
+            child.step()
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    assert poll.poll(5000)
+    os.close(handle)
+
+
+def test_the_parent_need_not_wait() -> None:
+    read, write = os.pipe()
+
+    def work() -> Iterator[bytes]:
+        yield os.read(read, 1)
+
+    with Child(work) as child:
+        child.go()
+        os.write(write, b"x")
+        assert child.answer() == b"x"
+    os.close(read)
+    os.close(write)

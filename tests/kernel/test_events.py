@@ -13,11 +13,10 @@ from typing import NoReturn, TypeVar
 import pytest
 
 from userfault.kernel import memory
-from userfault.kernel.child import ChildDied, become, call
+from userfault.kernel.child import Child, ChildDied, become, call
 from userfault.kernel.machine import setting
 from userfault.kernel.memory import Mapping
 from userfault.kernel.pagemap import Pagemap
-from userfault.kernel.syscalls import libc
 from userfault.kernel.uapi import (
     PAGE_SIZE_BYTES,
     Advice,
@@ -329,33 +328,30 @@ def test_a_fork_brings_the_childs_userfaultfd(area: Mapping, full: Mapping) -> N
     def work() -> tuple[bytes, list[str]]:
         full.tag_pages()
         with Userfault(Feature.EVENT_FORK) as uffd:
-            uffd.register(area.address, area.length_bytes)
-            answers: list[str] = []
 
-            def handle() -> None:
+            def handle() -> Iterator[list[str]]:
                 message = next_of(uffd)
                 assert isinstance(message, Forked)
-                with message.child as child:
-                    fault = next_of(child)
-                    assert isinstance(fault, Pagefault)
-                    # Moves are within one process; copies are not.
-                    answers.append(str(child.move(fault.address, full.address, PAGE)))
-                    answers.append(str(child.copy(fault.address, full.address, PAGE)))
-                    gone.wait(5)
-                    answers.append(str(child.copy(area.at(1), full.address, PAGE)))
+                fault = next_of(message.child)
+                assert isinstance(fault, Pagefault)
+                # Moves are within one process; copies are not.
+                moved = message.child.move(fault.address, full.address, PAGE)
+                copied = message.child.copy(fault.address, full.address, PAGE)
+                yield [str(moved), str(copied)]
+                yield [str(message.child.copy(area.at(1), full.address, PAGE))]
 
-            handler = Toucher(handle)
-            gone = threading.Event()
-            read, write = os.pipe()
-            # Python's own fork would run hooks that need what the fork holds.
-            pid = libc.fork()
-            if pid == 0:
-                os.write(write, memory.load(area.address, 8))
-                os._exit(0)
-            os.waitpid(pid, 0)
-            gone.set()
-            handler.done()
-            return os.read(read, 8), answers
+            # Python's fork keeps the GIL while it waits for the handler, which must be another process.
+            with Child(handle) as handler:
+                uffd.register(area.address, area.length_bytes)
+                handler.go()
+                read, write = os.pipe()
+                pid = os.fork()
+                if pid == 0:
+                    os.write(write, memory.load(area.address, 8))
+                    os._exit(0)
+                os.waitpid(pid, 0)
+                answers = handler.answer()
+                return os.read(read, 8), answers + handler.step()
 
     assert call(work) == ((0x1000).to_bytes(8, "little"), ["EINVAL/-", f"0/{PAGE}", "ESRCH/-"])
 

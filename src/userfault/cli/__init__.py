@@ -12,6 +12,7 @@ VERBS = {
     "replay": "Show exactly the trace that a replay string stands for.",
     "model": "List the modelled kernel functions: source, versions, steps, omissions.",
     "conform": "Do random sequences on the model and on the running kernel, and compare.",
+    "probe": "What this kernel and this user can do, and the remedy for what is missing.",
     "page": "Memory that is paged in user space: serve pages to others.",
     "litmus": "List the library of litmus tests, or show one.",
 }

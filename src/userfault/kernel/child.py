@@ -38,9 +38,12 @@ class ChildDied(KernelError):
         super().__init__(message)
         self.signal = number
 
+    def __reduce__(self) -> tuple[type[ChildDied], tuple[str, int]]:
+        return type(self), (str(self), self.signal)
+
 
 class Child:
-    """A generator that runs in a child process, a step at a time; a context manager that kills it.
+    """A generator that runs in a child process, a step at a time; a context manager that kills it, and what it forked.
 
     `step()` lets it run to its next `yield` and answers what it yielded (which must be picklable). An exception there is raised here,
     with the child's traceback as a note. deadline_s: how long a step may take.
@@ -52,6 +55,9 @@ class Child:
         go_read, self._go = os.pipe()
         self._answers, answer_write = os.pipe()
         self.pid = os.fork()
+        # A group of its own: what it forks ends with it. Both sides set it, because either may be first.
+        with suppress(OSError):
+            os.setpgid(self.pid, 0)
         if self.pid == 0:
             os.close(self._go)
             os.close(self._answers)
@@ -64,10 +70,18 @@ class Child:
 
         Raises ChildHung, ChildDied, or what the child raised.
         """
+        self.go()
+        return self.answer()
+
+    def go(self) -> None:
+        """Let it run to its next `yield`, and do not wait for that."""
         try:
             os.write(self._go, b"g")
         except BrokenPipeError:
             raise self._death() from None
+
+    def answer(self) -> Any:
+        """What it yielded after `go`. Raises as `step`."""
         end = time.monotonic() + self.deadline_s
         (length,) = _LENGTH.unpack(self._read(_LENGTH.size, end))
         good, value = pickle.loads(self._read(length, end))
@@ -105,6 +119,10 @@ class Child:
                 poll.register(handle, select.POLLIN)
                 if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
                     os.kill(self.pid, signal.SIGKILL)
+                    poll.poll()
+                # Not reaped yet, it keeps the number of its group from being used again.
+                with suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
             finally:
                 os.close(handle)
             self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])

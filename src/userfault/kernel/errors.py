@@ -1,5 +1,7 @@
 """What can go wrong at this machine's kernel."""
 
+from __future__ import annotations
+
 
 class KernelError(Exception):
     """What failed, on what, why, and what to do."""
@@ -12,3 +14,6 @@ class Unavailable(KernelError):
         super().__init__(f"{reason}: {remedy}")
         self.reason = reason
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[Unavailable], tuple[str, str]]:
+        return type(self), (self.reason, self.remedy)

@@ -274,4 +274,4 @@ def flag_names(flags: int) -> list[str]:
 def _whose(pid: int, error: OSError) -> str:
     if isinstance(error, FileNotFoundError | ProcessLookupError):
         return f"there is no process {pid}, or the kernel lacks CONFIG_PROC_PAGE_MONITOR"
-    return f"{process_name(pid)} is not yours: run as root"
+    return f"{process_name(pid)} may not be looked into: run as root (CAP_SYS_PTRACE)"

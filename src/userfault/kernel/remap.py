@@ -54,6 +54,9 @@ class MissingPage(KernelError):
         )
         self.address = address
 
+    def __reduce__(self) -> tuple[type[MissingPage], tuple[int]]:
+        return type(self), (self.address,)
+
 
 def remap_anon_pages(
     dst: int,
