@@ -113,3 +113,30 @@ def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert "is no file of outcomes" in refused.output
     assert run("check", "--sample", "3").exit_code == 2
+
+
+def test_the_seed_changes_two_walkers_and_leaves_the_others_alone() -> None:
+    result = run("model", "--diff", "v3.10", "v3.10+seed")
+    assert result.exit_code == 0
+    heads = [line.split(":")[0] for line in result.output.splitlines() if "lines more" in line]
+    assert heads == ["page_lock_anon_vma_read", "split_huge_page"]
+    added = [line.strip(" +") for line in result.output.splitlines() if line.strip().startswith("+")]
+    assert added.count("if p.mapping is not mapping:") == 1
+    assert "if p.mapping is mapping:" in added
+    assert not [line for line in result.output.splitlines() if line.startswith("    -") and "era" in line]
+    assert all(len(line) <= 80 for line in result.output.splitlines()[-4:])
+    assert run("model", "--diff", "v3.10", "v9").exit_code == 2
+
+
+def test_an_era_differs_from_itself_in_nothing() -> None:
+    result = run("model", "--diff", "v6.8", "v6.8")
+    assert "lines more" not in result.output
+
+
+def test_a_moved_page_is_found_by_one_look_and_a_nonlinear_one_by_a_scan() -> None:
+    result = run("model", "--contrast")
+    rows = [[int(word) for word in line.split()] for line in result.output.splitlines()[2:]]
+    assert [row[0] for row in rows] == [32, 128, 512, 2048]
+    for pages, linear, nonlinear, moved in rows:
+        assert linear == moved == 1
+        assert pages // 2 <= nonlinear <= pages

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -56,8 +58,16 @@ def lines_that_act(fn: Callable[..., Any]) -> int:
 @click.option("--section", metavar="C.n", help="Only one section of the dossier's algorithms.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--omissions", is_flag=True, help="What each function leaves out, and which way that errs.")
-def command(section: str | None, as_json: bool, omissions: bool) -> None:
+@click.option("--diff", nargs=2, metavar="ERA ERA", help="What the second changes in the walkers of the reverse map.")
+@click.option("--contrast", is_flag=True, help="What remap_file_pages costs the reverse map, and remap_anon_pages not.")
+def command(section: str | None, as_json: bool, omissions: bool, diff: tuple[str, str] | None, contrast: bool) -> None:
     """The modelled functions: kernel file, function, versions, section and steps of the dossier, steps of the model."""
+    if diff:
+        print_diff(*diff)
+        return
+    if contrast:
+        print_contrast()
+        return
     rows = [row for row in table() if section is None or row["section"] == section]
     for row in rows:
         if as_json:
@@ -69,3 +79,32 @@ def command(section: str | None, as_json: bool, omissions: bool) -> None:
             click.echo(f"       omits {row['omits']}; errs: {row['errs']}")
     if not as_json:
         click.echo(f"{len(rows)} functions; steps: dossier/model (shared accesses in the function's own text)")
+
+
+def print_diff(old: str, new: str) -> None:
+    from ..model.era import ERAS
+    from .walkers import changed
+
+    for era in (old, new):
+        if era not in ERAS:
+            click.echo(f"userfault model: there is no era {era!r}: one of {', '.join(ERAS)}", err=True)
+            sys.exit(2)
+    walkers = changed(old, new)
+    for name, lines in walkers:
+        if lines:
+            more, less = (sum(line.startswith(sign) for line in lines) for sign in "+-")
+            click.echo(f"{name}: {more} lines more, {less} less")
+            for line in lines:
+                click.echo(click.style(f"    {line}", fg={"+": "green", "-": "red"}.get(line[:1])))
+    same = [name for name, lines in walkers if not lines]
+    text = f"{len(same)} of {len(walkers)} walkers are the same in {old} and {new}: {', '.join(same)}"
+    click.echo(textwrap.fill(text, 80))
+
+
+def print_contrast() -> None:
+    from .contrast import rows
+
+    click.echo("PTEs that the reverse map looks at to unmap one page:")
+    click.echo(f"{'pages of the VMA':>18} {'linear':>8} {'remap_file_pages':>18} {'remap_anon_pages':>18}")
+    for pages, linear, nonlinear, moved in rows():
+        click.echo(f"{pages:>18} {linear:>8} {nonlinear:>18} {moved:>18}")
