@@ -140,7 +140,7 @@ def an_error() -> object:
 
 
 def a_kill() -> object:
-    """The worker is killed while a fault waits for it; a second one stands by, and the fault never notices."""
+    """The worker is killed while a fault waits for it; a second one is at hand, and the fault never notices."""
     region = Region(4 * UNIT)
     flag = os.environ["HARNESS_FLAG"]
 
@@ -153,8 +153,9 @@ def a_kill() -> object:
             time.sleep(1000)
 
     source = CallableSource(slow_the_first_time, 4 * UNIT)
-    with Worker(source, region.uffd) as worker, Worker(source, region.uffd, stand_by=True) as successor:
+    with Worker(source, region.uffd) as worker, Worker(source, region.uffd) as successor:
         worker.wait_ready()
+        successor.wait_ready()
         handler = region.handler(worker, successor)
         killer = f"import os, time\nwhile not os.path.exists({flag!r}): time.sleep(0.001)\nos.kill({worker.pid}, 9)"
         with subprocess.Popen([sys.executable, "-c", killer]):

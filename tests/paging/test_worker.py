@@ -149,16 +149,11 @@ def test_what_fails_in_acquire_is_raised_by_wait_ready() -> None:
         def read_exactly(self, offset_bytes: int, view: memoryview) -> None:
             raise AssertionError
 
-    for stand_by in (False, True):
-        with Worker(Refusing(), stand_by=stand_by) as worker:
-            if stand_by:
-                with asking(worker) as connection, pytest.raises(SourceError, match="open refusing failed"):
-                    read(connection, 0, 1)
-                continue
-            with pytest.raises(
-                SourceError, match=r"open refusing failed: PermissionError: .*'/secret'; check who may read"
-            ):
-                worker.wait_ready()
+    with (
+        Worker(Refusing()) as worker,
+        pytest.raises(SourceError, match=r"open refusing failed: PermissionError: .*'/secret'; check who may read"),
+    ):
+        worker.wait_ready()
 
 
 def test_a_module_that_the_worker_cannot_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

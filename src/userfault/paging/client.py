@@ -56,11 +56,6 @@ class Connection:
         """Make what was stored durable. Raises as `read` does."""
         self._ask(Message(Kind.FLUSH), b"", None, timeout_s)
 
-    def fill(self, offset_bytes: int, address: int, length_bytes: int, flags: int, timeout_s: float) -> int:
-        """Have pages of managed memory filled; the count of bytes. Raises as `read` does."""
-        message = Message(Kind.FILL, 0, offset_bytes, address, length_bytes, flags)
-        return self._ask(message, b"", None, timeout_s).length_bytes
-
     def close(self) -> None:
         """Whoever still waits gets a WireError."""
         self._break(wire.WireError("the connection was closed"))

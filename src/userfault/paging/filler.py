@@ -27,7 +27,7 @@ class Filler:
         Raises OSError: ENOENT where the range is no longer registered, ESRCH where the owner is gone, EAGAIN where it did not
         get through the owner's own changes to the mapping within EVENT_TIMEOUT_S.
         """
-        mode = (CopyMode.WP if flags & wire.WRITE_PROTECT else 0) | (CopyMode.DONTWAKE if flags & wire.DONT_WAKE else 0)
+        mode = CopyMode.WP if flags & wire.WRITE_PROTECT else 0
         source = ctypes.addressof(ctypes.c_char.from_buffer(view))
         done = 0
         while done < len(view):
@@ -37,8 +37,7 @@ class Filler:
             done += answer.bytes
             if answer.outcome is Outcome.LOST_RACE:
                 # Whoever installed that page may not have woken those who wait for it.
-                if not flags & wire.DONT_WAKE:
-                    self._userfault.wake(address + done, _PAGE_BYTES)
+                self._userfault.wake(address + done, _PAGE_BYTES)
                 done += _PAGE_BYTES
             elif not answer.ok:
                 raise OSError(answer.errno, f"UFFDIO_COPY to {address + done:#x}: {os.strerror(answer.errno)}")

@@ -210,14 +210,13 @@ class Peer:
         self._sock, self.fill = sock, fill
         self._lock = threading.Lock()
 
-    def run(self, engine: Engine, first: Message | None = None) -> None:
-        """Receive requests, `first` being one received already, until the stream ends.
+    def run(self, engine: Engine) -> None:
+        """Receive requests until the stream ends.
 
         Raises WireError where the stream breaks or carries a request that no owner sends.
         """
         try:
-            while message := first or wire.receive(self._sock):
-                first = None
+            while message := wire.receive(self._sock):
                 engine.submit(self, message, wire.receive_payload(self._sock, message))
         finally:
             engine.forget(self)

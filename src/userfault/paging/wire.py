@@ -5,9 +5,9 @@ Requests carry an `id` that the answer repeats; answers come in any order. The s
 
 | kind       | asked by | fields                                                           | payload             |
 | ---------- | -------- | ---------------------------------------------------------------- | ------------------- |
-| START      | owner    | address=MAGIC, id=version, flags=STAND_BY                        | the job, pickled    |
+| START      | owner    | address=MAGIC, id=version                                        | the job, pickled    |
 | READY      | worker   | address=MAGIC, id=version, offset=size, status=1 for a store     |                     |
-| FILL       | owner    | offset, address, length to fill, flags=WRITE_PROTECT, ...        |                     |
+| FILL       | owner    | offset, address, length to fill, flags=WRITE_PROTECT, BACKGROUND |                     |
 | READ       | owner    | offset, length                                                   |                     |
 | WRITE_BACK | owner    | offset, length, address=CRC-32 of the payload                    | what to store       |
 | FLUSH      | owner    |                                                                  |                     |
@@ -38,12 +38,8 @@ PAYLOAD_BYTES_MAX = 64 << 20
 
 WRITE_PROTECT = 1
 """FILL with UFFDIO_COPY_MODE_WP: the page arrives clean for dirty tracking."""
-DONT_WAKE = 2
-"""FILL with UFFDIO_COPY_MODE_DONTWAKE: the owner wakes the waiters itself."""
 BACKGROUND = 4
 """FILL or READ that nobody waits for yet (a prefetch): it gives way to those without."""
-STAND_BY = 1
-"""START: open the source only when the first request comes; READY comes then, before that request's answer."""
 
 
 class Kind(enum.IntEnum):

@@ -31,9 +31,7 @@ START_TIMEOUT_S = 60.0
 class Worker:
     """A process that serves `source` with the userfaultfd `uffd` (None: it can be read, but fills nothing).
 
-    It is started at once, without fork() of this process's memory: `__init__` costs what spawning Python costs. With `stand_by` it opens
-    the source only at its first request and so is a spare for another one that may die: nothing of it needs this interpreter then.
-    Otherwise `wait_ready` must be called before the first request.
+    It is started without fork() of this process's memory. `wait_ready` must be called before the first request.
 
     `job` is what it was sent: whoever starts a successor sends that again.
 
@@ -43,9 +41,7 @@ class Worker:
     Raises SourceError where the source can't be pickled, OSError where no process can be started.
     """
 
-    def __init__(
-        self, source: Source, uffd: int | None = None, policy: RetryPolicy | None = None, *, stand_by: bool = False
-    ) -> None:
+    def __init__(self, source: Source, uffd: int | None = None, policy: RetryPolicy | None = None) -> None:
         self.source_name = source.name
         if pickling.is_loading:
             # Otherwise each worker would start another one, for ever.
@@ -70,13 +66,7 @@ class Worker:
                 fd = theirs.fileno()
                 command = [sys.executable, "-c", _BOOT, str(fd), json.dumps(sys.path)]
                 self._process = subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL)
-            message = Message(
-                Kind.START,
-                id=wire.VERSION,
-                address=wire.MAGIC,
-                length_bytes=len(job),
-                flags=wire.STAND_BY if stand_by else 0,
-            )
+            message = Message(Kind.START, id=wire.VERSION, address=wire.MAGIC, length_bytes=len(job))
             # A worker that dies at once is told from its answer that does not come, not here.
             with suppress(BrokenPipeError, ConnectionResetError):
                 socket.send_fds(self._sock, [message.pack()], [] if uffd is None else [uffd])

@@ -41,24 +41,18 @@ def main(fd: int) -> None:
 def _serve(sock: socket.socket) -> int:
     start, uffd = _receive_start(sock)
     job = wire.receive_payload(sock, start)
-    first = None
-    if start.flags & wire.STAND_BY:
-        first = wire.receive(sock)
-        if first is None:
-            return 0
     peer = Peer(sock)
     try:
         peer.fill = _filler(uffd)
         source, policy, door = _open(job)
     except SourceError as error:
-        # It answers the request that woke a stand-by, or START itself.
-        peer.send_error(first.id if first else 0, error)
+        peer.send_error(start.id, error)
         return 0
     engine = Engine(source, policy)
     page_server = _page_server(engine, door) if door else None
     wire.send(sock, Message(Kind.READY, wire.VERSION, source.size_bytes, wire.MAGIC, status=int(bool(engine.store))))
     try:
-        peer.run(engine, first)
+        peer.run(engine)
     finally:
         timer = threading.Timer(CLOSE_TIMEOUT_S, os._exit, [1])
         timer.daemon = True
