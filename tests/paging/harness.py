@@ -1,7 +1,7 @@
 """A pager in miniature, to test workers with: run as a program, it pages a region through real faults and prints JSON.
 
 Three processes, as in the real one: this owns the region, a handler process forwards faults over the worker's socket, the worker fills.
-`python harness.py SCENARIO`; the test gives it a deadline.
+`python harness.py` goes through all scenarios, one line each; the test gives it a deadline.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import json
 import mmap
 import os
 import select
-import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 from userfault.kernel.userfaultfd import Pagefault, Userfault
 from userfault.paging import wire
@@ -190,13 +188,9 @@ def a_retry() -> object:
         return {"seen": seen, "attempts_here": len(attempts)}
 
 
-SCENARIOS: dict[str, Callable[[], object]] = {
-    scenario.__name__: scenario for scenario in (everything, an_error, a_kill, a_retry)
-}
-
 if __name__ == "__main__":
-    if sys.argv[1] == "handle":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.argv[1:2] == ["handle"]:
         handle(*map(int, sys.argv[2:]))
     else:
-        print(json.dumps(SCENARIOS[sys.argv[1]]()))
+        for scenario in (everything, an_error, a_kill, a_retry):
+            print(json.dumps({scenario.__name__: scenario()}), flush=True)

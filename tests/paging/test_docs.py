@@ -18,7 +18,7 @@ def test_the_examples_run_and_their_contract_holds(tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
     function, store, use, contract = blocks
     (tmp_path / "script.py").write_text(function + store + use)
-    (tmp_path / "test_store.py").write_text(store + contract)
+    (tmp_path / "test_store.py").write_text(f"{store}{contract}\n    sizes_bytes, example_count = (30_003,), 10\n")
     run(tmp_path, "script.py")
     done = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_store.py")
     assert re.search(r"^1[5-9] passed in", done, re.MULTILINE), done

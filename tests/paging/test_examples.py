@@ -6,13 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LINES_MAX = 20
@@ -49,23 +47,8 @@ def test_a_function_is_a_source() -> None:
     assert stats.startswith("squares: 7.5 GiB in units of 64.0 KiB, ")
 
 
-@pytest.fixture
-def s3() -> Iterator[dict[str, str]]:
-    """The environment in which s3:// is a server of our own."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    server.stop()
-
-
 @pytest.mark.usefixtures("can_page")
-def test_weights_are_fetched_when_they_are_touched(s3: dict[str, str]) -> None:
+def test_weights_are_fetched_when_they_are_touched(s3: Any) -> None:
     tensors = {"small": np.arange(7, dtype="<i4"), "large": np.arange(2_000_000, dtype="<f4").reshape(2000, 1000)}
     header, at = {}, 0
     for name, tensor in tensors.items():
@@ -75,16 +58,8 @@ def test_weights_are_fetched_when_they_are_touched(s3: dict[str, str]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     body = len(text).to_bytes(8, "little") + text + b"".join(tensor.tobytes() for tensor in tensors.values())
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3["AWS_ENDPOINT_URL"],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket="bucket")
-    client.put_object(Bucket="bucket", Key="model.safetensors", Body=body)
-    values, stats = run("lazy_weights.py", "s3://bucket/model.safetensors", "large", **s3)
+    url = s3.put("model.safetensors", body)
+    values, stats = run("lazy_weights.py", url, "large", **s3.environment)
     assert values == "(2000, 1000) [0.0, 1.0, 2.0, 3.0] [1999000.0, 1999001.0, 1999002.0, 1999003.0]"
     fetched = stats.split("; in ")[1].split(",")[0]
     assert fetched.endswith("KiB") and float(fetched.split()[0]) < 2000

@@ -48,49 +48,47 @@ def read(connection: Connection, offset: int, length: int) -> bytes:
 # Through real faults, in processes with a deadline.
 
 
-@pytest.fixture
-def harness(cannot_run: Callable[[str, str], NoReturn], tmp_path: Path) -> Callable[[str], Any]:
+@pytest.fixture(scope="module")
+def paged(cannot_run: Callable[[str, str], NoReturn], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each scenario of the harness says."""
     try:
         Userfault().close()
     except OSError as error:
         cannot_run("userfaultfd is not to be had", str(error))
-
-    def run(scenario: str) -> Any:
-        done = subprocess.run(
-            ["timeout", "-s", "KILL", str(DEADLINE_S), sys.executable, str(HARNESS), scenario],
-            env={**os.environ, "HARNESS_FLAG": str(tmp_path / "flag")},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return run
+    flag = tmp_path_factory.mktemp("harness") / "flag"
+    done = subprocess.run(
+        ["timeout", "-s", "KILL", str(DEADLINE_S), sys.executable, str(HARNESS)],
+        env={**os.environ, "HARNESS_FLAG": str(flag)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return {name: said for line in done.stdout.splitlines() for name, said in json.loads(line).items()}
 
 
-def test_a_worker_fills_pages_of_another_process(harness: Callable[[str], Any]) -> None:
-    assert harness("everything") == {"bytes": True, "whole": True, "kernel": True}
+def test_a_worker_fills_pages_of_another_process(paged: dict[str, Any]) -> None:
+    assert paged["everything"] == {"bytes": True, "whole": True, "kernel": True}
 
 
-def test_an_exception_reaches_the_handler_with_its_traceback(harness: Callable[[str], Any]) -> None:
-    result = harness("an_error")
-    assert result["seen"] == [1, 1, 0, 1]
+def test_an_exception_reaches_the_handler_with_its_traceback(paged: dict[str, Any]) -> None:
+    said = paged["an_error"]
+    assert said["seen"] == [1, 1, 0, 1]
     assert (
         "read 65536 bytes at offset 131072 of an_error.<locals>.picky failed: KeyError: 'no such chunk'"
-        in result["error"]
+        in said["error"]
     )
-    assert 'raise KeyError("no such chunk")' in result["error"]
+    assert 'raise KeyError("no such chunk")' in said["error"]
 
 
-def test_a_successor_takes_over_from_a_killed_worker(harness: Callable[[str], Any]) -> None:
-    result = harness("a_kill")
-    assert (result["seen"], result["told"]) == (2, {"dead": True})
-    assert "was killed by signal 9" in result["how"]
-    assert "runs" in result["successor"]
+def test_a_successor_takes_over_from_a_killed_worker(paged: dict[str, Any]) -> None:
+    said = paged["a_kill"]
+    assert (said["seen"], said["told"]) == (2, {"dead": True})
+    assert "was killed by signal 9" in said["how"]
+    assert "runs" in said["successor"]
 
 
-def test_a_transient_error_is_retried_and_never_seen(harness: Callable[[str], Any]) -> None:
-    assert harness("a_retry") == {"seen": 3, "attempts_here": 0}
+def test_a_transient_error_is_retried_and_never_seen(paged: dict[str, Any]) -> None:
+    assert paged["a_retry"] == {"seen": 3, "attempts_here": 0}
 
 
 # Without faults.
