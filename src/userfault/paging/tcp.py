@@ -28,6 +28,10 @@ HELLO = Message(Kind.START, id=wire.VERSION, address=wire.MAGIC)
 """What a client says first: START, and nothing to be unpickled."""
 
 
+SUCCESSOR_S = 15.0
+"""How long a writer waits for the successor of a worker that died."""
+
+
 class Address(NamedTuple):
     """A TCP endpoint."""
 
@@ -159,14 +163,22 @@ class DoorStore(RemoteStore):
         self.name, self._door, self.timeout_s = name, door, timeout_s
 
     def _dial(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.settimeout(self.timeout_s)
-            sock.connect(f"\0{self._door}")
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        end_s = time.monotonic() + SUCCESSOR_S
+        while True:
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.settimeout(self.timeout_s)
+                sock.connect(f"\0{self._door}")
+                return sock
+            except ConnectionRefusedError:
+                # The worker died, and its successor has to start and to open the store first.
+                sock.close()
+                if time.monotonic() > end_s:
+                    raise
+                time.sleep(0.01)
+            except BaseException:
+                sock.close()
+                raise
 
 
 def open_door(name: str) -> socket.socket:
