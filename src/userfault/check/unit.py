@@ -169,7 +169,8 @@ class Unit:
                         init if fixed else lo,
                         init if fixed else hi,
                         init,
-                        show=lambda word, kind=scalar: self.heap.show(kind, word),  # type: ignore[misc]
+                        # Not a closure over this unit: a program is freed as soon as nobody has it.
+                        show=partial(self.heap.show, scalar),
                         thread_id=isinstance(scalar, IntT) and scalar.thread_id,
                         per_thread=at + 1
                         if isinstance(kind, ListT) and kind.per_cpu
