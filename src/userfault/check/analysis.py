@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from . import ir
 from .ir import READS_A, READS_B, WRITES_D, Op
@@ -22,11 +23,54 @@ def successors(code: list[ir.Instr], pc: int) -> tuple[int, ...]:
     return (pc + 1,)
 
 
-def simplify(rows: list[Row], bases: Mapping[int, int]) -> list[ir.Instr]:
-    """Emitted code as instructions, without jumps to jumps and without what is never reached.
+def settle(
+    program: ir.Program, rows: list[Row], bases: Mapping[int, int], variables: list[ir.Local]
+) -> tuple[list[ir.Instr], list[ir.Local], dict[int, int]]:
+    """Emitted code as instructions, its locals numbered anew, and which of them are alive where (`ir.Thread.live`).
 
+    A local that is only read in the block that wrote it is scratch: it is never part of a state, and the blocks share the
+    numbers behind those of the others. The ranges of the others are narrowed to what their definitions give.
     bases: where the cells of a field (by the number that accesses carry) begin.
     """
+    placed, place = _in_order(rows, bases)
+    blocks = _blocks(placed, place)
+    lasting, gen, kill = _lasting(placed, blocks, len(variables))
+    bound(program, placed, variables, lasting)
+    block_of = {first: number for number, (first, _) in enumerate(blocks)}
+    live = _flow_back(gen, kill, [[block_of[to] for to in _after(placed, place, end - 1)] for _, end in blocks])
+    code: list[ir.Instr] = []
+    everywhere = len(blocks)
+    number_of = [-1] * len(variables)
+    home = [-1] * len(variables)
+    for number, local in enumerate(lasting):
+        number_of[local], home[local] = number, everywhere
+    scratch = len(lasting)
+    for number, (first, end) in enumerate(blocks):
+        fresh = len(lasting)
+        for op, d, a, b, base, lo, hi, step, source in placed[first:end]:
+            if op in READS_A:
+                if a >= 0:
+                    a = number_of[a]
+                if op in READS_B and b >= 0:
+                    b = number_of[b]
+            if op in WRITES_D:
+                if home[d] != number and home[d] != everywhere:
+                    home[d], number_of[d] = number, fresh
+                    fresh += 1
+                d = number_of[d]
+            elif op is Op.BR:
+                base, lo = place[base], place[lo]
+            elif op is Op.JMP:
+                base = place[base]
+            code.append(ir.Instr(op, d, a, b, base, lo, hi, step, source))
+        scratch = max(scratch, fresh)
+    kept = [variables[local] for local in lasting] + [ir.Local("", 0, 0)] * (scratch - len(lasting))
+    return code, kept, {first: live[number] for number, (first, _) in enumerate(blocks) if code[first].step}
+
+
+def _in_order(rows: list[Row], bases: Mapping[int, int]) -> tuple[list[Row], dict[int, int]]:
+    """The rows that can be reached, without jumps to jumps, and where each went. Jumps name their targets' old places."""
+    failing: dict[tuple[int, int], int] = {}
 
     def through(pc: int) -> int:
         row = rows[pc]
@@ -35,123 +79,101 @@ def simplify(rows: list[Row], bases: Mapping[int, int]) -> list[ir.Instr]:
             pc += row[4]
             row = rows[pc]
             seen += 1
-        return pc
+        # The same failure of the same line needs to be there once.
+        return failing.setdefault((row[4], row[8]), pc) if row[0] is Op.FAIL else pc
 
     place: dict[int, int] = {}
-    out: list[ir.Instr] = []
-    jumps: list[tuple[ir.Instr, int, int]] = []
+    out: list[Row] = []
     work = [through(0)]
     while work:
         pc = work.pop()
         while pc not in place:
             place[pc] = len(out)
-            op, d, a, b, base, lo, hi, step, source = rows[pc]
-            if op is Op.LOAD:
-                base, b = base + bases[b], 0
-            elif op is Op.STORE:
-                base, d = base + bases[d], 0
-            instr = ir.Instr(op, d, a, b, base, lo, hi, step, source)
-            out.append(instr)
+            row = rows[pc]
+            op = row[0]
             if op is Op.BR:
-                yes, no = through(pc + base), through(pc + lo)
-                jumps.append((instr, yes, no))
+                yes, no = through(pc + row[4]), through(pc + row[5])
+                out.append((op, 0, row[2], 0, yes, no, 0, row[7], row[8]))
                 work += [no, yes]
                 break
-            if op is Op.END or op is Op.FAIL:
+            if op is Op.LOAD:
+                row = (op, row[1], row[2], 0, row[4] + bases[row[3]], *row[5:])
+            elif op is Op.STORE:
+                row = (op, 0, *row[2:4], row[4] + bases[row[1]], *row[5:])
+            elif op is Op.END or op is Op.FAIL:
+                out.append(row)
                 break
-            if op is Op.JMP:
-                after = through(pc + base)
-                jumps.append((instr, after, -1))
-            else:
-                after = through(pc + 1)
-            if after in place:
+            following = pc + row[4] if op is Op.JMP else pc + 1
+            after = rows[following]
+            if after[0] is Op.FAIL or (after[0] is Op.JMP and not after[7]):
+                following = through(following)
+            out.append((op, 0, 0, 0, following, 0, 0, row[7], row[8]) if op is Op.JMP else row)
+            if following in place:
                 # Falls into code that stands elsewhere.
-                instr = ir.Instr(Op.JMP, source=source)
-                out.append(instr)
-                jumps.append((instr, after, -1))
+                out.append((Op.JMP, 0, 0, 0, following, 0, 0, False, row[8]))
                 break
-            pc = after
-    for instr, yes, no in jumps:
-        instr.base = place[yes]
-        if no >= 0:
-            instr.lo = place[no]
-    return out
+            pc = following
+    return out, place
 
 
-def settle(
-    program: ir.Program, code: list[ir.Instr], variables: list[ir.Local]
-) -> tuple[list[ir.Local], dict[int, int]]:
-    """Number the locals of code anew and find which are alive where; returns the locals and `ir.Thread.live`.
-
-    A local that is only read in the block that wrote it is scratch: it is never part of a state, and the blocks share the
-    numbers behind those of the others. The ranges of the others are narrowed to what their definitions give.
-    """
-    starts = _block_starts(code)
-    block_of = {pc: number for number, pc in enumerate(starts)}
-    exposed: list[set[int]] = []
-    written: list[set[int]] = []
-    after_of: list[list[int]] = []
-    for number, first in enumerate(starts):
-        end = starts[number + 1] if number + 1 < len(starts) else len(code)
-        reads: set[int] = set()
-        writes: set[int] = set()
-        for pc in range(first, end):
-            instr = code[pc]
-            op = instr.op
-            if op in READS_A:
-                if instr.a >= 0 and instr.a not in writes:
-                    reads.add(instr.a)
-                if op in READS_B and instr.b >= 0 and instr.b not in writes:
-                    reads.add(instr.b)
-            if op in WRITES_D:
-                writes.add(instr.d)
-        exposed.append(reads)
-        written.append(writes)
-        after_of.append([block_of[after] for after in successors(code, end - 1)])
-    lasting = sorted(set().union(*exposed))
-    bound(program, code, variables, lasting)
-    number_of = {local: number for number, local in enumerate(lasting)}
-    live = _flow_back(
-        [sum(1 << number_of[local] for local in reads) for reads in exposed],
-        [sum(1 << number_of[local] for local in writes if local in number_of) for writes in written],
-        after_of,
-    )
-    scratch = 0
-    for number, first in enumerate(starts):
-        end = starts[number + 1] if number + 1 < len(starts) else len(code)
-        mine: dict[int, int] = {}
-        for pc in range(first, end):
-            instr = code[pc]
-            op = instr.op
-            if op in READS_A:
-                if instr.a >= 0:
-                    instr.a = number_of[instr.a] if instr.a in number_of else mine[instr.a]
-                if op in READS_B and instr.b >= 0:
-                    instr.b = number_of[instr.b] if instr.b in number_of else mine[instr.b]
-            if op in WRITES_D:
-                if instr.d in number_of:
-                    instr.d = number_of[instr.d]
-                else:
-                    instr.d = mine.setdefault(instr.d, len(lasting) + len(mine))
-        scratch = max(scratch, len(mine))
-    kept = [variables[local] for local in lasting] + [ir.Local("", 0, 0)] * scratch
-    return kept, {pc: live[number] for number, pc in enumerate(starts) if code[pc].step}
+def _after(placed: list[Row], place: dict[int, int], pc: int) -> list[int]:
+    row = placed[pc]
+    if row[0] is Op.BR:
+        return [place[row[4]], place[row[5]]]
+    if row[0] is Op.JMP:
+        return [place[row[4]]]
+    return [] if row[0] is Op.END or row[0] is Op.FAIL else [pc + 1]
 
 
-def _block_starts(code: list[ir.Instr]) -> list[int]:
-    leads = [False] * (len(code) + 1)
-    leads[0] = True
-    for pc, instr in enumerate(code):
-        op = instr.op
-        if instr.step:
-            leads[pc] = True
+def _blocks(placed: list[Row], place: dict[int, int]) -> list[tuple[int, int]]:
+    """The basic blocks: a step begins one."""
+    leads = bytearray(len(placed) + 1)
+    leads[0] = leads[len(placed)] = 1
+    for pc, row in enumerate(placed):
+        op = row[0]
+        if row[7]:
+            leads[pc] = 1
         if op is Op.BR:
-            leads[pc + 1] = leads[instr.base] = leads[instr.lo] = True
+            leads[pc + 1] = leads[place[row[4]]] = leads[place[row[5]]] = 1
         elif op is Op.JMP:
-            leads[pc + 1] = leads[instr.base] = True
+            leads[pc + 1] = leads[place[row[4]]] = 1
         elif op is Op.END or op is Op.FAIL:
-            leads[pc + 1] = True
-    return [pc for pc in range(len(code)) if leads[pc]]
+            leads[pc + 1] = 1
+    starts = [pc for pc, lead in enumerate(leads) if lead]
+    return list(pairwise(starts))
+
+
+def _lasting(placed: list[Row], blocks: list[tuple[int, int]], count: int) -> tuple[list[int], list[int], list[int]]:
+    """The locals that are read in another block than the one that wrote them last; of each block, as bit sets of places in
+    that list: which of them it reads first, and which it writes."""
+    home = [-1] * count
+    reads: list[tuple[int, int]] = []
+    writes: list[tuple[int, int]] = []
+    for number, (first, end) in enumerate(blocks):
+        for row in placed[first:end]:
+            op = row[0]
+            if op in READS_A:
+                a = row[2]
+                if a >= 0 and home[a] != number:
+                    reads.append((number, a))
+                if op in READS_B:
+                    b = row[3]
+                    if b >= 0 and home[b] != number:
+                        reads.append((number, b))
+            if op in WRITES_D:
+                d = row[1]
+                if home[d] != number:
+                    home[d] = number
+                    writes.append((number, d))
+    lasting = sorted({local for _, local in reads})
+    bit = {local: 1 << number for number, local in enumerate(lasting)}
+    gen, kill = [0] * len(blocks), [0] * len(blocks)
+    for number, local in reads:
+        gen[number] |= bit[local]
+    for number, local in writes:
+        if local in bit:
+            kill[number] |= bit[local]
+    return lasting, gen, kill
 
 
 def _flow_back(gen: list[int], kill: list[int], after_of: list[list[int]]) -> list[int]:

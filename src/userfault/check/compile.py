@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from . import ir
-from .analysis import settle, simplify
+from .analysis import settle
 from .body import Body
 from .heap import Heap
 from .unit import Trust, Unit
@@ -73,14 +73,14 @@ def compile_program(
     program = unit.program
     for body in bodies:
         unit.place(body.rows)
-    codes = [simplify(body.rows, unit.bases) for body in bodies]
-    settled = [settle(program, code, unit.variables(body.locals)) for code, body in zip(codes, bodies, strict=True)]
+    settled = [settle(program, body.rows, unit.bases, unit.variables(body.locals)) for body in bodies]
     program.threads = [
-        ir.Thread(spec.name, code, *each) for spec, code, each in zip(threads, codes, settled, strict=False)
+        ir.Thread(spec.name, code, variables, live)
+        for spec, (code, variables, live) in zip(threads, settled, strict=False)
     ]
     made = [
         ir.Spec(call.fn.__name__, code, variables)
-        for call, code, (variables, _) in zip(specs, codes[len(threads) :], settled[len(threads) :], strict=True)
+        for call, (code, variables, _) in zip(specs, settled[len(threads) :], strict=True)
     ]
     program.invariants = made[: len(invariants)]
     program.finals = made[len(invariants) : len(invariants) + len(finals)]

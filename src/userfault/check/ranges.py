@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 
 from . import ir
 from .ir import READS_A, READS_B, WRITES_D, Op
+from .template import Row
 
 UNDECLARED = (-128, 127)
 """The range of an integer of which nothing is declared."""
 
 
-def bound(program: ir.Program, code: list[ir.Instr], variables: list[ir.Local], wanted: Iterable[int]) -> None:
+def bound(program: ir.Program, code: list[Row], variables: list[ir.Local], wanted: Iterable[int]) -> None:
     """Narrow the ranges of integers without a declared one to what their definitions can give.
 
     wanted: the locals for which that matters. The engines report a value outside a range as a violation of `range`, so an
@@ -20,10 +21,10 @@ def bound(program: ir.Program, code: list[ir.Instr], variables: list[ir.Local], 
     known: list[tuple[int, int] | None] = [
         None if (local.lo, local.hi) == UNDECLARED else (local.lo, local.hi) for local in variables
     ]
-    definitions: dict[int, list[ir.Instr]] = {}
-    for instr in code:
-        if instr.op in WRITES_D and known[instr.d] is None:
-            definitions.setdefault(instr.d, []).append(instr)
+    definitions: dict[int, list[Row]] = {}
+    for row in code:
+        if row[0] in WRITES_D and known[row[1]] is None:
+            definitions.setdefault(row[1], []).append(row)
     needed: set[int] = set()
     work = [local for local in wanted if known[local] is None]
     while work:
@@ -31,12 +32,12 @@ def bound(program: ir.Program, code: list[ir.Instr], variables: list[ir.Local], 
         if local in needed:
             continue
         needed.add(local)
-        for instr in definitions.get(local, ()):
-            work += [each for each in _reads(instr) if known[each] is None]
-    open_ended = [instr for instr in code if instr.op in WRITES_D and instr.d in needed]
+        for row in definitions.get(local, ()):
+            work += [each for each in _reads(row) if known[each] is None]
+    open_ended = [row for row in code if row[0] in WRITES_D and row[1] in needed] if needed else []
     readers: dict[int, list[int]] = {}
-    for at, instr in enumerate(open_ended):
-        for local in _reads(instr):
+    for at, row in enumerate(open_ended):
+        for local in _reads(row):
             readers.setdefault(local, []).append(at)
     rounds = [0] * len(variables)
 
@@ -50,14 +51,14 @@ def bound(program: ir.Program, code: list[ir.Instr], variables: list[ir.Local], 
     changed = True
     while changed:
         changed = False
-        for at, instr in enumerate(open_ended):
+        for at, row in enumerate(open_ended):
             if not stale[at]:
                 continue
             stale[at] = False
-            now = _result(program, instr, of)
+            now = _result(program, row, of)
             if now is None:
                 continue
-            d = instr.d
+            d = row[1]
             old = known[d]
             merged = now if old is None else (min(old[0], now[0]), max(old[1], now[1]))
             if merged != old:
@@ -76,34 +77,33 @@ def bound(program: ir.Program, code: list[ir.Instr], variables: list[ir.Local], 
             variables[local].lo, variables[local].hi = bounds
 
 
-def _reads(instr: ir.Instr) -> list[int]:
+def _reads(row: Row) -> list[int]:
     """The locals that an instruction reads."""
-    return [
-        operand for operand, reads in ((instr.a, READS_A), (instr.b, READS_B)) if operand >= 0 and instr.op in reads
-    ]
+    out = [row[2]] if row[0] in READS_A and row[2] >= 0 else []
+    if row[0] in READS_B and row[3] >= 0:
+        out.append(row[3])
+    return out
 
 
-def _result(
-    program: ir.Program, instr: ir.Instr, of: Callable[[int], tuple[int, int] | None]
-) -> tuple[int, int] | None:
-    op = instr.op
+def _result(program: ir.Program, row: Row, of: Callable[[int], tuple[int, int] | None]) -> tuple[int, int] | None:
+    op, _, left, right, base, lo, hi, _, _ = row
     if op is Op.LOAD:
-        cells = program.cells[instr.base + instr.lo : instr.base + instr.hi + 1]
-        at = of(instr.a)
-        if instr.a < 0 and at is not None and instr.lo <= at[0] <= instr.hi:
-            cells = [program.cells[instr.base + at[0]]]
+        cells = program.cells[base + lo : base + hi + 1]
+        at = of(left)
+        if left < 0 and at is not None and lo <= at[0] <= hi:
+            cells = [program.cells[base + at[0]]]
         return min(c.lo for c in cells), max(c.hi for c in cells)
     if op is Op.LOADK:
-        table = program.tables[instr.base]
+        table = program.tables[base]
         return min(table), max(table)
     if op is Op.CHOOSE:
-        return 0, max(instr.base - 1, 0)
+        return 0, max(base - 1, 0)
     if op in (Op.EQ, Op.NE, Op.LT, Op.LE, Op.NOT):
         return 0, 1
-    a = of(instr.a)
+    a = of(left)
     if op is Op.MOV:
         return a if a is None else (a[0], a[1])
-    b = of(instr.b)
+    b = of(right)
     if a is None or b is None:
         return None
     if op is Op.ADD:
