@@ -38,3 +38,21 @@ def show(test: str) -> None:
     except LitmusError as error:
         click.echo(f"userfault litmus: {error}", err=True)
         sys.exit(2)
+
+
+@command.command("emit")
+@click.argument("test")
+@click.option("--c", "as_c", is_flag=True, help="As a C program: one file, without dependencies.")
+def emit(test: str, as_c: bool) -> None:
+    """Print one test as a program that asks the running kernel: compile it with `gcc -pthread`."""
+    from ..conform.races.emit import emit as emit_c
+    from ..conform.races.lower import Unrunnable
+    from ..litmus import LitmusError, load
+
+    try:
+        if not as_c:
+            raise LitmusError("emit as what? Only C is known: add --c")
+        click.echo(emit_c(load(test)), nl=False)
+    except (LitmusError, Unrunnable) as error:
+        click.echo(f"userfault litmus: {error}", err=True)
+        sys.exit(2)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import resources
 from mmap import mmap
 
 from ..native import library, why_missing
@@ -237,3 +239,29 @@ def _wait(pid: int, results: _Results, patience: float) -> bool:
                 os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     return done
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of native/race.h: its name, the pieces that it needs, its text."""
+
+    name: str
+    needs: tuple[str, ...]
+    text: str
+
+
+@cache
+def pieces() -> tuple[Piece, ...]:
+    """The C source of the operations and of the rounds, in its order: what a program of its own is made of."""
+    found = []
+    text = resources.files("userfault.native").joinpath("race.h").read_text()
+    for part in re.split(r"^//= ", text, flags=re.MULTILINE)[1:]:
+        head, _, body = part.partition("\n")
+        name, _, needs = head.partition(":")
+        found.append(Piece(name.strip(), tuple(needs.split()), body.strip("\n")))
+    return tuple(found)
+
+
+def defines(piece: Piece) -> tuple[str, ...]:
+    """The operations that a piece is the source of."""
+    return tuple(re.findall(r"^OP\((\w+)\)", piece.text, re.MULTILINE))

@@ -1,8 +1,10 @@
+// A line that begins with `//= NAME:` begins a piece, with the names of the pieces that it needs (kernel/race.py reads them).
+
 //= head
 // The operations of litmus tests on the running kernel, and the rounds in which threads race them.
 //
 // The library runs them from lists (run.c); `userfault litmus emit` prints those that a test uses in front of the test's
-// own threads. A line `//= NAME: NEEDS` begins a piece, with the names of the pieces that it needs.
+// own threads.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -46,6 +48,11 @@ struct test {
     long (*setup)(char *base, int mm);     // the initial state: 0, or -errno if it did not come about
     void (*thread)(char *base, int number);
     void (*observe)(char *base, int mm);   // after the race, in each address space
+    // For the report of a program of its own.
+    const char *const *names;              // of the fields
+    const char *kinds;                     // of each: e errno, s signal, n number
+    const char *condition, *quantifier;
+    int (*holds)(const int32_t *field);
 };
 
 struct outcome {
@@ -74,6 +81,8 @@ static UNUSED int uffd = -1, pagemap = -1; // of this process
 static _Thread_local sigjmp_buf on_signal;
 static _Thread_local volatile sig_atomic_t guarded;
 
+#define FUTEX(at, op, value) syscall(SYS_futex, at, op, value, 0, 0, 0)
+
 static UNUSED long ret(long value) { return value < 0 ? -errno : value; }
 
 static UNUSED uint64_t now_ns(void)
@@ -85,6 +94,12 @@ static UNUSED uint64_t now_ns(void)
 
 // What a thread's operation returned, or what lies at a place in the end.
 static UNUSED void set(int field, long value) { shared->field[field] = (int32_t)value; }
+
+// A thread (or, -1, the initial state) has come to its operation `at`, from 1.
+static UNUSED void step(int number, int at)
+{
+    atomic_store_explicit(number < 0 ? &shared->setting_up : &shared->at[number], at, memory_order_relaxed);
+}
 
 static void on_fault(int sig)
 {
@@ -193,14 +208,16 @@ OP(lock) { return ret(syscall(SYS_mlock2, base + x, (size_t)y, 1)); }
 //= unlock:
 OP(unlock) { return ret(munlock(base + x, (size_t)y)); }
 
-//= register: userfaultfd
+//= open: userfaultfd
+// This process's userfaultfd is there.
+OP(open) { return uffd < 0 ? open_uffd() : 0; }
+
+//= register: open
 // z: 1 missing, 2 write-protect, 3 both.
 OP(register)
 {
-    if (uffd < 0) {
-        long r = open_uffd();
-        if (r < 0) return r;
-    }
+    long r = op_open(base, 0, 0, 0, 0);
+    if (r < 0) return r;
     struct uffd_register args = {(uintptr_t)base + (uint64_t)x, (uint64_t)y, (uint64_t)z, 0};
     return ret(ioctl(uffd, UFFD_REGISTER, &args));
 }
@@ -376,7 +393,7 @@ OP(splice)
     return read(pipes[y][0], &value, sizeof value) == sizeof value ? value : -errno;
 }
 
-//= pin: pipe
+//= ring: pipe
 struct ring {
     int fd;
     char *memory;
@@ -408,6 +425,7 @@ static void let_go(void)
     if (ring.fd >= 0) syscall(427 /* io_uring_register */, ring.fd, 1 /* UNREGISTER_BUFFERS */, 0, 0);
 }
 
+//= pin: ring
 OP(pin)
 {
     struct iovec buffer = {base + x, SMALL};
@@ -415,12 +433,14 @@ OP(pin)
     return r < 0 ? r : ret(syscall(427, ring.fd, 0 /* REGISTER_BUFFERS */, &buffer, 1));
 }
 
+//= unpin: ring
 OP(unpin)
 {
     let_go();
     return 0;
 }
 
+//= pinned: ring
 // What lies in the pinned page, which was at x: a write from it to the pipe of address space y.
 OP(pinned)
 {
@@ -539,8 +559,6 @@ OP(mapcount)
 }
 
 //= rounds:
-#define FUTEX(at, op, value) syscall(SYS_futex, at, op, value, 0, 0, 0)
-
 static void relax(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
@@ -590,6 +608,13 @@ static void take_part(char *base, int number, uint32_t round)
     atomic_fetch_add(&shared->done, 1);
 }
 
+//= children: rounds
+#if defined(SYS_fork)
+#define RAW_FORK() syscall(SYS_fork)
+#else
+#define RAW_FORK() syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0)
+#endif
+
 // A child sleeps until the race is over, then says what it sees. It never returns.
 static _Noreturn void see_and_end(char *base, int mm, uint32_t round)
 {
@@ -598,13 +623,6 @@ static _Noreturn void see_and_end(char *base, int mm, uint32_t round)
     test->observe(base, mm);
     _exit(0);
 }
-
-//= fork: rounds
-#if defined(SYS_fork)
-#define RAW_FORK() syscall(SYS_fork)
-#else
-#define RAW_FORK() syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0)
-#endif
 
 // The raw call: the child shares no lock with anybody, it only looks and ends.
 static long fork_child(void)
@@ -618,6 +636,7 @@ static long fork_child(void)
     return 0;
 }
 
+//= fork: children
 // Address space x: a copy of this one, as it is now.
 OP(fork)
 {
@@ -627,7 +646,7 @@ OP(fork)
     see_and_end(base, (int)x, number_of_round);
 }
 
-//= child: fork
+//= child: children
 // Address space x, in the initial state: with threads of its own. y: it begins empty.
 OP(child)
 {
@@ -773,4 +792,81 @@ static UNUSED long prepare(const struct test *given)
     sched_getaffinity(0, sizeof may, &may);
     arena = mmap(0, ARENA, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return arena == MAP_FAILED ? -errno : 0;
+}
+
+//= report: engine
+static const char *name_of(char kind, int32_t value, char *room)
+{
+    static const struct { int32_t number; const char *name; } errnos[] = {
+        {EPERM, "EPERM"}, {ENOENT, "ENOENT"}, {ESRCH, "ESRCH"}, {EINTR, "EINTR"}, {EAGAIN, "EAGAIN"}, {ENOMEM, "ENOMEM"},
+        {EACCES, "EACCES"}, {EFAULT, "EFAULT"}, {EBUSY, "EBUSY"}, {EEXIST, "EEXIST"}, {EINVAL, "EINVAL"}};
+    if (kind == 's' && value == -SIGBUS) return "-SIGBUS";
+    if (kind == 's' && value == -SIGSEGV) return "-SIGSEGV";
+    sprintf(room, "%d", (int)value);
+    for (size_t i = 0; kind == 'e' && i < sizeof errnos / sizeof *errnos; i++)
+        if (value == -errnos[i].number) sprintf(room, "-%s", errnos[i].name);
+    return room;
+}
+
+static int more_often(const void *a, const void *b)
+{
+    int64_t x = ((const struct outcome *)a)->count, y = ((const struct outcome *)b)->count;
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+// The rounds in a process of their own, and then what litmus7 would print. 1: what the condition rules out was seen.
+static UNUSED int run_and_report(const struct test *given, int64_t rounds)
+{
+    shared = mmap(0, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED) return perror("mmap"), 2;
+    pinned = 1;
+    pid_t pid = fork();
+    if (!pid) {
+        setpgid(0, 0);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        long r = prepare(given);
+        shared->ended = r < 0 ? (int32_t)r : (int32_t)run_rounds(rounds, 0);
+        _exit(0);
+    }
+    if (pid < 0) return perror("fork"), 2;
+    int64_t before = -1;
+    int same = 0;
+    while (!waitpid(pid, 0, WNOHANG)) {
+        usleep(100000);
+        same = shared->rounds == before ? same + 1 : 0;
+        before = shared->rounds;
+        if (same < 100) continue;
+        printf("Round %lld did not end within 10 s:", (long long)before + 1);
+        for (int t = 0; t < given->threads; t++)
+            if (shared->at[t]) printf(" P%d in its operation %d", t, (int)shared->at[t]);
+        printf("\n");
+        kill(-pid, SIGKILL);
+        waitpid(pid, 0, 0);
+        break;
+    }
+    if (shared->ended < 0)
+        printf("The initial state never came about: step %d: %s\n", (int)shared->setting_up, strerror(-shared->ended));
+    qsort(shared->table, (size_t)shared->outcomes, sizeof *shared->table, more_often);
+    int64_t positive = 0, negative = 0;
+    printf("Test %s %s\nHistogram (%d states)\n", given->name,
+           !strcmp(given->quantifier, "exists") ? "Allowed" : !strcmp(given->quantifier, "forall") ? "Required" : "Forbidden",
+           (int)shared->outcomes);
+    for (int i = 0; i < shared->outcomes; i++) {
+        const struct outcome *o = &shared->table[i];
+        int witness = given->holds(o->fields);
+        char room[24];
+        *(witness ? &positive : &negative) += o->count;
+        printf("%-8lld%c>", (long long)o->count, witness && *given->condition ? '*' : ':');
+        for (int f = 0; f < given->fields; f++)
+            printf("%s%s=%s;", f ? " " : "", given->names[f], name_of(given->kinds[f], o->fields[f], room));
+        printf("\n");
+    }
+    int ok = !strcmp(given->quantifier, "forall") ? !negative : !strcmp(given->quantifier, "exists") ? positive > 0 : !positive;
+    if (*given->condition)
+        printf("%s\n\nWitnesses\nPositive: %lld, Negative: %lld\nCondition %s %s is %svalidated\nObservation %s %s %lld %lld\n",
+               ok ? "Ok" : "No", (long long)positive, (long long)negative, given->quantifier, given->condition,
+               ok ? "" : "NOT ", given->name, !positive ? "Never" : negative ? "Sometimes" : "Always", (long long)positive,
+               (long long)negative);
+    printf("Time %s %.2f\n", given->name, (double)shared->ns / 1e9);
+    return !ok && strcmp(given->quantifier, "exists") ? 1 : shared->ended < 0 || same >= 100 ? 3 : 0;
 }

@@ -66,20 +66,25 @@ def show_outcome(test: Test, fields: Sequence[Value], values: Sequence[int]) -> 
     return " ".join(f"{field}={show_value(test, field, value)};" for field, value in zip(fields, values, strict=True))
 
 
+def value_kind(test: Test, field: Value) -> str:
+    """What a negative value of a field is: `s` a signal, `e` an errno, `n` a number."""
+    if field.kind == "memory":
+        return "s"
+    if field.kind != "register":
+        return "n"
+    operations = test.threads[field.number].operations
+    name = next(op.name for op in operations if op.register == field.name)
+    return "s" if name in ACCESSES else "e"
+
+
 def show_value(test: Test, field: Value, value: int) -> str:
     """A number; of a failed operation the errno's or signal's name; of a place without a page, -1."""
-    if value >= 0:
-        return str(value)
-    signals = field.kind == "memory"
-    if field.kind == "register":
-        operations = test.threads[field.number].operations
-        name = next(op.name for op in operations if op.register == field.name)
-        signals = name in ACCESSES
-    elif field.kind != "memory":
-        return str(value)
-    if signals:
-        return f"-{signal.Signals(-value).name}" if value in (-7, -11) else str(value)
-    return f"-{errno.errorcode[-value]}" if -value in errno.errorcode else str(value)
+    kind = value_kind(test, field)
+    if kind == "s" and value in (-signal.SIGBUS, -signal.SIGSEGV):
+        return f"-{signal.Signals(-value).name}"
+    if kind == "e" and value < 0 and -value in errno.errorcode:
+        return f"-{errno.errorcode[-value]}"
+    return str(value)
 
 
 def render(histogram: Histogram) -> str:

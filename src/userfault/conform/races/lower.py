@@ -147,6 +147,10 @@ class _Lowering:
             threads.append((mm, tuple(ops)))
         while len(lists) < len(self.mms):
             lists.append([])
+        for mm, ops in threads:
+            # A test may ask a userfaultfd of what is registered with none.
+            if any(op.name in ON_USERFAULTFD for op in ops) and all(op.name not in UFFD_MADE for op in lists[mm]):
+                lists[mm].insert(0, Op("open"))
         for mm in range(1, len(lists)):
             if sum(each == mm for each, _ in threads) > 1:
                 raise Unrunnable("two threads run in an address space that was forked", "one thread in each of them")
@@ -329,6 +333,8 @@ def _collapse(low: _Lowering, mm: int, args: list[int | str]) -> Op:
     return Op("advise", (low.at(_int(args[0]) & ~1), BLOCK, Advice.COLLAPSE))
 
 
+ON_USERFAULTFD = ("move", "copy", "zeropage", "wp", "poison", "wake", "event", "register")
+UFFD_MADE = ("open", "register")
 UFFD = ("userfaultfd",)
 KINDS: dict[str, Kind] = {
     "load": Kind(_page_op("load")),

@@ -1,0 +1,82 @@
+"""A test as a C program: it compiles without a warning, and shows what `userfault run` shows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from click.testing import CliRunner
+
+from userfault.cli import cli
+from userfault.conform.races.emit import emit
+from userfault.conform.races.lower import lower
+from userfault.conform.races.needs import NEEDS, missing
+from userfault.kernel.race import defines, operations, pieces
+from userfault.litmus import load
+
+# Between them: every shape of initial state, address space, operation and final look.
+NAMES = ["move+move", "move+fork", "cow+load", "move-huge+load", "copy+load-waiting", "wp-fork-event", "pin-fork+store"]
+
+
+def compiled(name: str, folder: Path) -> Path:
+    source, program = folder / "test.c", folder / "test"
+    source.write_text(emit(load(name)))
+    command = ["gcc", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror", str(source), "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_compiles_runs_and_shows_what_the_author_expects(
+    name: str, tmp_path: Path, cannot_run: Callable[[str, str], NoReturn]
+) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc: apt-get install gcc libc6-dev")
+    test = load(name)
+    program = compiled(name, tmp_path)
+    for need in lower(test).needs:
+        if problem := missing(need):
+            cannot_run(problem, NEEDS[need][1])
+    done = subprocess.run([program, "20"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith(f"Test {name} Required\nHistogram (")
+    assert f"Observation {name} Always 20 0" in done.stdout
+
+
+def test_what_the_condition_rules_out_has_its_exit_code(
+    tmp_path: Path, cannot_run: Callable[[str, str], NoReturn]
+) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc: apt-get install gcc libc6-dev")
+    if problem := missing("move"):
+        cannot_run(problem, NEEDS["move"][1])
+    wrong = tmp_path / "wrong.litmus"
+    wrong.write_text(load("move+move").text.replace("forall", "~exists"))
+    done = subprocess.run([compiled(str(wrong), tmp_path), "20"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Test move+move Forbidden" in done.stdout and "is NOT validated" in done.stdout
+
+
+def test_only_what_a_test_uses_is_in_its_program() -> None:
+    source = emit(load("move+move"))
+    assert source.startswith("// SPDX-License-Identifier: Apache-2.0\n")
+    assert "OP(move)" in source and "io_uring" not in source and "OP(fork)" not in source
+    assert re.findall(r'#include "', source) == []
+
+
+def test_every_operation_has_its_source() -> None:
+    assert {name for piece in pieces() for name in defines(piece)} == set(operations())
+
+
+def test_the_command_prints_it_or_says_why_not() -> None:
+    runner = CliRunner()
+    assert runner.invoke(cli, ["litmus", "emit", "move+move", "--c"]).output == emit(load("move+move"))
+    assert runner.invoke(cli, ["litmus", "emit", "move+move"]).exit_code == 2
+    refused = runner.invoke(cli, ["litmus", "emit", "R14-get", "--c"])
+    assert refused.exit_code == 2 and "can't be done from user space" in refused.output
