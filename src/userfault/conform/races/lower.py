@@ -147,9 +147,9 @@ class _Lowering:
             threads.append((mm, tuple(ops)))
         while len(lists) < len(self.mms):
             lists.append([])
-        for mm, ops in threads:
+        for mm, done in threads:
             # A test may ask a userfaultfd of what is registered with none.
-            if any(op.name in ON_USERFAULTFD for op in ops) and all(op.name not in UFFD_MADE for op in lists[mm]):
+            if any(op.name in ON_USERFAULTFD for op in done) and all(op.name not in UFFD_MADE for op in lists[mm]):
                 lists[mm].insert(0, Op("open"))
         for mm in range(1, len(lists)):
             if sum(each == mm for each, _ in threads) > 1:
