@@ -15,7 +15,7 @@ from .memory import mincore
 from .pagemap import Entry, Frames, Pagemap, Region, flag_names
 from .uapi import PAGE_SIZE_BYTES, PageFlag, PageIs
 
-_STEADY = (
+STEADY_FLAGS = (
     PageFlag.DIRTY
     | PageFlag.ANON
     | PageFlag.SWAPCACHE
@@ -54,7 +54,7 @@ class Page:
         if self.map_count is not None:
             parts.append(f"c{self.map_count}")
         if self.flags is not None:
-            parts.append(",".join(flag_names(self.flags & _STEADY)))
+            parts.append(",".join(flag_names(self.flags & STEADY_FLAGS)))
         return ":".join(parts)
 
 

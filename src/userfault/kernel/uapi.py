@@ -54,6 +54,7 @@ class Syscall(DatedNumber):
     USERFAULTFD = _here(323, 282), "4.3"
     MLOCK2 = _here(325, 284), "4.4"
     MOVE_PAGES = _here(279, 239), "2.6.18"
+    KCMP = _here(312, 272), "3.5"
     PROCESS_VM_READV = _here(310, 270), "3.2"
     PROCESS_VM_WRITEV = _here(311, 271), "3.2"
     MEMFD_CREATE = _here(319, 279), "3.17"
