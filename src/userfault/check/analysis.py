@@ -32,7 +32,7 @@ def settle(
     numbers behind those of the others. The ranges of the others are narrowed to what their definitions give.
     bases: where the cells of a field (by the number that accesses carry) begin.
     """
-    placed, place = _in_order(rows, bases)
+    placed, place = in_order(rows, bases)
     blocks = _blocks(placed, place)
     lasting, gen, kill = _lasting(placed, blocks, len(variables))
     bound(program, placed, variables, lasting)
@@ -68,7 +68,7 @@ def settle(
     return code, kept, {first: live[number] for number, (first, _) in enumerate(blocks) if code[first].step}
 
 
-def _in_order(rows: list[Row], bases: Mapping[int, int]) -> tuple[list[Row], dict[int, int]]:
+def in_order(rows: list[Row], bases: Mapping[int, int]) -> tuple[list[Row], dict[int, int]]:
     """The rows that can be reached, without jumps to jumps, and where each went. Jumps name their targets' old places."""
     failing: dict[tuple[int, int], int] = {}
 

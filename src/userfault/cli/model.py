@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
 import json
 import sys
 import textwrap
-from collections.abc import Callable
 from typing import Any
 
 import click
 
-from ..check.source import parse
 from ..model.catalogue import Citation
 
 
-def table() -> list[dict[str, str | int]]:
-    """One row a modelled function, in the order of the dossier's sections."""
-    modules = "fork fremap gup huge_memory ksm madvise memory migrate mmap rmap swap swapfile user userfaultfd vmscan"
-    for name in modules.split():
-        importlib.import_module(f"userfault.model.{name}")
-    from ..model.catalogue import CATALOGUE
+def table() -> list[dict[str, Any]]:
+    """One row a modelled function, in the order of the dossier's sections. model_steps: by era, where it runs."""
+    from .steps import catalogue, steps_by_era
 
     def order(each: Citation) -> tuple[str, int, str]:
         letter, _, number = each.section.partition(".")
         return letter, int("".join(c for c in number if c.isdigit()) or 0), each.function
 
+    steps = steps_by_era()
     return [
         {
             "section": each.section,
@@ -34,24 +28,12 @@ def table() -> list[dict[str, str | int]]:
             "file": each.file,
             "versions": each.versions,
             "dossier_steps": each.steps,
-            "model_steps": lines_that_act(each.fn),
+            "model_steps": {era: counts[each.fn] for era, counts in steps.items() if each.fn in counts},
             "omits": each.omits,
             "errs": each.errs,
         }
-        for each in sorted(CATALOGUE, key=order)
+        for each in sorted(catalogue(), key=order)
     ]
-
-
-def lines_that_act(fn: Callable[..., Any]) -> int:
-    """Statements of the function's own text that touch a field or call a function: its steps, as a reader counts them."""
-    acts = 0
-    for statement in ast.walk(parse(fn).node):
-        if not isinstance(statement, ast.stmt) or isinstance(statement, ast.FunctionDef):
-            continue
-        own = [child for child in ast.iter_child_nodes(statement) if not isinstance(child, ast.stmt)]
-        nodes = [node for child in own for node in ast.walk(child)]
-        acts += any(isinstance(node, ast.Call | ast.Attribute) for node in nodes)
-    return acts
 
 
 @click.command("model")
@@ -69,16 +51,27 @@ def command(section: str | None, as_json: bool, omissions: bool, diff: tuple[str
         print_contrast()
         return
     rows = [row for row in table() if section is None or row["section"] == section]
+    if not as_json:
+        from ..model.era import ERAS
+
+        names = " ".join(f"{era:>10}" for era in ERAS)
+        click.echo(f"{'':<6} {'steps':<50} {'dossier':>7} {names}")
     for row in rows:
         if as_json:
             click.echo(json.dumps(row))
             continue
-        steps = f"{row['dossier_steps'] or '-'}/{row['model_steps'] or '-'}"
-        click.echo(f"{row['section']:<6} {row['function']:<34} {row['file']:<22} {steps:>8}  {row['versions']}")
+        steps = " ".join(f"{row['model_steps'].get(era, '-'):>10}" for era in ERAS)
+        click.echo(f"{row['section']:<6} {row['function']:<50} {row['dossier_steps'] or '-':>7} {steps}")
         if omissions:
+            click.echo(f"       {row['file']}, {row['versions']}")
             click.echo(f"       omits {row['omits']}; errs: {row['errs']}")
     if not as_json:
-        click.echo(f"{len(rows)} functions; steps: dossier/model (shared accesses in the function's own text)")
+        click.echo(
+            f"{len(rows)} functions. Steps of the model: where another CPU can come in, in the function and its helpers;"
+        )
+        click.echo(
+            "what another row of the whole table counts is not counted again. -: no operation of that era gets there."
+        )
 
 
 def print_diff(old: str, new: str) -> None:

@@ -1,0 +1,81 @@
+"""How many steps a function has by itself: compiled alone, its arguments unknown, for a table of functions."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from typing import Any
+
+from .analysis import in_order
+from .body import Body
+from .heap import Heap
+from .source import parse
+from .symbols import Frame, Label, Py, Sym, Tup, Unreachable, Val
+from .types import ListT, NoneT, Type
+from .unit import Trust, Unit
+
+Fn = Callable[..., Any]
+
+
+def count_steps(starts: Iterable[Fn], table: Collection[Fn], roots: Iterable[Any], cpus: int = 2) -> dict[Fn, int]:
+    """The steps (where another CPU can come in) of each function that somebody comes to from the starts.
+
+    A function has the steps of its own text and those of the helpers that it calls, once for each call. Calls of functions of
+    the table count for those. roots: the objects to compile for, as of compile_program; there must be one of every
+    struct that the functions use. Fields that none of the functions writes are constants.
+    Raises CompileError for code outside the subset.
+    """
+    unit = Unit("steps", Heap(list(roots), cpus, {}), {}, frozenset(), reuse=False)
+    apart = frozenset(table)
+    counted: dict[Fn, _Alone] = {}
+    trusts: dict[Fn, Trust] = {}
+    work = list(starts)
+    while work:
+        fn = work.pop()
+        if fn in counted and not unit.betrayed(trusts[fn]):
+            continue
+        unit.trusted = trusts[fn] = set()
+        counted[fn] = body = _Alone(unit, apart)
+        body.compile(fn)
+        work += body.called
+        if not work:
+            work = [fn for fn in counted if unit.betrayed(trusts[fn])]
+    return {fn: body.steps_begun() for fn, body in counted.items()}
+
+
+class _Alone(Body):
+    """A function whose arguments can be anything, and for which the others of the table do nothing."""
+
+    def __init__(self, unit: Unit, apart: frozenset[Fn]) -> None:
+        super().__init__(unit, cpu=0, spec=False)
+        self.apart = apart
+        self.called: set[Fn] = set()
+
+    def compile(self, fn: Fn) -> None:
+        node = ast.parse("f()").body[0]
+        function = parse(fn)
+        self.frames.append(Frame(function, {}, Label()))
+        args = [self.unknown(kind) if kind is not None else Py(default) for _, kind, default in function.params]
+        with suppress(Unreachable):
+            self.inline(fn, args, {}, node)
+        self.finish()
+
+    def steps_begun(self) -> int:
+        self.unit.place(self.rows)
+        rows, _ = in_order(self.rows, self.unit.bases)
+        return sum(row[7] for row in rows)
+
+    def call(self, fn: Fn, args: list[Sym], kwargs: dict[str, Sym], node: ast.AST) -> Sym:
+        if fn not in self.apart:
+            return super().call(fn, args, kwargs, node)
+        self.called.add(fn)
+        function = parse(fn)
+        if function.return_kinds and function.kinds.get("return") is None:
+            return Tup(tuple(self.unknown(kind) for kind in function.return_kinds))
+        return self.unknown(function.kinds.get("return"))
+
+    def unknown(self, kind: Type | None) -> Sym:
+        if kind is None or isinstance(kind, NoneT | ListT):
+            return Py(None)
+        return Val(kind, self.local("unknown", kind))
