@@ -122,7 +122,18 @@ def test_fork_shares_and_a_write_makes_a_page_ones_own(observer: Observer, four:
         (99, errno.EINVAL, f"{OWN}*2 P:c0:ZERO_PAGE -"),
     ],
 )
-def test_madvise(observer: Observer, four: Mapping, advice: int, answer: int, after: str) -> None:
+def test_madvise(
+    observer: Observer,
+    four: Mapping,
+    advice: int,
+    answer: int,
+    after: str,
+    cannot_run: Callable[[str, str], NoReturn],
+) -> None:
+    if isinstance(advice, Advice) and answer == 0:
+        with Mapping(PAGE) as other:
+            if other.madvise(advice).errno == errno.EINVAL:
+                cannot_run(f"this kernel has no MADV_{advice.name}", f"run on Linux {advice.since} or newer")
     assert madvise(four.address, four.length_bytes, advice).errno == answer
     assert seen(observer, four) == after
 
@@ -152,8 +163,9 @@ def test_what_fork_leaves_out(four: Mapping) -> None:
     assert died.value.signal == signal.SIGSEGV
 
 
-def test_a_guard_kills_and_is_taken_away(four: Mapping) -> None:
-    assert four.madvise(Advice.GUARD_INSTALL, 0, 1).ok
+def test_a_guard_kills_and_is_taken_away(four: Mapping, cannot_run: Callable[[str, str], NoReturn]) -> None:
+    if not four.madvise(Advice.GUARD_INSTALL, 0, 1).ok:
+        cannot_run("this kernel has no MADV_GUARD_INSTALL", "run on Linux 6.13 or newer")
     with pytest.raises(ChildDied) as died:
         call(lambda: memory.load(four.address, 1))
     assert died.value.signal == signal.SIGSEGV
@@ -234,7 +246,8 @@ def test_mprotect(four: Mapping) -> None:
 
 def test_move_pages_says_where_pages_are(four: Mapping) -> None:
     answer, where = memory.move_pages(0, [four.at(page) for page in range(4)])
-    assert answer.ok and where == [0, 0, -errno.ENOENT if where[2] == -errno.ENOENT else -errno.EFAULT, -errno.ENOENT]
+    # Of the zero page some kernels say EFAULT, some ENOENT.
+    assert answer.ok and (where[:2], where[3]) == ([0, 0], -errno.ENOENT) and where[2] < 0
     with pytest.raises(KernelError, match="one node for each"):
         memory.move_pages(0, [four.address], [0, 0])
 
