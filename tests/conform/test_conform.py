@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from click.testing import CliRunner
 
-from userfault.conform import operations, report, words
+from userfault.cli import cli
+from userfault.conform import emit, operations, report, words
 from userfault.conform.compare import Divergence
-from userfault.conform.drive import ConformError, Progress, check, profile_named, run, sequence_of, shrunk
+from userfault.conform.drive import ConformError, Progress, check, profile_named, run, sequence_of, shrunk, steps_of
 from userfault.conform.generate import MOVES, PROFILES
+from userfault.conform.mutants import find_mutant, mutant_library, mutated
 from userfault.conform.operations import Op
 from userfault.kernel.agent import SYSCALL, Agent, Command
-from userfault.model import userfaultfd
+from userfault.litmus import Mutant
+from userfault.model import fork, userfaultfd
 
 PAGE = 4096
 
 
-def can_run() -> str:
-    """Why the kernel can't be asked here; empty if it can."""
-    if os.geteuid() != 0:
-        return "only root sees page frames (/proc/kpagecount): run the tests as root"
-    for needed in ("/proc/kpagecount", "/proc/kpageflags", "/dev/userfaultfd"):
-        if not Path(needed).exists():
-            return f"there is no {needed}: run the tests on a kernel with userfaultfd and CONFIG_PROC_PAGE_MONITOR"
-    return ""
+def find_compiler() -> list[str]:
+    return [os.environ.get("CC", "gcc")]
 
 
 @pytest.fixture(autouse=True)
-def kernel() -> None:
-    reason = can_run()
-    if reason and os.environ.get("USERFAULT_KERNEL") == "1":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
+def kernel(cannot_run: Callable[[str, str], NoReturn]) -> None:
+    if os.geteuid() != 0:
+        cannot_run("only root sees page frames (/proc/kpagecount)", "run the tests as root")
+    for needed in ("/proc/kpagecount", "/proc/kpageflags", "/dev/userfaultfd"):
+        if not Path(needed).exists():
+            cannot_run(
+                f"there is no {needed}", "run the tests on a kernel with userfaultfd and CONFIG_PROC_PAGE_MONITOR"
+            )
 
 
 @pytest.mark.parametrize("name", list(PROFILES))
@@ -50,13 +53,12 @@ def test_a_sequence_depends_on_profile_seed_and_number_only() -> None:
 
 
 def test_a_divergence_is_found_shrunk_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(userfaultfd, "linear_page_index", lambda vma, addr: 0)
     monkeypatch.setattr(userfaultfd, "ENOENT", 5)
     found = [each for each in run("moves", 1, 5000) if isinstance(each, Divergence)]
     assert len(found) == 1
     short = shrunk(MOVES, found[0])
     assert short.what == "move: result"
-    assert len(short.sequence) <= 3
+    assert len(short.sequence) <= 4
     text = "\n".join(report.lines(short, MOVES.window.first))
     assert "model:  -5, output -5" in text
     assert "kernel: -2, output -2" in text
@@ -105,3 +107,47 @@ def test_the_agent_sees_what_pagemap_and_kpageflags_say() -> None:
     ]
     assert seen.contents[0] == agent.hash_page((1).to_bytes(8, "little"))
     assert seen.contents[1] == 0
+
+
+@pytest.mark.parametrize("mutant", mutant_library(), ids=[mutant.name for mutant in mutant_library()])
+def test_a_mutant_of_the_model_is_found(mutant: Mutant) -> None:
+    with mutated(mutant):
+        found = [each for each in run(mutant.test, 1, 20000) if isinstance(each, Divergence)]
+    assert found
+
+
+def test_a_mutant_is_gone_afterwards() -> None:
+    before = fork.copy_one_pte
+    with mutated(find_mutant("fork-swap")):
+        assert fork.copy_one_pte is not before
+    assert fork.copy_one_pte is before
+    with pytest.raises(KeyError, match="there is no mutant"):
+        find_mutant("nothing")
+
+
+def test_a_sequence_is_a_c_program_that_gives_the_same(tmp_path: Path) -> None:
+    profile = PROFILES["forks"]
+    steps = steps_of(profile, 1, 3)
+    source = tmp_path / "reproducer.c"
+    source.write_text(emit.c_program([step.op for step in steps], profile.window, "a test"))
+    program = tmp_path / "reproducer"
+    compiler = find_compiler()
+    subprocess.run([*compiler, "-O2", "-Wall", "-Werror", "-o", str(program), str(source)], check=True)
+    out = subprocess.run([str(program)], check=True, capture_output=True, text=True, timeout=20).stdout
+    shown = [line for line in out.splitlines() if not line.startswith("    page")]
+    assert len(shown) == len(steps)
+    for line, step in zip(shown, steps, strict=True):
+        if step.op.name in ("exit", "mmap"):
+            continue
+        wanted = str(step.outcome.result)
+        if step.outcome.signal:
+            wanted = f"signal {step.outcome.signal}"
+        elif operations.KINDS[step.op.name].out >= 0:
+            wanted = f"{step.outcome.result}, output {step.outcome.out}"
+        assert line.endswith(f": {wanted}"), (line, wanted)
+
+
+def test_the_tables_of_freedom_and_profiles_are_shown() -> None:
+    shown = CliRunner().invoke(cli, ["conform", "--profile", "freedom"]).output
+    assert "physical addresses: Which page frame" in shown
+    assert "moves " in CliRunner().invoke(cli, ["conform", "--profile", "list"]).output

@@ -11,7 +11,7 @@ from ..model.lang import ModelError, WouldBlock
 from . import operations
 from .operations import Op, Outcome
 from .sandbox import prepare
-from .world import State, World
+from .world import State, Window, World
 
 SECONDS = 6.0
 
@@ -35,30 +35,48 @@ class Divergence:
     note: str = ""
 
 
-def compare(agent: Agent, world: World, sequence: Sequence[Op], slice: int = 0) -> Divergence | int:
-    """Do the sequence on both sides. The first divergence, or how many operations agree."""
-    base = world.window.base
-    commands = [operations.command(op, base) for op in sequence]
+@dataclass(frozen=True)
+class Step:
+    """An operation and what the model says to it: what it gives back, and what can be seen then. broken: why there is nothing."""
+
+    op: Op
+    outcome: Outcome = Outcome(0)  # noqa: RUF009 (a value)
+    states: tuple[State, ...] = ()
+    broken: str = ""
+
+
+def perform(op: Op, world: World) -> Step:
+    """Do an operation on the model."""
+    try:
+        outcome = operations.apply(op, world)
+    except (ModelError, WouldBlock) as error:
+        return Step(op, broken=f"{type(error).__name__}: {error}")
+    return Step(op, outcome, tuple(world.observe()))
+
+
+def compare(agent: Agent, window: Window, steps: Sequence[Step], slice: int = 0) -> Divergence | int:
+    """Do on the kernel what was done on the model. The first divergence, or how many operations agree."""
+    commands = [operations.command(step.op, window.base) for step in steps]
     run = agent.run(commands, prepare, seconds=SECONDS, slice=slice)
-    done = tuple(sequence)
-    for at, op in enumerate(sequence):
+    done = tuple(step.op for step in steps)
+    for at, step in enumerate(steps):
+        op = step.op
         if at >= run.done:
             what = "the kernel did not come back" if run.hung else f"the agent ended (status {run.status})"
-            return Divergence(done, at, what)
+            return Divergence(done, at, f"{op.name}: {what}")
         kernel = operations.outcome(op, run.answers[at])
-        try:
-            model = operations.apply(op, world)
-        except (ModelError, WouldBlock) as error:
-            return Divergence(done, at, f"the model broke: {type(error).__name__}", None, kernel, note=str(error))
-        states = world.observe()
+        if step.broken:
+            return Divergence(done, at, f"{op.name}: the model broke", None, kernel, note=step.broken)
         seen = run.records[at]
-        if model != kernel:
-            return Divergence(done, at, f"{op.name}: result", model, kernel, tuple(states), kept(seen))
-        difference = differ(states, seen, slice)
+        if step.outcome != kernel:
+            return Divergence(done, at, f"{op.name}: result", step.outcome, kernel, step.states, kept(seen))
+        difference = differ(step.states, seen, slice)
         if difference:
             what, places = difference
-            return Divergence(done, at, f"{op.name}: {what}", model, kernel, tuple(states), kept(seen), tuple(places))
-    return len(sequence)
+            return Divergence(
+                done, at, f"{op.name}: {what}", step.outcome, kernel, step.states, kept(seen), tuple(places)
+            )
+    return len(steps)
 
 
 def kept(seen: Sequence[Seen]) -> tuple[State, ...]:

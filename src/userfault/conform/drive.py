@@ -6,13 +6,13 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from ..kernel.agent import Agent
-from .compare import Divergence, compare
+from .compare import Divergence, Step, compare, perform
 from .generate import PROFILES, Generator, Profile
 from .operations import Op
 from .sandbox import swap
@@ -69,7 +69,17 @@ def profile_named(name: str) -> Profile:
 
 def sequence_of(profile: Profile, seed: int, number: int) -> tuple[Op, ...]:
     """Sequence `number` of a run: it depends on nothing else."""
-    return tuple(Generator(profile, random.Random(f"{profile.name}/{seed}/{number}")).sequence())
+    return tuple(step.op for step in steps_of(profile, seed, number))
+
+
+def steps_of(profile: Profile, seed: int, number: int) -> list[Step]:
+    """Sequence `number` of a run, with what the model says to it. One that breaks the model ends there."""
+    world = World(profile.window, agent_for(profile.name).hash_page)
+    generator = Generator(profile, random.Random(f"{profile.name}/{seed}/{number}"), world)
+    steps: list[Step] = []
+    while len(steps) < profile.length and not (steps and steps[-1].broken):
+        steps.append(perform(generator.draw(), world))
+    return steps
 
 
 @cache
@@ -81,7 +91,13 @@ def agent_for(name: str) -> Agent:
 def check(profile: Profile, sequence: Sequence[Op]) -> Divergence | int:
     """Do a sequence on a fresh model and a fresh process: the first divergence, or how many operations agree."""
     agent = agent_for(profile.name)
-    return compare(agent, World(profile.window, agent.hash_page), sequence)
+    world = World(profile.window, agent.hash_page)
+    steps: list[Step] = []
+    for op in sequence:
+        steps.append(perform(op, world))
+        if steps[-1].broken:
+            break
+    return compare(agent, profile.window, steps)
 
 
 def chunk(name: str, seed: int, numbers: Sequence[int]) -> list[tuple[int, Divergence | int]]:
@@ -89,7 +105,7 @@ def chunk(name: str, seed: int, numbers: Sequence[int]) -> list[tuple[int, Diver
     out: list[tuple[int, Divergence | int]] = []
     profile = profile_named(name)
     for number in numbers:
-        result = check(profile, sequence_of(profile, seed, number))
+        result = compare(agent_for(name), profile.window, steps_of(profile, seed, number))
         out.append((number, result))
         if isinstance(result, Divergence):
             break
@@ -103,8 +119,13 @@ def run(
     profile = profile_named(name)
     now = progress if progress is not None else Progress(name, seed, set())
     wanted = -(-operations // profile.length)
-    with swap() if profile.swap else nullcontext():
+    with surroundings(profile):
         yield from _run(now, jobs, wanted)
+
+
+def surroundings(profile: Profile) -> AbstractContextManager[None]:
+    """What the machine must be like for a profile. Raises Unavailable where it can't be."""
+    return swap() if profile.swap else nullcontext()
 
 
 def _run(now: Progress, jobs: int, wanted: int) -> Iterator[Progress | Divergence]:

@@ -1,12 +1,16 @@
-"""Random sequences. A profile says which operations come how often; most arguments are such that something happens."""
+"""Random sequences. A profile says which operations come how often; the model's state says what most arguments should be.
+
+Without the state nearly every operation would be refused at the door: two random ranges are seldom fit for a move.
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
 
+from ..model.mm_types import PmdKind, PteKind, mm_struct, vm, vm_area_struct
 from .operations import Op
-from .world import HUGE_PAGES, PAGE, Window
+from .world import HUGE_PAGES, PAGE, Window, World
 
 BASE = 0x2000_0000_0000
 
@@ -31,7 +35,18 @@ MOVES = Profile(
     "small pages in one process: mappings, registrations, touches and moves, across a border of page tables",
     Window(BASE, HUGE_PAGES - 24, 40),
     120,
-    {"mmap": 6, "munmap": 3, "load": 14, "store": 20, "dontneed": 8, "register": 10, "unregister": 3, "move": 30},
+    {
+        "mmap": 6,
+        "munmap": 3,
+        "load": 14,
+        "store": 20,
+        "populate_write": 6,
+        "populate_read": 2,
+        "dontneed": 8,
+        "register": 10,
+        "unregister": 3,
+        "move": 30,
+    },
 )
 FILLS = Profile(
     "fills",
@@ -52,6 +67,8 @@ FILLS = Profile(
         "poison": 4,
         "writeprotect": 12,
         "mprotect": 6,
+        "populate_write": 4,
+        "populate_read": 2,
         "guard_install": 3,
         "guard_remove": 3,
         "dontdump": 1,
@@ -64,19 +81,21 @@ FORKS = Profile(
     Window(BASE, HUGE_PAGES - 12, 20),
     120,
     {
-        "mmap": 4,
-        "munmap": 2,
-        "load": 14,
+        "mmap": 3,
+        "munmap": 1,
+        "load": 12,
         "store": 30,
         "dontneed": 5,
         "register": 6,
-        "move": 20,
+        "move": 30,
         "copy": 4,
         "zeropage": 2,
         "poison": 1,
         "writeprotect": 4,
         "mprotect": 4,
         "guard_install": 1,
+        "populate_write": 4,
+        "populate_read": 2,
         "dontfork": 1,
         "dofork": 1,
         "wipeonfork": 1,
@@ -90,87 +109,139 @@ SWAPS = Profile(
     "the same with swap: entries that are exclusive or not, moved, shared, write-protected",
     Window(BASE, HUGE_PAGES - 12, 20),
     120,
-    {**FORKS.weights, "pageout": 16, "load": 24},
+    {**FORKS.weights, "pageout": 16, "load": 24, "writeprotect": 8},
     swap=True,
 )
 PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS)}
 
 
-class Generator:
-    """Draws operations for a profile; what it knows of the state is what it asked for, not what came of it."""
+RW = int(vm.READ | vm.WRITE)
+ACCESS = int(vm.READ | vm.WRITE | vm.EXEC)
+OF_USERFAULTFD = ("register", "unregister", "move", "copy", "zeropage", "poison", "writeprotect")
 
-    def __init__(self, profile: Profile, rng: random.Random) -> None:
-        self.profile, self.rng = profile, rng
+
+class Generator:
+    """Draws operations for a profile, each in the state that the model is in when it is asked."""
+
+    def __init__(self, profile: Profile, rng: random.Random, world: World) -> None:
+        self.profile, self.rng, self.world = profile, rng, world
         self.names = list(profile.weights)
         self.totals = list(profile.weights.values())
-        self.processes = [0]
         self.main = rng.choice((0, 0, 1, 2))
-
-    def sequence(self) -> list[Op]:
-        """A prologue that maps most of the window, and then random operations."""
-        window = self.profile.window
-        first, pages = window.first, window.pages
-        out = [
-            Op(0, "mmap", (first * PAGE, (pages // 2 - 1) * PAGE, 3)),
-            Op(0, "mmap", ((first + pages // 2) * PAGE, (pages // 2 - 1) * PAGE, 3)),
-            Op(0, "register", (self.main, (first + pages // 2) * PAGE, (pages // 2 - 1) * PAGE, 1)),
-        ]
-        while len(out) < self.profile.length:
-            out.append(self.draw())
-        return out
+        self.at = 0
 
     def draw(self) -> Op:
+        """The next operation: at first some that map most of the window."""
+        self.at += 1
+        window = self.profile.window
+        half = window.pages // 2
+        if self.at <= 2:
+            return Op(0, "mmap", ((window.first + (self.at - 1) * half) * PAGE, (half - 1) * PAGE, 3))
+        if self.at == 3:
+            return Op(
+                0, "register", (self.main, (window.first + half) * PAGE, (half - 1) * PAGE, self.rng.choice((1, 3)))
+            )
         name = self.rng.choices(self.names, self.totals)[0]
+        processes = [number for number, mm in enumerate(self.world.processes) if mm is not None]
         if name == "fork":
-            return self.fork()
-        if name == "exit" and len(self.processes) > 1:
-            return Op(self.processes.pop(self.rng.randrange(1, len(self.processes))), "exit", ())
+            free = [number for number in range(1, 4) if number not in processes]
+            if free:
+                return Op(self.rng.choice(processes), "fork", (free[0],))
+            name = "exit"
         if name == "exit":
+            if len(processes) > 1:
+                return Op(self.rng.choice(processes[1:]), "exit", ())
             name = "load"
-        draw = getattr(self, f"draw_{name}", self.span)
-        args: tuple[int, ...] = draw()
-        return Op(self.rng.choice(self.processes), name, args)
+        process = self.rng.choice(processes)
+        if name in OF_USERFAULTFD and self.maybe(0.9):
+            process = 0
+        mm = self.world.processes[process]
+        assert mm is not None
+        draw = getattr(self, f"draw_{name}", self.range_in)
+        args: tuple[int, ...] = draw(mm)
+        return Op(process, name, args)
 
-    def fork(self) -> Op:
-        """A new process, unless there are enough."""
-        free = [number for number in range(1, 4) if number not in self.processes]
-        parent = self.rng.choice(self.processes)
-        if not free:
-            return Op(parent, "load", self.draw_load())
-        self.processes.append(free[0])
-        return Op(parent, "fork", (free[0],))
+    # -- the state ----------------------------------------------------------------------------------------------------
+
+    def maybe(self, probability: float) -> bool:
+        return self.rng.random() < probability
+
+    @staticmethod
+    def kind(mm: mm_struct, addr: int) -> PteKind:
+        """What is mapped at an address; a huge page counts as present."""
+        pmd = mm.pmd[addr >> 21].pmd
+        if pmd.kind == PmdKind.TABLE:
+            return pmd.table.pte[(addr >> 12) & 511].pte.kind
+        return PteKind.NONE if pmd.kind == PmdKind.NONE else PteKind.PRESENT
+
+    def vma(self, mm: mm_struct, flags: int = 0, ctx: int = -1) -> vm_area_struct | None:
+        """Some VMA with these flags, registered with that userfaultfd."""
+        fit = [
+            vma for vma in mm.mmap if vma.vm_flags & flags == flags and (ctx < 0 or vma.ctx is self.world.contexts[ctx])
+        ]
+        return self.rng.choice(fit) if fit else None
+
+    def page_in(self, mm: mm_struct, vma: vm_area_struct | None, want: bool | None = None) -> int:
+        """The address of a page of a VMA: one where something is (want), or nothing, if there is one."""
+        if vma is None:
+            return self.page()
+        pages = range(vma.vm_start, vma.vm_end, PAGE)
+        if want is not None and self.maybe(0.85):
+            fit = [addr for addr in pages if (self.kind(mm, addr) != PteKind.NONE) == want]
+            runs = [addr for addr in fit if addr + PAGE in fit]
+            if runs and self.maybe(0.6):
+                return self.rng.choice(runs)
+            if fit:
+                return self.rng.choice(fit)
+        return self.rng.choice(pages)
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 
     def page(self) -> int:
         """The address of a page of the window, seldom of one just outside."""
         window = self.profile.window
-        if self.rng.random() < 0.02:
+        if self.maybe(0.02):
             return (window.first + self.rng.choice((-1, window.pages, window.pages + 1))) * PAGE
         return (window.first + self.rng.randrange(window.pages)) * PAGE
 
     def length(self, most: int = 8) -> int:
-        pages = min(int(self.rng.expovariate(0.5)) + 1, most)
-        return pages * PAGE
+        return min(int(self.rng.expovariate(0.4)) + 1, most) * PAGE
+
+    def within(self, addr: int, *vmas: vm_area_struct | None) -> int:
+        """A length that mostly stays within the VMAs that begin somewhere before `addr`."""
+        length = self.length()
+        if self.maybe(0.9):
+            for vma in vmas:
+                if vma is not None and vma.vm_start <= addr < vma.vm_end:
+                    length = min(length, vma.vm_end - addr)
+        return length
 
     def odd(self, value: int) -> int:
         """Now and then a value that is wrong."""
-        if self.rng.random() < 0.02:
+        if self.maybe(0.015):
             return self.rng.choice(
                 (value + 1, value + 100, value - 1, 0, -PAGE, 1 << 47, (1 << 64) - PAGE, 1 << 63, PAGE * 1000)
             )
         return value
 
-    def span(self) -> tuple[int, int]:
-        """A range for an operation that forgets contents: whatever is wrong with it, it ends in the window."""
-        addr, length = self.inside(self.page(), self.length())
-        if self.rng.random() < 0.03:
+    def range_in(self, mm: mm_struct, flags: int = 0) -> tuple[int, int]:
+        """A range for an operation that changes what is mapped: whatever is wrong with it, it ends in the window."""
+        vma = self.vma(mm, flags)
+        if vma is not None and self.maybe(0.7):
+            addr = self.page_in(mm, vma)
+            addr, length = self.inside(addr, self.within(addr, vma))
+        else:
+            addr, length = self.inside(self.page(), self.length())
+        if self.maybe(0.02):
             return self.rng.choice(((addr + 1, length), (addr, length - 1), (addr, 0), (addr, -PAGE), (addr, -addr)))
         return addr, length
 
-    def odd_span(self) -> tuple[int, int]:
-        """A range for an operation that leaves what it does not know alone."""
-        return self.odd(self.page()), self.odd(self.length())
+    def registered(self, mm: mm_struct, flags: int = 0) -> tuple[int, int, int]:
+        """(userfaultfd, address, length) of a range that is registered, mostly."""
+        fd = self.fd()
+        vma = self.vma(mm, flags, fd) if self.maybe(0.9) else None
+        addr = self.page_in(mm, vma, False if self.maybe(0.6) else None)
+        return fd, self.odd(addr), self.odd(self.within(addr, vma))
 
     def inside(self, addr: int, length: int) -> tuple[int, int]:
         """A range cut to the window: what maps or unmaps must not leave it."""
@@ -179,56 +250,72 @@ class Generator:
         end = min(addr + length, (window.first + window.pages) * PAGE)
         return (start, end - start) if end > start else (window.first * PAGE, PAGE)
 
-    def draw_mmap(self) -> tuple[int, ...]:
-        prot = self.rng.choices((3, 1, 0, 7), (20, 2, 1, 1))[0]
-        return (*self.inside(self.page(), self.length(12)), prot)
-
-    def draw_munmap(self) -> tuple[int, ...]:
-        addr, length = self.inside(self.page(), self.length())
-        return (addr + self.rng.choice((0,) * 30 + (1,)), length)
-
-    def draw_load(self) -> tuple[int, ...]:
-        return (self.page() + 8 * self.rng.randrange(512),)
-
-    def draw_store(self) -> tuple[int, ...]:
-        return (self.page() + 8 * self.rng.randrange(512), self.rng.randrange(1, 1 << 16))
-
-    def draw_register(self) -> tuple[int, ...]:
-        return (self.fd(), *self.odd_span(), self.rng.choices((1, 3, 2, 0, 4, 8), (20, 4, 2, 1, 1, 1))[0])
-
-    def draw_mprotect(self) -> tuple[int, ...]:
-        return (*self.span(), self.rng.choices((3, 1, 0, 7, 2), (10, 5, 3, 1, 1))[0])
-
-    def draw_copy(self) -> tuple[int, ...]:
-        source = self.page() + (self.rng.randrange(PAGE) if self.rng.random() < 0.1 else 0)
-        return (self.fd(), self.odd(self.page()), self.odd(source), self.odd(self.length()), self.mode(3))
-
-    def draw_zeropage(self) -> tuple[int, ...]:
-        return (self.fd(), *self.odd_span(), self.mode(1))
-
-    def draw_poison(self) -> tuple[int, ...]:
-        return (self.fd(), *self.odd_span(), self.mode(1))
-
-    def draw_writeprotect(self) -> tuple[int, ...]:
-        return (self.fd(), *self.odd_span(), self.rng.choices((1, 0, 2, 3, 4), (12, 8, 2, 1, 1))[0])
-
     def fd(self) -> int:
         """Mostly the userfaultfd that the sequence is about, seldom another one."""
-        return self.main if self.rng.random() < 0.95 else self.rng.randrange(3)
+        return self.main if self.maybe(0.96) else self.rng.randrange(3)
 
     def mode(self, bits: int) -> int:
         """Mostly 0, sometimes allowed bits, seldom one that is not."""
-        return self.rng.choices((0, self.rng.randint(0, bits), bits + 1), (10, 4, 1))[0]
+        return self.rng.choices((0, self.rng.randint(0, bits), bits + 1), (14, 5, 1))[0]
 
-    def draw_unregister(self) -> tuple[int, ...]:
-        return (self.fd(), *self.odd_span())
+    def draw_mmap(self, mm: mm_struct) -> tuple[int, ...]:
+        prot = self.rng.choices((3, 1, 0, 7), (24, 2, 1, 1))[0]
+        return (*self.inside(self.page(), self.length(12)), prot)
 
-    def draw_move(self) -> tuple[int, ...]:
-        mode = self.rng.choices((0, 2, 1, 3, 4), (10, 5, 2, 2, 1))[0]
-        return (
-            int(self.rng.random() < 0.03),
-            self.odd(self.page()),
-            self.odd(self.page()),
-            self.odd(self.length()),
-            mode,
-        )
+    def draw_munmap(self, mm: mm_struct) -> tuple[int, ...]:
+        addr, length = self.inside(self.page(), self.length(4))
+        return (addr + self.rng.choice((0,) * 30 + (1,)), length)
+
+    def draw_load(self, mm: mm_struct) -> tuple[int, ...]:
+        vma = self.vma(mm) if self.maybe(0.95) else None
+        return (self.page_in(mm, vma, True if self.maybe(0.6) else None) + 8 * self.rng.randrange(512),)
+
+    def draw_store(self, mm: mm_struct) -> tuple[int, ...]:
+        vma = self.vma(mm, RW) if self.maybe(0.95) else None
+        return (self.page_in(mm, vma) + 8 * self.rng.randrange(512), self.rng.randrange(1, 1 << 16))
+
+    def draw_mprotect(self, mm: mm_struct) -> tuple[int, ...]:
+        return (*self.range_in(mm), self.rng.choices((3, 1, 0, 7, 2), (14, 5, 3, 1, 1))[0])
+
+    def draw_register(self, mm: mm_struct) -> tuple[int, ...]:
+        vma = self.vma(mm) if self.maybe(0.8) else None
+        addr = self.page_in(mm, vma) if vma is None or self.maybe(0.5) else vma.vm_start
+        length = vma.vm_end - addr if vma is not None and self.maybe(0.5) else self.within(addr, vma)
+        mode = self.rng.choices((1, 3, 2, 0, 4, 8), (20, 10, 6, 1, 1, 1))[0]
+        return (self.fd(), self.odd(addr), self.odd(length), mode)
+
+    def draw_unregister(self, mm: mm_struct) -> tuple[int, ...]:
+        return self.registered(mm)
+
+    def draw_move(self, mm: mm_struct) -> tuple[int, ...]:
+        fd = self.fd()
+        target = self.vma(mm, 0, fd) if self.maybe(0.93) else None
+        alike = [
+            vma for vma in mm.mmap if target is not None and not (vma.vm_flags ^ target.vm_flags) & (ACCESS | vm.LOCKED)
+        ]
+        source = self.rng.choice(alike) if alike and self.maybe(0.93) else self.vma(mm)
+        dst, src = self.page_in(mm, target, False), self.page_in(mm, source, True)
+        length = self.within(dst, target)
+        if source is not None and source.vm_start <= src < source.vm_end and self.maybe(0.9):
+            length = min(length, source.vm_end - src)
+        mode = self.rng.choices((0, 2, 1, 3, 4), (12, 8, 2, 2, 1))[0]
+        return (fd, self.odd(dst), self.odd(src), self.odd(length), mode)
+
+    def draw_copy(self, mm: mm_struct) -> tuple[int, ...]:
+        fd, dst, length = self.registered(mm)
+        source = self.vma(mm) if self.maybe(0.95) else None
+        src = self.page_in(mm, source, True) + (self.rng.randrange(PAGE) if self.maybe(0.1) else 0)
+        return (fd, dst, self.odd(src), length, self.mode(3))
+
+    def draw_zeropage(self, mm: mm_struct) -> tuple[int, ...]:
+        return (*self.registered(mm), self.mode(1))
+
+    def draw_poison(self, mm: mm_struct) -> tuple[int, ...]:
+        return (*self.registered(mm), self.mode(1))
+
+    def draw_writeprotect(self, mm: mm_struct) -> tuple[int, ...]:
+        fd = self.fd()
+        vma = self.vma(mm, int(vm.UFFD_WP)) if self.maybe(0.9) else None
+        addr = self.page_in(mm, vma, True if self.maybe(0.6) else None)
+        mode = self.rng.choices((1, 0, 2, 3, 4), (14, 8, 2, 1, 1))[0]
+        return (fd, self.odd(addr), self.odd(self.within(addr, vma)), mode)

@@ -6,11 +6,11 @@ import enum
 
 from .catalogue import modelled
 from .era import era
-from .errno import EINVAL, ENOMEM
+from .errno import EFAULT, EHWPOISON, EINVAL, ENOMEM
 from .lang import reached
 from .locks import down_read, down_write, spin_lock, spin_unlock, up_read, up_write
 from .machine import config
-from .memory import pte_alloc, zap_page_range
+from .memory import VM_FAULT_HWPOISON, handle_mm_fault, pte_alloc, zap_page_range
 from .mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
 from .mmap import find_vma
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte
@@ -33,6 +33,8 @@ class MADV(enum.IntEnum):
     WIPEONFORK = 18
     KEEPONFORK = 19
     PAGEOUT = 21
+    POPULATE_READ = 22
+    POPULATE_WRITE = 23
     DONTNEED_LOCKED = 24
     GUARD_INSTALL = 102
     GUARD_REMOVE = 103
@@ -60,6 +62,8 @@ def sys_madvise(mm: mm_struct, addr: int, length: int, advice: int) -> int:
         return -EINVAL
     if end == addr:
         return 0
+    if advice == MADV.POPULATE_READ or advice == MADV.POPULATE_WRITE:
+        return madvise_populate(mm, addr, end, advice == MADV.POPULATE_WRITE)
     writer = takes_write_lock(advice)
     if writer:
         down_write(mm.mmap_sem)
@@ -85,6 +89,53 @@ def sys_madvise(mm: mm_struct, addr: int, length: int, advice: int) -> int:
     if err != 0:
         return err
     return -ENOMEM if hole or at < end else 0
+
+
+@modelled(
+    "mm/madvise.c, mm/gup.c",
+    function="madvise_populate, faultin_page_range",
+    versions="v5.14 .. v6.18",
+    section="C.1",
+    steps=3,
+)
+def madvise_populate(mm: mm_struct, start: int, end: int, write: bool) -> int:
+    """Fault every page of the range in. 0; -ENOMEM: not mapped; -EINVAL: not for this access; -EFAULT: a signal; -EHWPOISON."""
+    for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
+        addr = number << config.PAGE_SHIFT
+        down_read(mm.mmap_sem)
+        vma = find_vma(mm, addr)
+        err = 0
+        if vma is None:
+            err = -ENOMEM
+        elif not vma.vm_flags & (vm.WRITE if write else vm.READ):
+            err = -EINVAL
+        else:
+            err = populate_one(mm, vma, addr, write)
+        up_read(mm.mmap_sem)
+        if err != 0:
+            return err
+    return 0
+
+
+def populate_one(mm: mm_struct, vma: vm_area_struct, addr: int, write: bool) -> int:
+    """Faults until the page can be accessed, or no more can be done."""
+    while not is_populated(mm, addr, write):
+        result = handle_mm_fault(vma, addr, write)
+        if result == VM_FAULT_HWPOISON:
+            return -EHWPOISON
+        if result != 0:
+            return -EFAULT
+    return 0
+
+
+def is_populated(mm: mm_struct, addr: int, write: bool) -> bool:
+    pmd = pmd_offset(mm, addr).pmd
+    if pmd.kind == PmdKind.HUGE:
+        return pmd.write or not write
+    if pmd.kind != PmdKind.TABLE:
+        return False
+    pte = pte_offset(pmd.table, addr).pte
+    return pte.kind == PteKind.PRESENT and (pte.write or not write)
 
 
 def takes_write_lock(advice: int) -> bool:

@@ -49,6 +49,7 @@ from .swap import (
 
 NONE_PTE = pte_t()
 VM_FAULT_SIGBUS = 2
+VM_FAULT_HWPOISON = 16
 VM_FAULT_SIGSEGV = 64
 VM_FAULT_USERFAULT = 4
 """v6.8: the fault goes to the userfaultfd's monitor (handle_userfault)."""
@@ -307,6 +308,8 @@ def handle_pte_fault(vma: vm_area_struct, addr: int, table: page_table, write: b
     if era.markers:
         if pte.kind == PteKind.GUARD_MARKER:
             return VM_FAULT_SIGSEGV
+        if pte.kind == PteKind.POISON_MARKER:
+            return VM_FAULT_HWPOISON
         if pte.kind == PteKind.WP_MARKER:
             if vma.vm_flags & vm.UFFD_WP:
                 return do_anonymous_page(vma, addr, write, pte)

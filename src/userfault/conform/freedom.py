@@ -1,0 +1,60 @@
+"""The kernel's freedom: what two runs of the same sequence may show differently, and what is done about it.
+
+Whatever is not in this table is compared after every operation, and must be equal.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Free(NamedTuple):
+    """what: may differ; why; instead: what is compared, or done so that it does not differ."""
+
+    what: str
+    why: str
+    instead: str
+
+
+FREEDOM = (
+    Free(
+        "physical addresses",
+        "Which page frame is allocated depends on everything else that runs.",
+        "Only which places show the same frame is compared, within and across processes.",
+    ),
+    Free(
+        "accessed and referenced bits, idle pages, LRU membership",
+        "Aging, DAMON and per-CPU batches change them at any time.",
+        "Not looked at.",
+    ),
+    Free(
+        "lazily freed and locked flags of pages (SWAPBACKED, MLOCKED, UNEVICTABLE)",
+        "They change when a per-CPU batch drains.",
+        "Not looked at; what follows from them is.",
+    ),
+    Free(
+        "when a batch of new pages reaches the LRU lists",
+        "A page in another CPU's batch has one reference more, so that a write copies it instead of reusing it.",
+        "A sequence and its processes stay on one CPU, whose batch the kernel drains itself.",
+    ),
+    Free(
+        "huge pages appear and go",
+        "khugepaged collapses in its own time, and an allocation may find no huge page.",
+        "PR_SET_THP_DISABLE in profiles of small pages.",
+    ),
+    Free(
+        "how a page comes back from swap",
+        "Readahead brings neighbours into the swap cache; a device with asynchronous reads leaves pages there.",
+        "A RAM disk of our own, with readahead off: then nothing differs.",
+    ),
+    Free(
+        "which swap slot is taken",
+        "The allocator has clusters by CPU.",
+        "Only which entries name the same slot is compared.",
+    ),
+    Free(
+        "the contents of pages that are swapped out, or that the process may not read",
+        "To look is to change.",
+        "They are compared when the page is read in, or may be read again.",
+    ),
+)
