@@ -1,4 +1,4 @@
-"""The system calls that change memory, and what can be seen after each (the ids are those of docs/kernel.md)."""
+"""The system calls that change memory, and what can be seen after each."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """UFFDIO_MOVE, case by case: what it answers, and what can be seen of both sides afterwards.
 
-The names of the cases are those of docs/kernel.md. States are printed as `userfault.kernel.snapshot` prints them.
+docs/kernel.md has the summary. States are printed as `userfault.kernel.snapshot` prints them.
 """
 
 from __future__ import annotations
