@@ -9,6 +9,7 @@ from ..check.compile import Call, ThreadSpec, compile_program
 from ..check.ir import Program
 from ..model import era as eras
 from ..model import machine as machines
+from ..model.errno import SIGBUS, SIGSEGV
 from ..model.fork import sys_fork
 from ..model.huge_memory import do_huge_pmd_anonymous_page
 from ..model.lang import check, reached
@@ -25,6 +26,7 @@ from ..model.mm_types import (
     register,
     stable_node,
     tlb_t,
+    userfaultfd_ctx,
     vm,
     vm_area_struct,
 )
@@ -57,6 +59,7 @@ class Builder:
         self.pages: dict[str, page] = {}
         self.names: dict[int, str] = {}
         self.registers: dict[tuple[int, str], register] = {}
+        self.ctxs: dict[str, userfaultfd_ctx] = {}
 
     def fail(self, at: At, problem: str, instead: str) -> LitmusError:
         return at_place(self.test.file, at.line, at.column, self.test.text, problem, instead)
@@ -115,6 +118,10 @@ class Builder:
             vma.vm_flags = self.flags(each)
             if "file" in each.flags:
                 vma.vm_file = address_space()
+            if "userfault" in each.flags and self.uses("wp", "unwp", "zeropage", "poison"):
+                vma.ctx = self.ctxs.setdefault(each.mm, userfaultfd_ctx(mm=vma.vm_mm, wp_unpopulated=True))
+                if self.uses("wp", "unwp"):
+                    vma.vm_flags |= int(vm.UFFD_WP)
         for line in setups:
             self.setup(line)
         for number, column in enumerate(test.threads):
@@ -122,6 +129,9 @@ class Builder:
             here.tlb = [tlb_t() for _ in range(self.span)]
             if column.mm:
                 here.mm = self.known_mm(column.mm, column.at)
+
+    def uses(self, *names: str) -> bool:
+        return any(op.name in names for column in self.test.threads for op in column.operations)
 
     def new_mm(self, name: str) -> mm_struct:
         mm = machines.new_mm(self.span)
@@ -430,6 +440,10 @@ def content(mm: mm_struct, number: int) -> int:
         return 0 if pte.special else pte.page.data  # type: ignore[return-value]
     if pte.kind == PteKind.SWAP:
         return pte.slot.data if pte.slot.cache is None else pte.slot.cache.data  # type: ignore[return-value]
+    if pte.kind == PteKind.GUARD_MARKER:
+        return -SIGSEGV
+    if pte.kind == PteKind.POISON_MARKER or pte.kind == PteKind.WP_MARKER:
+        return -SIGBUS
     return -1
 
 
@@ -450,4 +464,10 @@ def swapped(mm: mm_struct, number: int) -> int:
     return int(kind != PteKind.NONE and kind != PteKind.PRESENT)
 
 
-STATES = {"memory": content, "content": content, "present": present, "swapped": swapped}
+def wp(mm: mm_struct, number: int) -> int:
+    """1 if the page table has the page, or the hole, write-protected by userfaultfd."""
+    pmd = mm.pmd[number >> 1].pmd
+    return int(pmd.kind == PmdKind.TABLE and pmd.table.pte[number & 1].pte.uffd_wp)
+
+
+STATES = {"memory": content, "content": content, "present": present, "swapped": swapped, "wp": wp}

@@ -6,10 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..model import fork, fremap, gup, huge_memory, ksm, madvise, migrate, mmap, rmap, slab, user, userfaultfd, vmscan
+from ..model import (
+    fork,
+    fremap,
+    gup,
+    huge_memory,
+    ksm,
+    madvise,
+    migrate,
+    mmap,
+    mprotect,
+    rmap,
+    slab,
+    user,
+    userfaultfd,
+    vmscan,
+)
 from ..model.errno import EAGAIN
 from ..model.lang import atomic, raw
-from ..model.mm_types import PmdKind, PteKind, mm_struct, page
+from ..model.madvise import MADV
+from ..model.mm_types import PmdKind, PteKind, mm_struct, page, vm
 from ..model.pgtable import pmd_offset, pte_offset
 from .ast import Operation
 
@@ -56,8 +72,32 @@ def _move(mm: mm_struct, args: list[Any]) -> tuple[Callable[..., Any], tuple[Any
     length = args[3] if len(args) > 3 else 1
     holes = int(len(args) > 4)
     if era.uffdio_move:
-        return userfaultfd.uffdio_move, (mm, dst, src, length, holes * userfaultfd.UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES)
+        ctx = next((vma.ctx for vma in mm.mmap if vma.ctx is not None), None)
+        mode = holes * userfaultfd.UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES
+        return userfaultfd.uffdio_move, (mm, dst, src, length, mode, ctx)
     return fremap.remap_anon_pages, (mm, dst, src, length, holes * fremap.RAP_ALLOW_SRC_HOLES)
+
+
+RANGE = ("addr", "?", "int")
+
+
+def _range(
+    doc: str,
+    call: Callable[[mm_struct, int, int], tuple[Callable[..., Any], tuple[Any, ...]]],
+    need: Need | None = None,
+) -> OperationKind:
+    """An operation of v6.18 on START [LENGTH]."""
+    return OperationKind(
+        RANGE,
+        f"{doc}: START [LENGTH]",
+        lambda mm, a: call(mm, a[0], a[1] if len(a) > 1 else 1),
+        need or Need(page_tables=1, anon_vmas=1, anon_vma_chains=1),
+        eras=("v6.18",),
+    )
+
+
+def _advice(doc: str, advice: int, need: Need | None = None) -> OperationKind:
+    return _range(doc, lambda mm, at, n: (madvise.sys_madvise, (mm, at, n, int(advice))), need)
 
 
 MOVES = ("v3.10+seed", "v6.8", "v6.18")
@@ -106,6 +146,20 @@ OPERATIONS: dict[str, OperationKind] = {
         lambda mm, a: (fork.sys_fork, (mm, a[0])),
         Need(pages=1, anon_vmas=2, anon_vma_chains=4, vmas=2, page_tables=2),
     ),
+    "zeropage": _range("UFFDIO_ZEROPAGE", lambda mm, at, n: (fill, (mm, at, n, False))),
+    "poison": _range("UFFDIO_POISON", lambda mm, at, n: (fill, (mm, at, n, True))),
+    "wp": _range("UFFDIO_WRITEPROTECT", lambda mm, at, n: (userfaultfd.mwriteprotect_range, (mm, at, n, True))),
+    "unwp": _range(
+        "take the write-protection back", lambda mm, at, n: (userfaultfd.mwriteprotect_range, (mm, at, n, False))
+    ),
+    "readonly": _range("mprotect(PROT_READ)", lambda mm, at, n: (mprotect.sys_mprotect, (mm, at, n, int(vm.READ)))),
+    "writable": _range(
+        "mprotect(PROT_READ | PROT_WRITE)",
+        lambda mm, at, n: (mprotect.sys_mprotect, (mm, at, n, int(vm.READ | vm.WRITE))),
+    ),
+    "pageout": _advice("MADV_PAGEOUT", MADV.PAGEOUT, Need(swap_slots=1)),
+    "guard": _advice("MADV_GUARD_INSTALL", MADV.GUARD_INSTALL),
+    "unguard": _advice("MADV_GUARD_REMOVE", MADV.GUARD_REMOVE),
     "look": OperationKind(
         ("addr",), "the page table's entry: 0 none, 1 present, 2 anything else", lambda mm, a: (look, (mm, a[0]))
     ),
@@ -152,6 +206,14 @@ OPERATIONS: dict[str, OperationKind] = {
         ("page",), "page_get_anon_vma and put", lambda mm, a: (get_and_put_anon_vma, (a[0],)), needs_mm=False
     ),
 }
+
+
+def fill(mm: mm_struct, addr: int, length: int, poison: bool) -> int:
+    """UFFDIO_ZEROPAGE or UFFDIO_POISON: 0 if all of it was done."""
+    done = userfaultfd.mfill_atomic(mm, addr, length, poison)
+    if done < 0:
+        return done
+    return 0 if done == length else -EAGAIN
 
 
 @atomic
@@ -202,22 +264,12 @@ class KernelOperation:
     doc: str
 
 
-RANGE = ("addr", "?", "int")
 KERNEL_OPERATIONS: dict[str, KernelOperation] = {
-    "zeropage": KernelOperation(RANGE, "UFFDIO_ZEROPAGE: START [LENGTH]"),
-    "wp": KernelOperation(RANGE, "UFFDIO_WRITEPROTECT: START [LENGTH]"),
-    "unwp": KernelOperation(RANGE, "take the write-protection back: START [LENGTH]"),
-    "poison": KernelOperation(RANGE, "UFFDIO_POISON: START [LENGTH]"),
     "wake": KernelOperation(RANGE, "UFFDIO_WAKE: START [LENGTH]"),
     "event": KernelOperation((), "read an event of the userfaultfd: 19 fork, 20 remap, 21 remove, 22 unmap"),
     "free": KernelOperation(RANGE, "MADV_FREE: START [LENGTH]"),
     "cold": KernelOperation(RANGE, "MADV_COLD: START [LENGTH]"),
-    "pageout": KernelOperation(RANGE, "MADV_PAGEOUT: START [LENGTH]"),
-    "guard": KernelOperation(RANGE, "MADV_GUARD_INSTALL: START [LENGTH]"),
-    "unguard": KernelOperation(RANGE, "MADV_GUARD_REMOVE: START [LENGTH]"),
     "populate": KernelOperation(RANGE, "MADV_POPULATE_WRITE: START [LENGTH]"),
-    "readonly": KernelOperation(RANGE, "mprotect(PROT_READ): START [LENGTH]"),
-    "writable": KernelOperation(RANGE, "mprotect(PROT_READ | PROT_WRITE): START [LENGTH]"),
     "lock": KernelOperation(RANGE, "mlock2(MLOCK_ONFAULT): START [LENGTH]"),
     "unlock": KernelOperation(RANGE, "munlock: START [LENGTH]"),
     "mremap": KernelOperation(

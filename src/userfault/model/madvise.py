@@ -229,9 +229,7 @@ def madvise_pageout(mm: mm_struct, start: int, end: int) -> None:
                 shrink_page(pte.page)
 
 
-@modelled(
-    "mm/madvise.c", versions="v6.13 .. v6.18", section="C.4", steps=4, omits="the retries that a fault makes necessary"
-)
+@modelled("mm/madvise.c", versions="v6.13 .. v6.18", section="C.4", steps=5, omits="restarting after too many retries")
 def madvise_guard_install(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> None:
     """Every page of the range becomes a marker that no access passes; what was mapped goes first."""
     anon_vma_prepare(vma)
@@ -239,11 +237,20 @@ def madvise_guard_install(mm: mm_struct, vma: vm_area_struct, start: int, end: i
     zap_page_range(mm, vma, start, end, True)
     for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
         addr = number << config.PAGE_SHIFT
-        table = pte_alloc(mm, addr)
-        if table is not None:
+        while True:
+            table = pte_alloc(mm, addr)
+            if table is None:
+                break
+            ptep = pte_offset(table, addr)
             spin_lock(pte_lockptr(table))
-            set_pte(pte_offset(table, addr), pte_t(kind=PteKind.GUARD_MARKER))
+            vacant = ptep.pte.kind == PteKind.NONE or ptep.pte.kind == PteKind.GUARD_MARKER
+            if vacant:
+                set_pte(ptep, pte_t(kind=PteKind.GUARD_MARKER))
             spin_unlock(pte_lockptr(table))
+            if vacant:
+                break
+            # A fault, or a fill, was faster: zap and try again.
+            zap_page_range(mm, vma, start, end, True)
 
 
 @modelled("mm/madvise.c", versions="v6.13 .. v6.18", section="C.4", steps=2)

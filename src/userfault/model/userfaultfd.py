@@ -581,7 +581,7 @@ def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
     table = pte_alloc(mm, dst_addr)
     ptep = pte_offset(table, dst_addr)
     spin_lock(pte_lockptr(table))
-    if ptep.pte.kind != PteKind.NONE:
+    if not (fillable(ptep.pte) if era.markers else ptep.pte.kind == PteKind.NONE):
         spin_unlock(pte_lockptr(table))
         put_page(p)
         up_read(mm.mmap_sem)

@@ -171,6 +171,16 @@ static long open_uffd(void)
     return ret(ioctl(uffd, UFFD_API, &taken));
 }
 
+//= unregistering: userfaultfd
+struct uffd_ranges { uint64_t start, len; };
+#define UFFD_UNREGISTER _IOR(0xAA, 0x01, struct uffd_ranges)
+
+static long unregister(char *start, uint64_t length)
+{
+    struct uffd_ranges args = {(uintptr_t)start, length};
+    return ret(ioctl(uffd, UFFD_UNREGISTER, &args));
+}
+
 //= pagemap:
 #define PM_PRESENT (1ull << 63)
 #define PM_SWAP (1ull << 62)
@@ -377,6 +387,15 @@ static void empty_pipes(void)
     }
 }
 
+//= read: pipe
+// A system call reads the page at x: write(2) of it to the pipe of address space y, and what came there.
+OP(read)
+{
+    long value;
+    if (write(pipes[y][1], base + x, sizeof value) != sizeof value) return -errno;
+    return read(pipes[y][0], &value, sizeof value) == sizeof value ? value : -errno;
+}
+
 //= vmsplice: pipe
 // The page at x into the pipe of address space y, as a reference.
 OP(vmsplice)
@@ -480,10 +499,10 @@ OP(event)
     return message.event;
 }
 
-//= rescue: userfaultfd event place
-struct uffd_ranges { uint64_t start, len; };
-#define UFFD_UNREGISTER _IOR(0xAA, 0x01, struct uffd_ranges)
+//= unregister: unregistering
+OP(unregister) { return unregister(base + x, (uint64_t)y); }
 
+//= rescue: unregistering event place
 // Who waits for a page, or for an event to be read, and nobody comes, is let go: the round is then no outcome.
 static void *rescuer(void *unused)
 {
@@ -495,8 +514,7 @@ static void *rescuer(void *unused)
         atomic_store(&shared->rescued, round);
         while (op_event(arena, 0, 0, 0, 0) >= 0)
             ;
-        struct uffd_ranges all = {(uintptr_t)base_of(round), ARENA - 4 * BLOCK};
-        ioctl(uffd, UFFD_UNREGISTER, &all);
+        unregister(base_of(round), ARENA - 4 * BLOCK);
     }
     return unused;
 }

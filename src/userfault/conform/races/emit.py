@@ -25,7 +25,8 @@ def emit(test: Test) -> str:
         "// SPDX-License-Identifier: Apache-2.0",
         f"// {test.name}: {test.question}",
         "//",
-        *(f"// {line}".rstrip() for line in test.text.splitlines()),
+        # A line of a test may end in a backslash, which would carry the comment on.
+        *(f"// {line}".rstrip().removesuffix("\\") for line in test.text.splitlines()),
         "//",
         "// gcc -O2 -pthread -Wall -Wextra FILE.c && ./a.out [ROUNDS]",
         *(["// It needs:", *needs] if needs else []),
@@ -136,7 +137,7 @@ ADDRESSES = {
 }
 """Which arguments of an operation are addresses; of the others, the first."""
 LENGTHS = {"map": 1, "advise": 1, "protect": 1, "lock": 1, "unlock": 1, "register": 1, "swapout": 1, "move": 2}
-LENGTHS |= {"zeropage": 1, "wp": 1, "poison": 1, "wake": 1, "munmap": 1, "mremap": 1}
+LENGTHS |= {"zeropage": 1, "wp": 1, "poison": 1, "wake": 1, "unregister": 1, "munmap": 1, "mremap": 1}
 FLAGS = {"map": 3, "protect": 2}
 
 

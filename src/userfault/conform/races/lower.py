@@ -105,7 +105,7 @@ class _Lowering:
         test = self.test
         vmas = [each for each in test.init if isinstance(each, Vma)]
         setups = [each for each in test.init if isinstance(each, Setup)]
-        self.huge = any(each.huge for each in vmas) or any(
+        self.huge = any(each.huge or "hugepage" in each.flags for each in vmas) or any(
             op.name == "collapse" for column in test.threads for op in column.operations
         )
         for vma in vmas:
@@ -198,11 +198,15 @@ class _Lowering:
     def flags(self, vma: Vma) -> list[Op]:
         at, length = self.at(vma.first), self.length(vma.first, vma.last - vma.first)
         ops = []
+        if "file" in vma.flags:
+            raise Unrunnable("a VMA of a file", "`userfault check` explores it on the model")
+        if "hugepage" in vma.flags:
+            ops.append(Op("advise", (at, length, Advice.HUGEPAGE)))
         if "dontcopy" in vma.flags:
             ops.append(Op("advise", (at, length, Advice.DONTFORK)))
         if "userfault" in vma.flags:
             self.needs.add("userfaultfd")
-            ops.append(Op("register", (at, length, MISSING_WP if self.uses("wp") else MISSING)))
+            ops.append(Op("register", (at, length, MISSING_WP if self.uses("wp", "unwp") else MISSING)))
         if "locked" in vma.flags:
             ops.append(Op("lock", (at, length)))
         if "readonly" in vma.flags:
@@ -333,7 +337,7 @@ def _collapse(low: _Lowering, mm: int, args: list[int | str]) -> Op:
     return Op("advise", (low.at(_int(args[0]) & ~1), BLOCK, Advice.COLLAPSE))
 
 
-ON_USERFAULTFD = ("move", "copy", "zeropage", "wp", "poison", "wake", "event", "register")
+ON_USERFAULTFD = ("move", "copy", "zeropage", "wp", "poison", "wake", "event", "register", "unregister")
 UFFD_MADE = ("open", "register")
 UFFD = ("userfaultfd",)
 KINDS: dict[str, Kind] = {
@@ -349,6 +353,8 @@ KINDS: dict[str, Kind] = {
     "wake": Kind(_range_op("wake"), needs=UFFD),
     "event": Kind(lambda low, mm, args: Op("event", (800,)), needs=UFFD),
     "userfault": Kind(_range_op("register", MISSING), needs=UFFD),
+    "nouserfault": Kind(_range_op("unregister"), needs=UFFD),
+    "read": Kind(_pipe_op("read")),
     "munmap": Kind(_range_op("munmap")),
     "mremap": Kind(_mremap),
     "readonly": Kind(_range_op("protect", READ)),
