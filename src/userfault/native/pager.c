@@ -20,6 +20,8 @@ typedef struct {
     i32 uffd, source_fd, swap_fd, worker_fd, user_mode_only, spare;
     u64 source_offset, source_address, policy_function, policy_context, record_capacity, arguments, arguments_bytes, job, job_bytes;
     char name[256];
+    u8 peer[32];
+    u32 peer_bytes, peer_timeout_ms;
 } settings;
 
 static u64 round_up(u64 n, u64 to) { return (n + to - 1) / to * to; }
@@ -105,6 +107,7 @@ static void dispose(pager *p) {
     int fds[] = {p->uffd, p->pidfd, p->event_fd, p->pagemap_fd, p->source_fd, p->swap_fd, p->worker_fd};
     for (u32 i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0) close(fds[i]);
+    for (u32 i = MAX_SERVICE; i < MAX_SLOTS; i++) peer_disconnect(&p->slots[i]); // the handlers' went with their threads
     if (p->staging && p->staging != MAP_FAILED) munmap(p->staging, p->staging_bytes);
     p->uffd = -1;
     p->staging = NULL;
@@ -146,6 +149,9 @@ EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     p->record_offset = record, p->record_capacity = c->record_capacity, p->job_offset = job, p->job_bytes = c->job_bytes;
     p->control_bytes = at, p->ring_capacity = capacity, p->spawn_argc = c->spawn_argc;
     memcpy(p->name, c->name, sizeof p->name - 1);
+    memcpy(p->peer, c->peer, sizeof p->peer);
+    p->peer_bytes = c->peer_bytes, p->peer_timeout_ms = c->peer_timeout_ms;
+    if (p->kind == SOURCE_PEER) peer_prepare();
     memcpy((u8 *)p + job, (void *)c->arguments, c->arguments_bytes);
     memcpy((u8 *)p + job + c->arguments_bytes, (void *)c->job, c->job_bytes);
     p->uffd = p->pidfd = p->event_fd = p->pagemap_fd = p->source_fd = p->swap_fd = p->worker_fd = -1;

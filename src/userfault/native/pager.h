@@ -37,7 +37,7 @@ typedef int64_t i64;
 typedef _Atomic u32 au32;
 typedef _Atomic u64 au64;
 
-enum { SOURCE_ZERO, SOURCE_FILE, SOURCE_MEMORY, SOURCE_WORKER };
+enum { SOURCE_ZERO, SOURCE_FILE, SOURCE_MEMORY, SOURCE_WORKER, SOURCE_PEER };
 enum { MODE_THREADS, MODE_SIGBUS };
 enum { POLICY_CLOCK, POLICY_FIFO, POLICY_LRU, POLICY_CUSTOM };
 
@@ -89,7 +89,11 @@ typedef struct {
     u32 deferred_count;
     u32 role;
     struct { u64 address; u64 since_ns; u32 tid; u32 flags; } deferred[64];
+    i32 peer_fd;       // connection to the page server, of inode `peer_ino`
+    u32 peer_busy, peer_id, record_bytes;
+    u64 peer_ino;      // 0: none
     u8 *bounce, *take; // staging, registered with the userfaultfd so that pages can be moved out into it
+    char record[ERROR_TEXT]; // what a page server says of an error, if `record_bytes`
 } slot;
 
 typedef struct {
@@ -160,6 +164,8 @@ typedef struct pager {
     pthread_mutex_t ring_lock;
     pthread_mutex_t life[MAX_SERVICE]; // robust, each held by a service thread for as long as it lives
     pthread_mutex_t send_lock;
+    u8 peer[32];                   // a struct sockaddr
+    u32 peer_bytes, peer_timeout_ms;
     u8 *staging;
     u64 staging_bytes, random, repeat_address;
     u32 repeats;
@@ -238,6 +244,11 @@ void enqueue(pager *p, u64 unit, u64 count);
 int submit(pager *p, slot *s, u64 unit, bool ahead, u32 flags);
 void *receiver_main(void *);
 void resend(pager *p);
+
+// pager_peer.c
+void peer_prepare(void);
+int peer_read(pager *p, slot *s, u64 offset, u64 length, u8 *to, const char **what);
+void peer_disconnect(slot *s);
 
 // pager_bus.c
 int bus_add(pager *p);

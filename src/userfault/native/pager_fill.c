@@ -103,6 +103,9 @@ int read_unit(pager *p, slot *s, u64 unit, u8 *to, bool swap_only, const char **
         if (p->kind == SOURCE_FILE && data) {
             int code = read_file(p, s, offset, data, at, what);
             if (code) return code;
+        } else if (p->kind == SOURCE_PEER && data) {
+            int code = peer_read(p, s, offset, data, at, what);
+            if (code) return code;
         } else if (p->kind == SOURCE_MEMORY && data) {
             memcpy(at, (void *)(p->source_address + offset), data);
             ADD(in_bytes, data);
@@ -179,6 +182,7 @@ static int fill(pager *p, slot *s, u64 unit, bool ahead, bool copy_only) {
     const char *what = "";
     u64 at = p->base + unit * p->unit;
     u32 flags = ahead ? AHEAD : REF;
+    s->record_bytes = 0;
     strike(p, s, AT_CLAIMED, NULL);
     int code = s->filling == 2 ? 0 : make_room(p, s);
     if (code) {
@@ -221,7 +225,7 @@ failed:
         return PUT_OFF;
     }
     if (ahead) release_unit(p, s, unit, ABSENT); // nobody asked for it yet
-    else give_up(p, s, unit, code, what, NULL, 0);
+    else give_up(p, s, unit, code, what, s->record_bytes ? s->record : NULL, s->record_bytes);
     leave_room(p, s);
     return FAILED;
 }

@@ -1,6 +1,6 @@
 // Sources written in Python: a worker process fills pages through the userfaultfd that it was handed; here is who asks it, who hears
 // its answers, and who starts its successor. All without an interpreter. paging/wire.py describes the messages.
-#include "pager.h"
+#include "wire.h"
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -12,21 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { START = 1, READY, FILL, READ, WRITE_BACK, FLUSH, ANSWER_DONE, DATA, ERROR };
-#define WIRE_MAGIC 0x746c756166727375ull // "usrfault"
-#define WIRE_VERSION 1
-#define WRITE_PROTECT 1
-#define BACKGROUND 4
 #define RESTARTS 5        // in a row, without an answer in between
 #define READY_MS 60000
-
-typedef struct {
-    u32 kind, id;
-    u64 offset, address, length;
-    u32 flags;
-    i32 status;
-} header;
-_Static_assert(sizeof(header) == 40, "the wire's header");
 
 static int send_all(int fd, const void *data, u64 length) {
     while (length) {

@@ -143,6 +143,8 @@ class Settings(ctypes.Structure):
         *_fields(c_uint64, "source_offset source_address policy_function policy_context record_capacity"),
         *_fields(c_uint64, "arguments arguments_bytes job job_bytes"),
         ("name", c_char * 256),
+        ("peer", c_char * 32),
+        *_fields(c_uint32, "peer_bytes peer_timeout_ms"),
     )
 
 

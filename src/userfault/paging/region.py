@@ -137,7 +137,11 @@ class Region(mmap.mmap):
             source_address=native.address,
             record_capacity=RECORD_CAPACITY,
             name=name.encode()[:255],
+            peer_bytes=len(native.peer),
+            peer_timeout_ms=max(1, int(native.timeout_s * 1000)),
         )
+        # A ctypes char array assigned as a whole would end at the address's first zero.
+        ctypes.memmove(ctypes.addressof(settings) + Settings.peer.offset, native.peer, len(native.peer))
         job = b""
         if worker:
             arguments = [sys.executable, "-c", _BOOT, "3", json.dumps(sys.path)]

@@ -27,6 +27,8 @@ class NativeKind(enum.IntEnum):
     """pread(2) from `fd` at `offset_bytes`; `direct` says that it was opened with O_DIRECT."""
     MEMORY = 2
     """memcpy from `address` in this process."""
+    PEER = 4
+    """A page server at `peer`, asked with the messages of `wire`."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class NativeSource:
     direct: bool = False
     alignment_bytes: int = 1
     address: int = 0
+    peer: bytes = b""
+    """Where a page server listens, as a `struct sockaddr_in` or `sockaddr_in6`."""
+    timeout_s: float = 0.0
+    """How long a page server may take for one request."""
 
 
 class SourceError(Exception):

@@ -87,7 +87,7 @@ class Stats:
             pid=pager.pid,
             mode=MODES[pager.mode],
             policy=POLICIES[pager.policy],
-            source_kind=("zero", "file", "memory", "worker")[pager.kind],
+            source_kind=("zero", "file", "memory", "worker", "page server")[pager.kind],
             size_bytes=pager.size,
             unit_bytes=pager.unit,
             budget_bytes=pager.budget_units * pager.unit,

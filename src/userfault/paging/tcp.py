@@ -21,7 +21,7 @@ from . import wire
 from .client import Connection
 from .retry import RetryPolicy
 from .server import Engine, Peer
-from .source import Source, SourceError, Store
+from .source import NativeKind, NativeSource, Source, SourceError, Store
 from .wire import Kind, Message, WireError
 
 HELLO = Message(Kind.START, id=wire.VERSION, address=wire.MAGIC)
@@ -59,11 +59,14 @@ class Address(NamedTuple):
 class RemoteSource(Source):
     """The pages of a page server (`userfault page serve`). A broken connection is made anew by the next attempt of the retry policy.
 
-    `timeout_s` is how long one request may take before its connection is given up.
+    `timeout_s` is how long one request may take before its connection is given up. Faults are served by the C handler, with a connection
+    for each of its threads. Where a round trip takes long, a subclass with `in_worker = True` has more of them under way, and joins
+    those that lie side by side.
     """
 
     parallel_count = 8
     coalesce_bytes = 1 << 20
+    in_worker = False
 
     _connection: Connection | None = None
     _server_id = 0
@@ -83,6 +86,9 @@ class RemoteSource(Source):
         connection, self._connection = self._connection, None
         if connection:
             connection.close()
+
+    def native(self) -> NativeSource:
+        return NativeSource(NativeKind.PEER, self.size_bytes, peer=self._sockaddr, timeout_s=self.timeout_s)
 
     def read_exactly(self, offset_bytes: int, view: memoryview) -> None:
         with _naming(self):
@@ -115,6 +121,7 @@ class RemoteSource(Source):
             if (answer.kind, answer.address, answer.id) != (Kind.READY, wire.MAGIC, wire.VERSION):
                 raise WireError(f"{self.name} is no page server of version {wire.VERSION}")
             self._meet(answer)
+            self._sockaddr = _sockaddr(sock)
             return Connection(sock, self.timeout_s)
         except BaseException:
             sock.close()
@@ -179,6 +186,18 @@ class DoorStore(RemoteStore):
             except BaseException:
                 sock.close()
                 raise
+
+
+def _sockaddr(sock: socket.socket) -> bytes:
+    """Where `sock` is connected to, as the kernel has it (ip(7), ipv6(7)); nothing for other than IP."""
+    if sock.family == socket.AF_INET:
+        host, port = sock.getpeername()
+        return struct.pack("=H2s4s8x", socket.AF_INET, port.to_bytes(2, "big"), socket.inet_aton(host))
+    if sock.family == socket.AF_INET6:
+        host, port, flow, scope = sock.getpeername()
+        address = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+        return struct.pack("=H2sI16sI", socket.AF_INET6, port.to_bytes(2, "big"), socket.htonl(flow), address, scope)
+    return b""
 
 
 def open_door(name: str) -> socket.socket:

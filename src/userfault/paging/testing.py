@@ -301,5 +301,7 @@ def _read_natively(source: Source, data: bytes) -> None:
             assert not any(data)
         case NativeKind.MEMORY:
             assert ctypes.string_at(native.address, native.size_bytes) == data
+        case NativeKind.PEER:
+            assert native.peer and native.timeout_s > 0
         case NativeKind.FILE if not native.direct:
             assert os.pread(native.fd, native.size_bytes, native.offset_bytes) == data
