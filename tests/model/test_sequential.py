@@ -10,7 +10,9 @@ from userfault.model import era as eras
 from userfault.model.errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT
 from userfault.model.fork import sys_fork
 from userfault.model.gup import gup_fast, pin_and_write, unpin_user_page
-from userfault.model.huge_memory import collapse_huge_page, do_huge_pmd_anonymous_page, split_huge_page
+from userfault.model.huge_memory import do_huge_pmd_anonymous_page
+from userfault.model.huge_split import split_huge_page
+from userfault.model.khugepaged import collapse_huge_page
 from userfault.model.ksm import ksm_make_stable, ksm_merge
 from userfault.model.lang import ModelError, WouldBlock
 from userfault.model.locks import check_no_locks_held, down_read, lock_page, spin_lock, spin_unlock, up_read

@@ -14,7 +14,7 @@ from ..model.fork import sys_fork
 from ..model.huge_memory import do_huge_pmd_anonymous_page
 from ..model.lang import check, reached
 from ..model.locks import check_no_locks_held
-from ..model.machine import machine
+from ..model.machine import config, machine
 from ..model.memory import do_anonymous_page, pte_alloc
 from ..model.mm_types import (
     PmdKind,
@@ -31,6 +31,7 @@ from ..model.mm_types import (
     vm_area_struct,
 )
 from ..model.mmap import do_mmap
+from ..model.pgtable import pmd_trans_huge
 from ..model.properties import ALWAYS
 from ..model.rmap import anon_vma_prepare
 from ..model.slab import anon_vma_chain_new, get_page, put_page
@@ -38,7 +39,7 @@ from ..model.vmscan import shrink_page
 from .ast import At, Atom, Column, Formula, Operation, Setup, Test, Value, Vma, atoms
 from .errors import LitmusError, at_place
 from .mutants import substitutes
-from .operations import FAULT, KERNEL_OPERATIONS, OPERATIONS, Need
+from .operations import FAULT, HUGE_COPY, HUGE_FAULT, KERNEL_OPERATIONS, OPERATIONS
 
 FLAGS = {
     "dontcopy": vm.DONTCOPY,
@@ -99,7 +100,13 @@ class Builder:
         test = self.test
         vmas = [each for each in test.init if isinstance(each, Vma)]
         setups = [each for each in test.init if isinstance(each, Setup)]
-        machines.boot(cpus=len(test.threads), ksm=any(line.what == "ksm" for line in setups))
+        words = {op.name for column in test.threads for op in column.operations}
+        huge = any(each.huge for each in vmas) or "hugepage" in {flag for each in vmas for flag in each.flags}
+        machines.boot(
+            cpus=len(test.threads),
+            ksm=any(line.what == "ksm" for line in setups),
+            huge=huge or not words.isdisjoint({"collapse", "split"}),
+        )
         self.span = max((each.last for each in vmas), default=0)
         if self.span > 16:
             raise self.fail(vmas[0].at, f"page {self.span - 1} is beyond the model's 16 pages", "use lower pages")
@@ -245,8 +252,10 @@ class Builder:
     def provide(self) -> None:
         """Free objects for what the threads may allocate."""
         needs = [OPERATIONS[op.name].need for column in self.test.threads for op in column.operations]
-        if any(isinstance(each, Vma) and "hugepage" in each.flags for each in self.test.init):
-            needs += [Need(huge=1, page_tables=1) for need in needs if need is FAULT]
+        if config.TRANSPARENT_HUGEPAGE:
+            # A write to a shared huge page copies all of it, in v3.10, or splits the mapping and copies a part.
+            hugepage = any(isinstance(each, Vma) and "hugepage" in each.flags for each in self.test.init)
+            needs += [HUGE_FAULT if hugepage else HUGE_COPY for need in needs if need is FAULT]
         self.ensure(machine.pages, sum(n.pages for n in needs), machines.new_page)
         for _ in range(sum(n.huge for n in needs)):
             while len(machine.pages) % 2:
@@ -433,6 +442,8 @@ def content(mm: mm_struct, number: int) -> int:
     pmd = mm.pmd[number >> 1].pmd
     if pmd.kind == PmdKind.HUGE:
         return machine.pages[pmd.page.pfn + (number & 1)].data  # type: ignore[return-value]
+    if pmd.kind == PmdKind.HUGE_ZERO:
+        return 0
     if pmd.kind != PmdKind.TABLE:
         return -1
     pte = pmd.table.pte[number & 1].pte
@@ -450,7 +461,7 @@ def content(mm: mm_struct, number: int) -> int:
 def present(mm: mm_struct, number: int) -> int:
     """1 if the page table maps a page there."""
     pmd = mm.pmd[number >> 1].pmd
-    if pmd.kind == PmdKind.HUGE:
+    if pmd_trans_huge(pmd):
         return 1
     return int(pmd.kind == PmdKind.TABLE and pmd.table.pte[number & 1].pte.kind == PteKind.PRESENT)
 

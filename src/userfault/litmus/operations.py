@@ -10,7 +10,8 @@ from ..model import (
     fork,
     fremap,
     gup,
-    huge_memory,
+    huge_split,
+    khugepaged,
     ksm,
     madvise,
     migrate,
@@ -26,7 +27,7 @@ from ..model.errno import EAGAIN
 from ..model.lang import atomic, raw
 from ..model.madvise import MADV
 from ..model.mm_types import PmdKind, PteKind, mm_struct, page, vm
-from ..model.pgtable import pmd_offset, pte_offset
+from ..model.pgtable import pmd_offset, pmd_trans_huge, pte_offset
 from .ast import Operation
 
 FIRST_PAGE_TOKEN = 1
@@ -47,6 +48,8 @@ class Need:
 
 
 FAULT = Need(pages=1, page_tables=1, anon_vmas=1, anon_vma_chains=1)
+HUGE_COPY = Need(pages=2, page_tables=1)
+HUGE_FAULT = Need(huge=1, page_tables=1)
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ OPERATIONS: dict[str, OperationKind] = {
     "collapse": OperationKind(
         ("addr",),
         "khugepaged: make a huge page",
-        lambda mm, a: (huge_memory.collapse_huge_page, (mm, a[0])),
+        lambda mm, a: (khugepaged.collapse_huge_page, (mm, a[0])),
         Need(huge=1),
     ),
     "ksm": OperationKind(
@@ -221,7 +224,7 @@ def fill(mm: mm_struct, addr: int, length: int, poison: bool) -> int:
 def look(mm: mm_struct, addr: int) -> int:
     """What /proc/PID/pagemap says of a page."""
     pmd = pmd_offset(mm, addr).pmd
-    if pmd.kind == PmdKind.HUGE:
+    if pmd_trans_huge(pmd):
         return 1
     if pmd.kind != PmdKind.TABLE:
         return 0
@@ -235,8 +238,8 @@ def split(p: page) -> int:
     """Somebody with a reference splits a page: 0 if it was split or is not huge."""
     if not slab.get_page_unless_zero(p):
         return -EAGAIN
-    ret = huge_memory.split_huge_page(p)
-    huge_memory.put_huge_page(p)
+    ret = huge_split.split_huge_page(p)
+    slab.put_page(p)
     return ret
 
 

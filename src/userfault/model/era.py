@@ -36,6 +36,8 @@ class Era:
     """fork may reuse an anon_vma without active VMAs (since v3.19; two counters since v6.0)."""
     munmap_downgrades: bool = False
     """munmap holds mmap_sem for reading only once the VMAs are detached (since v4.20)."""
+    pte_mapped_huge: bool = False
+    """A huge page may be mapped by PTEs: to split a mapping and to split the page are two things (since v4.5)."""
     split_pmd_locks: bool = False
     """PMD locks of their own instead of mm->page_table_lock (since v3.13)."""
     per_vma_locks: bool = False
@@ -49,6 +51,9 @@ class Era:
     reference (v6.18)."""
     move_keeps_eagain: bool = False
     """move_pages takes an attempt's -EAGAIN for its errno, and a later attempt's success does not clear it (v6.18: F-10)."""
+    move_split_is_busy: bool = False
+    """UFFDIO_MOVE answers EBUSY for a huge page that can't be split, where it tried again for ever (seen on v6.18.44; the
+    source of v6.18.35 still tries again)."""
     move_keeps_clean: bool = False
     """A moved entry is dirty only if it was (v6.8 makes it dirty)."""
     swapin_maps_writable: bool = False
@@ -78,6 +83,7 @@ V6_8 = Era(
     migration_keeps_ad=True,
     anon_vma_reuse=True,
     munmap_downgrades=True,
+    pte_mapped_huge=True,
     split_pmd_locks=True,
 )
 V6_18 = replace(
@@ -88,6 +94,7 @@ V6_18 = replace(
     move_swap_cache=True,
     move_batches=True,
     move_keeps_eagain=True,
+    move_split_is_busy=True,
     move_keeps_clean=True,
     swapin_maps_writable=True,
     markers=True,

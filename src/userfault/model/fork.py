@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
-from .huge_memory import pgtable_alloc, wait_split_huge_page
+from .huge_memory import copy_huge_pmd
 from .lang import NULL, atomic, reached
 from .locks import down_write, down_write_nested, spin_lock, spin_lock_nested, spin_unlock, up_write
 from .machine import config
 from .memory import pte_alloc
 from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pte_slot, pte_t, vm, vm_area_struct
-from .pgtable import flush_tlb_mm, pmd_lockptr, pmd_offset, pte_lockptr, pte_offset, set_pmd, set_pte
+from .pgtable import flush_tlb_mm, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte
 from .rmap import (
     anon_vma_alloc,
     anon_vma_chain_link,
@@ -21,7 +21,7 @@ from .rmap import (
     page_add_new_anon_rmap,
     page_mapcount_inc,
 )
-from .slab import alloc_page, anon_vma_chain_alloc, get_page, put_page, vm_area_alloc
+from .slab import alloc_page, anon_vma_chain_alloc, compound_head, get_page, hpage_nr, put_page, vm_area_alloc
 from .swapfile import swap_duplicate
 
 
@@ -109,7 +109,7 @@ def write_protect(ptep: pte_slot) -> None:
 @modelled("include/linux/rmap.h", versions="v5.19 .. v6.8", section="C.3", steps=3)
 def folio_try_dup_anon_rmap_pte(p: page) -> bool:
     """One mapping more for a page that is then nobody's alone; false if it is pinned and must stay somebody's."""
-    if p.pincount > 0 and p.anon_exclusive:
+    if compound_head(p).pincount > 0 and p.anon_exclusive:
         return False
     p.anon_exclusive = False
     page_mapcount_inc(p)
@@ -130,30 +130,6 @@ def copy_present_page(dst: page_table, vma: vm_area_struct, p: page, addr: int) 
     page_add_new_anon_rmap(new, vma, addr)
     writable = (vma.vm_flags & vm.WRITE) != 0
     set_pte(pte_offset(dst, addr), pte_t(kind=PteKind.PRESENT, page=new, write=writable, dirty=True))
-
-
-@modelled("mm/huge_memory.c", versions="v3.10 .. v6.8", section="C.3", steps=3, omits="pinned huge pages")
-def copy_huge_pmd(mm: mm_struct, child: mm_struct, addr: int) -> bool:
-    """A huge entry, shared read-only; False: it changed under us, look again."""
-    src, dst = pmd_offset(mm, addr), pmd_offset(child, addr)
-    table = pgtable_alloc(child)
-    spin_lock(pmd_lockptr(dst))
-    spin_lock_nested(pmd_lockptr(src))
-    pmd = src.pmd
-    copied = pmd.kind == PmdKind.HUGE
-    if copied:
-        get_page(pmd.page)
-        if era.anon_exclusive:
-            pmd.page.anon_exclusive = False
-        page_mapcount_inc(pmd.page)
-        set_pmd(src, pmd._replace(write=False))
-        dst.deposited = table
-        set_pmd(dst, pmd._replace(write=False, young=False))
-    spin_unlock(pmd_lockptr(src))
-    spin_unlock(pmd_lockptr(dst))
-    if not copied:
-        table.allocated = False
-    return copied
 
 
 @modelled(
@@ -181,13 +157,10 @@ def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vm
         addr = number << config.PAGE_SHIFT
         while True:
             pmd = pmd_offset(mm, addr).pmd
-            if pmd.kind != PmdKind.HUGE and pmd.kind != PmdKind.SPLITTING:
+            if not pmd_trans_huge(pmd):
                 break
-            if pmd.kind == PmdKind.SPLITTING:
-                wait_split_huge_page(vma)
-                continue
-            if copy_huge_pmd(mm, child, addr):
-                done = number + (1 << config.HPAGE_PMD_ORDER)
+            if copy_huge_pmd(mm, child, vma, addr):
+                done = number + hpage_nr()
                 break
         if pmd.kind == PmdKind.TABLE:
             dst = pte_alloc(child, addr)

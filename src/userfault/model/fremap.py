@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
-from .huge_memory import put_huge_page, split_mapped, wait_split_huge_page
+from .huge_split import split_huge_page_pmd, wait_split_huge_page
 from .lang import BUG_ON, NULL, reached
 from .locks import down_read, lock_page, spin_lock, spin_lock_nested, spin_unlock, unlock_page, up_read
 from .machine import config
@@ -29,6 +29,7 @@ from .pgtable import (
     linear_page_index,
     pmd_lockptr,
     pmd_offset,
+    pmd_trans_huge,
     pte_lockptr,
     pte_offset,
     ptep_clear_flush,
@@ -44,7 +45,7 @@ from .rmap import (
     page_get_anon_vma,
     put_anon_vma,
 )
-from .slab import atomic_read, get_page, put_page, put_page_testzero
+from .slab import atomic_read, get_page, hpage_size, put_page, put_page_testzero
 from .swapfile import swp_entry_swapcount
 
 POSTED = "v3.10+seed (linux-mm posting of 3 Oct 2014, 12/17)"
@@ -213,17 +214,18 @@ def remap_anon_pages_huge_pmd(
     dst_pmd: pmd_t,
 ) -> int:
     """Move one huge PMD whole. The PMD lock is held, and let go."""
-    p = src_pmd.page
-    if atomic_read(p.mapcount) != 1:
+    # Nobody counts the mappings of the huge zero page.
+    if src_pmd.kind == PmdKind.HUGE_ZERO or atomic_read(src_pmd.page.mapcount) != 1:
         spin_unlock(pmd_lockptr(src_pmdp))
         return -EBUSY
+    p = src_pmd.page
     get_page(p)
     spin_unlock(pmd_lockptr(src_pmdp))
     lock_page(p)
     src_anon_vma = page_get_anon_vma(p)
     if src_anon_vma is None:
         unlock_page(p)
-        put_huge_page(p)
+        put_page(p)
         return -EAGAIN
     anon_vma_lock_write(src_anon_vma)
     spin_lock(pmd_lockptr(src_pmdp))
@@ -232,7 +234,7 @@ def remap_anon_pages_huge_pmd(
         anon_vma_unlock_write(src_anon_vma)
         put_anon_vma(src_anon_vma)
         unlock_page(p)
-        put_huge_page(p)
+        put_page(p)
         return -EAGAIN
     put_page_testzero(p)
     p.mapping = dst_vma.anon_vma
@@ -256,7 +258,7 @@ def remap_anon_pages_huge_pmd(
     function="sys_remap_anon_pages",
     versions=POSTED,
     section="A.5",
-    omits="EINTR: nobody sends a signal; ENOMEM: the pools report their own exhaustion",
+    omits="EINTR: nobody sends a signal; ENOMEM: the pools report their own exhaustion; the levels above a PMD",
 )
 def remap_anon_pages(mm: mm_struct, dst_start: int, src_start: int, length: int, flags: int) -> int:
     """Move every page of [src, src + length) (bytes) to the same offset in [dst, dst + length).
@@ -303,37 +305,52 @@ def remap_one(
     flags: int,
 ) -> tuple[int, int]:
     """Move what lies at one address: (0 or the negative errno, pages moved). -EAGAIN: the caller tries again."""
-    size = 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
+    size = hpage_size()
     src_pmdp = pmd_offset(mm, src_addr)
     dst_pmdp = pmd_offset(mm, dst_addr)
-    src_pmd = src_pmdp.pmd
-    if src_pmd.kind == PmdKind.NONE:
-        return (0 if flags & RAP_ALLOW_SRC_HOLES else -ENOENT), 1
-    if src_pmd.kind == PmdKind.SPLITTING:
-        wait_split_huge_page(src_vma)
-        return -EAGAIN, 0
-    if src_pmd.kind == PmdKind.HUGE:
-        spin_lock(pmd_lockptr(src_pmdp))
-        if src_pmdp.pmd != src_pmd:
-            spin_unlock(pmd_lockptr(src_pmdp))
-            return -EAGAIN, 0
-        dst_pmd = dst_pmdp.pmd
-        if dst_pmd.kind == PmdKind.HUGE or dst_pmd.kind == PmdKind.SPLITTING:
-            spin_unlock(pmd_lockptr(src_pmdp))
-            return -EEXIST, 0
+    # mm_find_pmd of v3.10 finds no entry that is not present.
+    if src_pmdp.pmd.kind == PmdKind.NONE and not flags & RAP_ALLOW_SRC_HOLES:
+        return -ENOENT, 0
+    dst_pmd = dst_pmdp.pmd
+    if pmd_trans_huge(dst_pmd):
+        return -EEXIST, 0
+    if pmd_trans_huge_lock(src_pmdp, src_vma):
+        src_pmd = src_pmdp.pmd
         if ((src_addr | dst_addr) & (size - 1)) == 0 and left >= size and dst_pmd.kind == PmdKind.NONE:
             err = remap_anon_pages_huge_pmd(
                 mm, src_vma, dst_vma, src_addr, dst_addr, src_pmdp, dst_pmdp, src_pmd, dst_pmd
             )
             return err, size >> config.PAGE_SHIFT
         spin_unlock(pmd_lockptr(src_pmdp))
-        split_mapped(src_pmdp, src_pmd)
-        return -EAGAIN, 0
-    dst_kind = dst_pmdp.pmd.kind
-    if dst_kind == PmdKind.HUGE or dst_kind == PmdKind.SPLITTING:
-        return -EEXIST, 0
-    dst_table = pte_alloc(mm, dst_addr)
+        split_huge_page_pmd(src_pmdp, src_vma)
+    src_pmd = src_pmdp.pmd
+    if src_pmd.kind == PmdKind.NONE:
+        if not flags & RAP_ALLOW_SRC_HOLES:
+            return -ENOENT, 0
+        pte_alloc(mm, src_addr)
+        src_pmd = src_pmdp.pmd
+    # MADV_DONTNEED and huge faults need mmap_sem for reading only.
+    if src_pmd.kind != PmdKind.TABLE:
+        return -EFAULT, 0
+    dst_table = dst_pmd.table if dst_pmd.kind == PmdKind.TABLE else pte_alloc(mm, dst_addr)
+    if dst_table is None:
+        return -EFAULT, 0
     return remap_one_small(mm, dst_vma, src_addr, dst_addr, src_pmd.table, dst_table, flags), 1
+
+
+@modelled("include/linux/huge_mm.h", versions="v3.10 .. v6.8", section="C.9", steps=3)
+def pmd_trans_huge_lock(pmdp: pmd_slot, vma: vm_area_struct) -> bool:
+    """The PMD lock, if the entry is huge under it. One that is being split is waited for, and not huge."""
+    if not pmd_trans_huge(pmdp.pmd):
+        return False
+    spin_lock(pmd_lockptr(pmdp))
+    kind = pmdp.pmd.kind
+    if kind == PmdKind.HUGE or kind == PmdKind.HUGE_ZERO:
+        return True
+    spin_unlock(pmd_lockptr(pmdp))
+    if kind == PmdKind.SPLITTING:
+        wait_split_huge_page(vma)
+    return False
 
 
 @modelled(

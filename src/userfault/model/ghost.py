@@ -7,9 +7,12 @@ at least as many as cannot be explained by additions. Mappings that go away mean
 
 from __future__ import annotations
 
+from .era import era
 from .lang import NULL, check, ghost, raw, smp_processor_id
 from .machine import config, machine, this_cpu
-from .mm_types import PmdKind, PteKind, page
+from .mm_types import PmdKind, PteKind, page, pte_t
+from .pgtable import pmd_trans_huge
+from .slab import compound_head
 
 
 @ghost
@@ -26,14 +29,21 @@ def count_mappings(p: page) -> int:
         if mm.page_table_lock.owner in (0, me):
             for pmdp in mm.pmd:
                 pmd = pmdp.pmd
-                if (pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING) and pmd.page is p:
+                if pmd_trans_huge(pmd) and pmd.page is p:
                     total += 1
                 if pmd.kind == PmdKind.TABLE and pmd.table.ptl.owner in (0, me):
                     for at in range(1 << config.HPAGE_PMD_ORDER):
                         pte = pmd.table.pte[at].pte
-                        if pte.kind == PteKind.PRESENT and pte.page is p:
+                        if pte.kind == PteKind.PRESENT and maps(pte, p):
                             total += 1
     return total
+
+
+def maps(pte: pte_t, p: page) -> bool:
+    """Does the entry map the page, or a part of the huge page whose head it is?"""
+    if config.TRANSPARENT_HUGEPAGE and era.pte_mapped_huge:
+        return pte.page is not None and compound_head(pte.page) is p
+    return pte.page is p
 
 
 @ghost
@@ -55,8 +65,9 @@ def walk_visit() -> None:
 @ghost
 def walk_gained(p: page) -> None:
     """The page has one mapping more."""
+    head = compound_head(p)
     for each in machine.cpus:
-        if each.walk_page is p:
+        if each.walk_page is head:
             each.walk_gained += 1
 
 

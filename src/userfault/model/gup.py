@@ -9,7 +9,7 @@ from .lang import atomic, check, ghost, raw
 from .machine import this_cpu
 from .mm_types import PmdKind, PteKind, mm_struct, page
 from .pgtable import pmd_offset, pte_offset
-from .slab import put_page
+from .slab import compound_head, put_page
 
 
 @atomic
@@ -35,10 +35,11 @@ def gup_get_page(p: page) -> bool:
 @raw
 def gup_pin_page(p: page) -> bool:
     """v6.8 try_grab_folio(FOLL_PIN): reference and pin, unless the last reference is gone."""
-    if p.refcount.counter == 0:
+    head = compound_head(p)
+    if head.refcount.counter == 0:
         return False
-    p.refcount.counter += 1
-    p.pincount += 1
+    head.refcount.counter += 1
+    head.pincount += 1
     return True
 
 
@@ -104,8 +105,9 @@ def pin_is_over(p: page) -> None:
 
 @atomic
 def drop_pin(p: page) -> None:
-    check(p.pincount > 0, "refcount", "a page was unpinned more often than pinned")
-    p.pincount -= 1
+    head = compound_head(p)
+    check(head.pincount > 0, "refcount", "a page was unpinned more often than pinned")
+    head.pincount -= 1
 
 
 @modelled("mm/gup.c", versions="v5.6 .. v6.8 (v3.10: put_page)", section="C.18")

@@ -63,6 +63,7 @@ class Config:
     PAGE_SHIFT = 0
     HPAGE_PMD_ORDER = 1
     CONFIG_KSM = False
+    TRANSPARENT_HUGEPAGE = True
     SPLIT_VMAS = False
     SYNCHRONOUS_SWAP = False
     TASK_SIZE = 1 << 30
@@ -86,6 +87,7 @@ def boot(
     page_shift: int = 0,
     huge_order: int = 1,
     ksm: bool = False,
+    huge: bool = True,
     split_vmas: bool = False,
     synchronous_swap: bool = False,
     addresses: tuple[int, int, int] = (0, 1 << 30, 1 << 30),
@@ -93,14 +95,15 @@ def boot(
     """Start the machine afresh with these pools (counts of free objects).
 
     page_shift: log2 of the page size in bytes (0: addresses count pages). huge_order: log2 of the pages of a huge page.
+    ksm, huge: CONFIG_KSM and CONFIG_TRANSPARENT_HUGEPAGE; without the latter nothing may make a huge page.
     split_vmas: an operation on part of a VMA splits it, and equal neighbours are merged. synchronous_swap: swap is on a RAM
-    disk, and a slot with
-    one user is read past the swap cache. addresses: the lowest for users, the
+    disk, and a slot with one user is read past the swap cache. addresses: the lowest for users, the
     first that is none, and where they wrap.
     """
     config.SPLIT_VMAS, config.SYNCHRONOUS_SWAP = split_vmas, synchronous_swap
     config.MMAP_MIN_ADDR, config.TASK_SIZE, config.WRAP_AT = addresses
-    config.PAGE_SHIFT, config.HPAGE_PMD_ORDER, config.CONFIG_KSM = page_shift, huge_order, ksm
+    config.PAGE_SHIFT, config.HPAGE_PMD_ORDER = page_shift, huge_order
+    config.CONFIG_KSM, config.TRANSPARENT_HUGEPAGE = ksm, huge
     fresh = Machine(cpus=[cpu() for _ in range(cpus)], swap_lock=spinlock_t(lock_class=LockClass.SWAP))
     machine.__dict__.update(fresh.__dict__)
     for _ in range(pages):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from .catalogue import modelled
 from .era import era
 from .huge_memory import (
+    VM_FAULT_SIGBUS,
+    VM_FAULT_USERFAULT,
     do_huge_pmd_anonymous_page,
     do_huge_pmd_fault,
-    hpage_nr,
-    hpage_size,
-    split_mapped,
     zap_huge_pmd,
 )
+from .huge_split import split_huge_page_pmd, split_huge_pmd
 from .lang import atomic, check, exhausted, ghost, raw
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
 from .machine import config, machine, new_page_table
@@ -22,6 +22,7 @@ from .pgtable import (
     flush_tlb_pmd,
     pmd_lockptr,
     pmd_offset,
+    pmd_trans_huge,
     pte_lockptr,
     pte_offset,
     ptep_clear_flush,
@@ -37,7 +38,7 @@ from .rmap import (
     page_move_anon_rmap,
     page_remove_rmap,
 )
-from .slab import alloc_page, atomic_read, get_page, put_page
+from .slab import alloc_page, atomic_read, compound_head, get_page, hpage_nr, hpage_size, put_page
 from .swap import (
     do_swap_page,
     free_page_and_swap_cache,
@@ -48,11 +49,8 @@ from .swap import (
 )
 
 NONE_PTE = pte_t()
-VM_FAULT_SIGBUS = 2
 VM_FAULT_HWPOISON = 16
 VM_FAULT_SIGSEGV = 64
-VM_FAULT_USERFAULT = 4
-"""v6.8: the fault goes to the userfaultfd's monitor (handle_userfault)."""
 
 
 @atomic
@@ -187,7 +185,7 @@ def do_wp_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot
                 make_writable(ptep, orig)
                 spin_unlock(pte_lockptr(table))
                 return 0
-            if PageAnon(old) and wp_can_reuse_anon_folio(old, vma):
+            if PageAnon(old) and wp_can_reuse_anon_folio(compound_head(old), vma):
                 old.anon_exclusive = True
                 make_writable(ptep, orig)
                 spin_unlock(pte_lockptr(table))
@@ -263,7 +261,7 @@ def wp_page_copy(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
         spin_unlock(pte_lockptr(table))
     if not orig.special:
         if era.folios and copied:
-            free_swap_cache(old)
+            free_swap_cache(compound_head(old))
         put_page(old)
     return 0
 
@@ -279,16 +277,16 @@ def huge_range_fits(vma: vm_area_struct, addr: int) -> bool:
     function="__handle_mm_fault",
     versions="v3.10 .. v6.8",
     section="C.1",
-    omits="NUMA hints, file pages, the huge zero page; v3.10 tries again at once where we wait for a split",
+    omits="NUMA hints, file pages; v3.10 tries again at once where we wait for a split",
 )
 def handle_mm_fault(vma: vm_area_struct, addr: int, write: bool) -> int:
     """One fault; mmap_sem is held for reading. Returns 0 (the access is retried) or VM_FAULT_*."""
     pmd = pmd_offset(vma.vm_mm, addr).pmd
     if pmd.kind == PmdKind.NONE:
-        if huge_range_fits(vma, addr):
-            return do_huge_pmd_anonymous_page(vma, addr)
+        if config.TRANSPARENT_HUGEPAGE and huge_range_fits(vma, addr):
+            return do_huge_pmd_anonymous_page(vma, addr, write)
         return do_anonymous_page(vma, addr, write)
-    if pmd.kind != PmdKind.TABLE:
+    if pmd_trans_huge(pmd):
         return do_huge_pmd_fault(vma, addr, write, pmd)
     return handle_pte_fault(vma, addr, pmd.table, write)
 
@@ -380,10 +378,9 @@ def zap_pte(mm: mm_struct, addr: int, table: page_table, keep_guards: bool) -> N
     versions="v3.10 .. v6.8",
     section="C.4",
     steps=4,
-    omits="v6.8 splits the mapping only, and the folio later",
 )
 def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int, keep_guards: bool = False) -> None:
-    """Every entry of [start, end) that the VMA covers; a huge page that only partly lies there is split first.
+    """Every entry of [start, end) that the VMA covers; a huge mapping that only partly lies there is split first.
 
     keep_guards: the contents go, the mapping stays, and with it its guard markers.
     """
@@ -397,13 +394,20 @@ def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int, kee
         pmdp = pmd_offset(mm, addr)
         while True:
             pmd = pmdp.pmd
-            if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING:
+            if pmd_trans_huge(pmd):
                 if addr & (hpage_size() - 1) or addr + hpage_size() > last:
-                    split_mapped(pmdp, pmd)
-                    continue
-                if zap_huge_pmd(vma, pmdp, addr):
-                    done = number + hpage_nr()
-                    break
+                    if era.pte_mapped_huge:
+                        split_huge_pmd(vma, pmdp)
+                    else:
+                        split_huge_page_pmd(pmdp, vma)
+                else:
+                    zapped, p = zap_huge_pmd(vma, pmdp, addr)
+                    if zapped:
+                        flush_tlb_pmd(mm, addr)
+                        if p is not None:
+                            free_page_and_swap_cache(p)
+                        done = number + hpage_nr()
+                        break
                 if era.folios:
                     continue
                 # v3.10: what became huge again meanwhile is somebody else's later fault, and stays.

@@ -180,6 +180,7 @@ class page:
     mapping_stale: bool = False  # ghost: the slot that mapping points to serves another anon_vma by now
     mapcount: atomic_t = field(default_factory=atomic_t)  # 0 = unmapped; PTL of the PTE that changes it
     refcount: atomic_t = field(default_factory=atomic_t)
+    entire_mapcount: Annotated[int, Range(0, 7)] = 0  # a huge page's head: PMDs that map it; PMD lock; since v4.5
     pincount: Annotated[int, Range(0, 3)] = 0  # FOLL_PIN users; since v5.7
     write_pins: Annotated[int, Range(0, 3)] = 0  # ghost: pins that gup_fast has handed out for writing
     locked: Owner = 0  # PG_locked
@@ -230,10 +231,14 @@ class PmdKind(enum.IntEnum):
     SPLITTING = 3
     HUGE_ZERO = 4
     MIGRATION = 5
+    INVALID = 6
 
 
 class pmd_t(NamedTuple):
-    """A page-middle-directory entry: a table of PTEs or a huge page."""
+    """A page-middle-directory entry: a table of PTEs or a huge page.
+
+    SPLITTING: huge, and being split (before v4.5). INVALID: huge, but the hardware may not use it (pmdp_invalidate).
+    """
 
     kind: PmdKind = PmdKind.NONE
     table: page_table = NULL

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .errno import EINVAL, ENOMEM
-from .huge_memory import hpage_nr, hpage_size, split_mapped
+from .huge_split import split_huge_pmd
 from .lang import raw
 from .locks import down_write, spin_lock, spin_unlock, up_write
 from .machine import config
 from .memory import pte_alloc
 from .mm_types import PmdKind, PteKind, mm_struct, page_table, pte_t, vm, vm_area_struct
-from .pgtable import flush_tlb_range, pmd_offset, pte_lockptr, pte_offset, set_pte
+from .pgtable import flush_tlb_range, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte
 from .rmap import PageAnon
+from .slab import hpage_nr, hpage_size
 from .vma import vma_modify
 
 ACCESS = int(vm.READ | vm.WRITE | vm.EXEC)
@@ -68,9 +69,9 @@ def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> 
         addr = number << config.PAGE_SHIFT
         pmdp = pmd_offset(mm, addr)
         pmd = pmdp.pmd
-        if pmd.kind == PmdKind.HUGE:
+        if pmd_trans_huge(pmd):
             if addr & (hpage_size() - 1) or addr + hpage_size() > end:
-                split_mapped(pmdp, pmd)
+                split_huge_pmd(vma, pmdp)
             else:
                 done = number + hpage_nr()
         if flags & MM_CP_UFFD_WP and vma.ctx.wp_unpopulated:

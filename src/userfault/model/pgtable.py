@@ -5,6 +5,7 @@ from __future__ import annotations
 from .lang import atomic, wait_until
 from .machine import config, machine
 from .mm_types import (
+    PmdKind,
     mm_struct,
     page_table,
     pmd_slot,
@@ -38,6 +39,11 @@ def pmd_offset(mm: mm_struct, addr: int) -> pmd_slot:
 def pte_offset(table: page_table, addr: int) -> pte_slot:
     """The PTE of an address in its table."""
     return table.pte[(addr >> config.PAGE_SHIFT) & ((1 << config.HPAGE_PMD_ORDER) - 1)]
+
+
+def pmd_trans_huge(pmd: pmd_t) -> bool:
+    """A huge entry, be it the huge zero page's, one that is being split or one that the hardware may not use."""
+    return config.TRANSPARENT_HUGEPAGE and pmd.kind != PmdKind.NONE and pmd.kind != PmdKind.TABLE
 
 
 def pte_lockptr(table: page_table) -> spinlock_t:

@@ -11,7 +11,8 @@ from .era import era
 from .lang import check
 from .machine import config, machine
 from .mm_types import PmdKind, PteKind, address_space, anon_vma, mm_struct, page, vm_area_struct
-from .pgtable import linear_page_index
+from .pgtable import linear_page_index, pmd_trans_huge
+from .slab import compound_head
 
 
 def quiet() -> bool:
@@ -26,33 +27,49 @@ def quiet() -> bool:
 
 
 def mapcount_is_exact() -> None:
-    """I3: a page's mapcount is the number of entries that map it; its references cover them, the swap cache and the pins."""
+    """I3: a page's mapcounts are the numbers of entries that map it; its references cover them, the swap cache and the pins."""
     if not quiet():
         return
     for p in machine.pages:
         found = 0
+        users = 0
         for table in machine.page_tables:
             for ptep in table.pte:
                 pte = ptep.pte
-                if pte.kind == PteKind.PRESENT and pte.page is p:
-                    found += 1
-        for mm in machine.mms:
-            for pmdp in mm.pmd:
-                pmd = pmdp.pmd
-                if (pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING) and pmd.page is p:
-                    found += 1
-                elif pmd.kind == PmdKind.SPLITTING and not p.compound and is_tail(pmd.page, p):
-                    found += 1
+                if pte.kind == PteKind.PRESENT and not pte.special:
+                    if pte.page is p:
+                        found += 1
+                    if compound_head(pte.page) is p:
+                        users += 1
+        huge = 0
+        if config.TRANSPARENT_HUGEPAGE:
+            for mm in machine.mms:
+                for pmdp in mm.pmd:
+                    pmd = pmdp.pmd
+                    if pmd_trans_huge(pmd) and pmd.page is p:
+                        huge += 1
+                    elif pmd.kind == PmdKind.SPLITTING and not p.compound and is_tail(pmd.page, p):
+                        huge += 1
+        users += huge
         if not p.allocated:
-            check(found == 0, "freed_page_is_unmapped", "a freed page is mapped")
+            check(found + huge == 0, "freed_page_is_unmapped", "a freed page is mapped")
         else:
+            if era.pte_mapped_huge:
+                check(
+                    p.mapcount.counter == found and p.entire_mapcount == huge,
+                    "mapcount_is_exact",
+                    "a page's mapcount is not the number of its mappings",
+                )
+            else:
+                check(
+                    p.mapcount.counter == found + huge,
+                    "mapcount_is_exact",
+                    "a page's mapcount is not the number of its mappings",
+                )
             check(
-                p.mapcount.counter == found, "mapcount_is_exact", "a page's mapcount is not the number of its mappings"
+                p.refcount.counter >= users, "references_cover_mappings", "a page is mapped more often than referenced"
             )
-            check(
-                p.refcount.counter >= found, "references_cover_mappings", "a page is mapped more often than referenced"
-            )
-            held = found + p.pincount
+            held = users + p.pincount
             if p.swapcache is not None:
                 held += 1
             # 0: somebody has frozen the references, and knows them all.
@@ -75,7 +92,7 @@ def exclusive_page_has_one_mapping() -> None:
     for p in machine.pages:
         if p.allocated and p.anon_exclusive:
             check(
-                p.mapcount.counter <= 1,
+                p.mapcount.counter + p.entire_mapcount <= 1,
                 "exclusive_page_has_one_mapping",
                 "a page flagged exclusive is mapped more than once",
             )
@@ -86,7 +103,7 @@ def pinned_page_is_exclusive() -> None:
     if not era.anon_exclusive or not quiet():
         return
     for p in machine.pages:
-        if p.write_pins > 0 and p.mapcount.counter > 0 and not isinstance(p.mapping, address_space):
+        if p.write_pins > 0 and p.mapcount.counter > 0 and not isinstance(compound_head(p).mapping, address_space):
             check(p.anon_exclusive, "pinned_page_is_exclusive", "a page pinned for writing is not exclusive any more")
 
 
@@ -99,10 +116,20 @@ def writable_page_is_exclusive() -> None:
             pte = ptep.pte
             if pte.kind == PteKind.PRESENT and pte.write and not pte.special:
                 check(
-                    pte.page.anon_exclusive or not isinstance(pte.page.mapping, anon_vma),
+                    pte.page.anon_exclusive or not isinstance(compound_head(pte.page).mapping, anon_vma),
                     "writable_page_is_exclusive",
                     "a page that is not flagged exclusive may be written",
                 )
+    if config.TRANSPARENT_HUGEPAGE:
+        for mm in machine.mms:
+            for pmdp in mm.pmd:
+                pmd = pmdp.pmd
+                if pmd.kind == PmdKind.HUGE and pmd.write:
+                    check(
+                        pmd.page.anon_exclusive,
+                        "writable_page_is_exclusive",
+                        "a huge page that is not flagged exclusive may be written",
+                    )
 
 
 def swap_count_is_exact() -> None:
@@ -143,18 +170,18 @@ def page_is_linear() -> None:
 
 
 def check_linear(mm: mm_struct, p: page, number: int) -> None:
-    mapping = p.mapping
+    head = compound_head(p)
+    mapping = head.mapping
     if not isinstance(mapping, anon_vma):
         return
+    index = head.index
+    if config.TRANSPARENT_HUGEPAGE:
+        index += p.pfn - head.pfn
     found = False
     for avc in machine.anon_vma_chains:
         if avc.allocated and avc.anon_vma is mapping:
             vma = avc.vma
-            if (
-                vma.vm_mm is mm
-                and covers(vma, number)
-                and linear_page_index(vma, number << config.PAGE_SHIFT) == p.index
-            ):
+            if vma.vm_mm is mm and covers(vma, number) and linear_page_index(vma, number << config.PAGE_SHIFT) == index:
                 found = True
     check(found, "page_is_linear", "a page is mapped where its mapping and index do not say")
 

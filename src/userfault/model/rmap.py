@@ -16,6 +16,7 @@ from .locks import (
     up_read,
     up_write,
 )
+from .machine import config
 from .mm_types import (
     PmdKind,
     PteKind,
@@ -35,6 +36,7 @@ from .pgtable import (
     linear_page_index,
     pmd_lockptr,
     pmd_offset,
+    pmd_trans_huge,
     pte_lockptr,
     pte_offset,
     ptep_clear_flush,
@@ -49,9 +51,11 @@ from .slab import (
     atomic_dec_and_test,
     atomic_inc,
     atomic_inc_not_zero,
-    atomic_read,
+    compound_head,
+    hpage_nr,
     kmem_cache_alloc_anon_vma,
     kmem_cache_free_anon_vma,
+    nth_page,
     put_page,
     rcu_read_lock,
     rcu_read_unlock,
@@ -79,16 +83,28 @@ def anon_vma_unlock_read(av: anon_vma) -> None:
 
 def PageAnon(p: page) -> bool:
     """include/linux/page-flags.h: anonymous, KSM pages included."""
-    mapping = READ_ONCE(p.mapping)
+    mapping = READ_ONCE(compound_head(p).mapping)
     return not isinstance(mapping, address_space) and mapping is not None
 
 
 def PageKsm(p: page) -> bool:
-    return isinstance(READ_ONCE(p.mapping), stable_node)
+    return isinstance(READ_ONCE(compound_head(p).mapping), stable_node)
+
+
+@atomic
+def folio_mapcount(p: page) -> int:
+    """How many entries map the page: for a huge page, PMDs and the PTEs of each of its parts."""
+    total = p.mapcount.counter
+    if config.TRANSPARENT_HUGEPAGE and era.pte_mapped_huge and p.compound:
+        total += p.entire_mapcount
+        for at in range(1, hpage_nr()):
+            total += nth_page(p, at).mapcount.counter
+    return total
 
 
 def page_mapped(p: page) -> bool:
-    return atomic_read(p.mapcount) != 0
+    """page_mapped / folio_mapped. The page is a head, or not huge."""
+    return folio_mapcount(p) != 0
 
 
 @modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.4", steps=1)
@@ -395,6 +411,48 @@ def page_mapcount_dec(p: page) -> bool:
     return p.mapcount.counter == 0
 
 
+@atomic
+def huge_mapcount_inc(p: page) -> None:
+    """One PMD more maps the huge page. Before v4.5 the head's own mapcount counts PMDs."""
+    if era.pte_mapped_huge:
+        p.entire_mapcount += 1
+    else:
+        p.mapcount.counter += 1
+    walk_gained(p)
+
+
+@atomic
+def huge_mapcount_dec(p: page) -> None:
+    if era.pte_mapped_huge:
+        check(p.entire_mapcount > 0, "accounting", "a page's mapcount fell below zero")
+        p.entire_mapcount -= 1
+    else:
+        check(p.mapcount.counter > 0, "accounting", "a page's mapcount fell below zero")
+        p.mapcount.counter -= 1
+
+
+@modelled(
+    "mm/rmap.c",
+    function="page_add_new_anon_rmap (huge)",
+    versions="v3.10 .. v6.8",
+    section="C.1",
+    steps=3,
+)
+def hugepage_add_new_anon_rmap(p: page, vma: vm_area_struct, haddr: int) -> None:
+    """The same for a huge page mapped by a PMD; PMD lock held."""
+    av = vma.anon_vma
+    if era.folios:
+        p.mapping = av
+        p.index = linear_page_index(vma, haddr)
+        huge_mapcount_inc(p)
+        p.anon_exclusive = True
+    else:
+        huge_mapcount_inc(p)
+        p.mapping = av
+        p.index = linear_page_index(vma, haddr)
+    p.lru = True
+
+
 @modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.1", steps=3)
 def page_add_new_anon_rmap(p: page, vma: vm_area_struct, addr: int) -> None:
     """A page that nobody knows yet becomes anonymous and mapped; PTL held. Since v6.1 folio_add_new_anon_rmap."""
@@ -468,24 +526,20 @@ def page_check_address(p: page, vma: vm_area_struct, addr: int, sync: bool) -> p
     return None
 
 
-@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=4, omits="VM_LOCKED (mlock) and hugetlb")
-def page_referenced_one(p: page, vma: vm_area_struct, addr: int) -> tuple[bool, int]:
-    """Test and clear the accessed bit of one mapping: (does the page lie here?, was it used?)."""
-    if p.compound:
-        pmdp = pmd_offset(vma.vm_mm, addr)
-        spin_lock(pmd_lockptr(pmdp))
-        pmd = pmdp.pmd
-        found = (pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING) and pmd.page is p
-        if found:
-            walk_visit()
-            if pmd.young:
-                set_pmd(pmdp, pmd._replace(young=False))
-                flush_tlb_pmd(vma.vm_mm, addr)
-        spin_unlock(pmd_lockptr(pmdp))
-        return found, 1 if found and pmd.young else 0
+@modelled(
+    "mm/rmap.c",
+    versions="v3.10 .. v6.8 (folio_referenced_one)",
+    section="C.7",
+    steps=4,
+    omits="VM_LOCKED (mlock) and hugetlb; the PTL is let go between two PTEs of a huge page",
+)
+def page_referenced_one(p: page, vma: vm_area_struct, addr: int) -> tuple[int, int]:
+    """Test and clear the accessed bit of a VMA's mappings of the page: (how many there are, how many were used)."""
+    if config.TRANSPARENT_HUGEPAGE and p.compound:
+        return huge_page_referenced_one(p, vma)
     ptep = page_check_address(p, vma, addr, False)
     if ptep is None:
-        return False, 0
+        return 0, 0
     walk_visit()
     young = ptep.pte.young
     if young:
@@ -493,10 +547,61 @@ def page_referenced_one(p: page, vma: vm_area_struct, addr: int) -> tuple[bool, 
         if not era.aging_leaves_tlb:
             flush_tlb_page(vma.vm_mm, addr)
     spin_unlock(pte_lockptr(ptep.table))
-    return True, 1 if young else 0
+    return 1, 1 if young else 0
 
 
-@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=5, omits="memcg, which VMAs count")
+@modelled("mm/rmap.c", function="page_referenced_one (huge)", versions="v3.10 .. v6.8", section="C.7", steps=4)
+def huge_page_referenced_one(p: page, vma: vm_area_struct) -> tuple[int, int]:
+    """By its PMD, or, since v4.5, by the PTEs of its parts."""
+    pgoff = p.index
+    addr = vma_address(vma, pgoff)
+    if addr >= 0:
+        pmdp = pmd_offset(vma.vm_mm, addr)
+        if not era.pte_mapped_huge or pmd_trans_huge(READ_ONCE(pmdp.pmd)):
+            spin_lock(pmd_lockptr(pmdp))
+            pmd = pmdp.pmd
+            found = pmd_trans_huge(pmd) and pmd.page is p
+            if found:
+                walk_visit()
+                if pmd.young:
+                    set_pmd(pmdp, pmd._replace(young=False))
+                    flush_tlb_pmd(vma.vm_mm, addr)
+            spin_unlock(pmd_lockptr(pmdp))
+            if found or not era.pte_mapped_huge:
+                return 1 if found else 0, 1 if found and pmd.young else 0
+    mappings = 0
+    used = 0
+    for at in range(hpage_nr()):
+        addr = vma_address(vma, pgoff + at)
+        if addr < 0:
+            continue
+        ptep = page_check_address(nth_page(p, at), vma, addr, False)
+        if ptep is None:
+            continue
+        walk_visit()
+        mappings += 1
+        if ptep.pte.young:
+            used = 1
+            set_pte(ptep, ptep.pte._replace(young=False))
+        spin_unlock(pte_lockptr(ptep.table))
+    return mappings, used
+
+
+def vma_overlaps(vma: vm_area_struct, p: page, pgoff: int) -> bool:
+    """Does the VMA cover any part of the page? What the interval tree looks for."""
+    if config.TRANSPARENT_HUGEPAGE and era.pte_mapped_huge and p.compound:
+        last = pgoff + hpage_nr() - 1
+        return vma.vm_pgoff <= last and pgoff < vma.vm_pgoff + ((vma.vm_end - vma.vm_start) >> config.PAGE_SHIFT)
+    return vma_address(vma, pgoff) >= 0
+
+
+@modelled(
+    "mm/rmap.c",
+    versions="v3.10 .. v6.8 (folio_referenced)",
+    section="C.7",
+    steps=5,
+    omits="memcg, which VMAs count; since v3.15 the mapcount is read before the lock: a mapping gained since may be missed",
+)
 def page_referenced_anon(p: page, try_lock: bool) -> int:
     """How many mappings were used since the last look; the page need not be locked (R4)."""
     av = page_lock_anon_vma_read(p, try_lock)
@@ -504,18 +609,16 @@ def page_referenced_anon(p: page, try_lock: bool) -> int:
         return 0
     walk_begin(p)
     referenced = 0
-    mapcount = atomic_read(p.mapcount)
+    mapcount = folio_mapcount(p)
     pgoff = p.index
     for avc in av.rb_root:
         vma = avc.vma
-        addr = vma_address(vma, pgoff)
-        if addr < 0:
+        if not vma_overlaps(vma, p, pgoff):
             continue
-        found, young = page_referenced_one(p, vma, addr)
+        found, young = page_referenced_one(p, vma, vma_address(vma, pgoff))
         referenced += young
-        if found:
-            mapcount -= 1
-        if mapcount == 0:
+        mapcount -= found
+        if mapcount <= 0:
             break
     walk_end(p)
     page_unlock_anon_vma_read(av)
@@ -533,9 +636,12 @@ def page_referenced_anon(p: page, try_lock: bool) -> int:
     omits="v3.10's last look at the accessed bit, hwpoison, the batched flush of v4.3 on (here the flush is immediate)",
     errs="missed bug",
 )
-def try_to_unmap_one(p: page, vma: vm_area_struct, addr: int, migration: bool) -> bool:
-    """Replace one mapping by a swap or migration entry. False: could not, the walk ends."""
-    ptep = page_check_address(p, vma, addr, False)
+def try_to_unmap_one(p: page, vma: vm_area_struct, addr: int, migration: bool, sync: bool = False) -> bool:
+    """Replace one mapping by a swap or migration entry. False: could not, the walk ends.
+
+    The page may be part of a huge page that is mapped by PTEs, on its way to be split.
+    """
+    ptep = page_check_address(p, vma, addr, sync)
     if ptep is None:
         return True
     walk_visit()
@@ -544,7 +650,7 @@ def try_to_unmap_one(p: page, vma: vm_area_struct, addr: int, migration: bool) -
         return False
     pte = ptep_clear_flush(vma.vm_mm, addr, ptep)
     if pte.dirty:
-        p.dirty = True
+        compound_head(p).dirty = True
     if not migration and not swap_duplicate(p.swapcache):
         set_pte(ptep, pte)
         walk_put_back(p)
@@ -553,7 +659,7 @@ def try_to_unmap_one(p: page, vma: vm_area_struct, addr: int, migration: bool) -
     exclusive = False
     if era.anon_exclusive and p.anon_exclusive:
         # The PTE is gone and flushed: a pin that is not there now can't come any more.
-        if p.pincount > 0:
+        if compound_head(p).pincount > 0:
             if not migration:
                 swap_free(p.swapcache)
             set_pte(ptep, pte)

@@ -7,8 +7,9 @@ whose RCU read section began before the free, and a use after free for everybody
 
 from __future__ import annotations
 
+from .era import era
 from .lang import NULL, atomic, check, exhausted, ghost, raw, reached, smp_processor_id
-from .machine import machine, new_anon_vma, new_page, this_cpu
+from .machine import config, machine, new_anon_vma, new_page, this_cpu
 from .mm_types import (
     anon_vma,
     anon_vma_chain,
@@ -253,10 +254,14 @@ def free_page(each: page) -> None:
     each.allocated = False
 
 
-@atomic
 def get_page(each: page) -> None:
     """include/linux/mm.h get_page / folio_get."""
-    each.refcount.counter += 1
+    take_reference(compound_head(each))
+
+
+@atomic
+def take_reference(head: page) -> None:
+    head.refcount.counter += 1
 
 
 @atomic
@@ -277,9 +282,91 @@ def put_page_testzero(each: page) -> bool:
 
 
 def put_page(each: page) -> None:
-    """mm/swap.c put_page / folio_put."""
-    if put_page_testzero(each):
-        free_page(each)
+    """mm/swap.c put_page / folio_put: the last reference frees the page, or the huge page that it is part of."""
+    head = compound_head(each)
+    if put_page_testzero(head):
+        if config.TRANSPARENT_HUGEPAGE and head.compound:
+            free_hugepage(head)
+        else:
+            free_page(head)
+
+
+# -- huge pages -------------------------------------------------------------------------------------------------------
+
+
+def hpage_nr() -> int:
+    return 1 << config.HPAGE_PMD_ORDER
+
+
+def hpage_size() -> int:
+    return 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
+
+
+def nth_page(head: page, at: int) -> page:
+    """The page `at` places after another: pages are one array."""
+    return machine.pages[head.pfn + at]
+
+
+def compound_head(p: page) -> page:
+    """include/linux/page-flags.h compound_head / page_folio: who counts, locks and is described for a page.
+
+    Before v4.5 nobody can meet a part of a huge page by itself.
+    """
+    if config.TRANSPARENT_HUGEPAGE and era.pte_mapped_huge and p.compound:
+        return machine.pages[p.pfn & -hpage_nr()]
+    return p
+
+
+@atomic
+@raw
+def alloc_hugepage() -> page:
+    """Aligned neighbours from the pool, one reference, held by the head."""
+    for head in machine.pages:
+        if head.pfn & (hpage_nr() - 1) == 0 and head.pfn + hpage_nr() <= len(machine.pages):
+            free = True
+            for at in range(hpage_nr()):
+                if nth_page(head, at).allocated:
+                    free = False
+            if free:
+                for at in range(hpage_nr()):
+                    nth_page(head, at).allocated = True
+                    nth_page(head, at).compound = True
+                head.refcount.counter = 1
+                return head
+    exhausted("huge page")
+    return new_hugepage()
+
+
+def new_hugepage() -> page:
+    while len(machine.pages) & (hpage_nr() - 1):
+        new_page()
+    head = new_page()
+    for _ in range(hpage_nr() - 1):
+        new_page()
+    for at in range(hpage_nr()):
+        nth_page(head, at).allocated = True
+        nth_page(head, at).compound = True
+    head.refcount.counter = 1
+    return head
+
+
+@atomic
+@raw
+def free_hugepage(head: page) -> None:
+    """The last reference of a compound page is gone: all of it is free (free_pages_check for each, I13)."""
+    check(head.entire_mapcount == 0, "bad_free", "a huge page was freed while mapped")
+    check(head.locked == 0, "bad_free", "a page was freed while locked")
+    check(head.pincount == 0, "bad_free", "a page was freed while pinned")
+    for at in range(hpage_nr()):
+        each = nth_page(head, at)
+        check(each.mapcount.counter == 0, "bad_free", "a page was freed while mapped")
+        each.compound = False
+        each.allocated = False
+        each.lru = False
+        each.mapping = NULL
+        each.mapping_stale = False
+        each.dirty = False
+        each.anon_exclusive = False
 
 
 # -- atomic_t ---------------------------------------------------------------------------------------------------------

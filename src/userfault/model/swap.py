@@ -11,7 +11,7 @@ from .machine import config, machine
 from .mm_types import PteKind, anon_vma, page, page_table, pte_slot, pte_t, swap_slot, vm, vm_area_struct
 from .pgtable import pte_lockptr, set_pte
 from .rmap import PageKsm, page_add_anon_rmap, page_add_new_anon_rmap, page_mapped
-from .slab import alloc_page, atomic_read, put_page
+from .slab import alloc_page, atomic_read, compound_head, put_page
 from .swapfile import swap_entry_free, swap_free, swp_entry_swapcount
 
 
@@ -69,7 +69,7 @@ def free_swap_cache(p: page) -> None:
 
 def free_page_and_swap_cache(p: page) -> None:
     """What the mmu_gather does with a page when the TLBs are flushed."""
-    free_swap_cache(p)
+    free_swap_cache(compound_head(p))
     put_page(p)
 
 

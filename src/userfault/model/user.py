@@ -6,7 +6,6 @@ from typing import cast
 
 from .catalogue import modelled
 from .errno import EFAULT, SIGBUS, SIGSEGV
-from .huge_memory import nth_page
 from .lang import NULL, atomic, check, ghost, raw
 from .locks import down_read, up_read
 from .machine import config, this_cpu
@@ -14,6 +13,7 @@ from .memory import VM_FAULT_SIGSEGV, handle_mm_fault
 from .mm_types import PmdKind, PteKind, mm_struct, page, tlb_t, vm
 from .mmap import find_vma
 from .pgtable import pmd_offset, pte_offset
+from .slab import nth_page
 
 FAULT = -100
 """The access can't be done with the translation at hand."""
@@ -35,6 +35,8 @@ def translate(mm: mm_struct, addr: int, write: bool) -> tuple[bool, page]:
         p = NULL
         pmdp = pmd_offset(mm, addr)
         pmd = pmdp.pmd
+        if pmd.kind == PmdKind.HUGE_ZERO and not write:
+            return True, NULL
         if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING:
             writable = pmd.write
             if not write or writable:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
-from .fremap import double_pt_lock, double_pt_unlock
+from .fremap import double_pt_lock, double_pt_unlock, pmd_trans_huge_lock
 from .ghost import walk_put_back
-from .huge_memory import put_huge_page, split_folio, split_huge_pmd
+from .huge_split import split_folio, split_huge_pmd
 from .lang import NULL, reached
 from .locks import (
     down_read,
@@ -45,6 +45,7 @@ from .pgtable import (
     linear_page_index,
     pmd_lockptr,
     pmd_offset,
+    pmd_trans_huge,
     pte_lockptr,
     pte_offset,
     ptep_clear_flush,
@@ -60,7 +61,7 @@ from .rmap import (
     page_get_anon_vma,
     put_anon_vma,
 )
-from .slab import alloc_page, get_page, put_page, put_page_testzero
+from .slab import alloc_page, compound_head, get_page, hpage_size, put_page, put_page_testzero
 from .swap import lookup_swap_cache
 
 UFFDIO_MOVE_MODE_DONTWAKE = 1
@@ -115,7 +116,7 @@ def move_pages_pte(
                 p = lookup_swap_cache(src_pte.slot)
                 if p is not None:
                     if p.compound:
-                        put_huge_page(p)
+                        put_page(p)
                         p = None
                         err = -EBUSY
                         break
@@ -134,11 +135,12 @@ def move_pages_pte(
                 spin_unlock(pte_lockptr(src))
                 err = -EAGAIN
                 break
-            if src_pte.special or not src_pte.page.anon_exclusive:
+            # The flag of the folio's first page, whichever of its pages lies here.
+            if src_pte.special or not compound_head(src_pte.page).anon_exclusive:
                 spin_unlock(pte_lockptr(src))
                 err = -EBUSY
                 break
-            p = src_pte.page
+            p = compound_head(src_pte.page)
             if era.move_batches:
                 locked = trylock_page(p)
                 if not locked and p.compound:
@@ -158,13 +160,15 @@ def move_pages_pte(
             if not locked:
                 lock_page(p)
                 continue
-        if p.compound:
+        if config.TRANSPARENT_HUGEPAGE and p.compound:
             err = split_folio(p)
-            unlock_page(p)
-            put_huge_page(p)
-            p = None
+            if era.move_split_is_busy and err == -EAGAIN:
+                err = -EBUSY
             if err != 0:
                 break
+            unlock_page(p)
+            put_page(p)
+            p = None
             continue
         if src_anon_vma is None:
             src_anon_vma = page_get_anon_vma(p)
@@ -186,7 +190,7 @@ def move_pages_pte(
         put_anon_vma(src_anon_vma)
     if p is not None:
         unlock_page(p)
-        put_huge_page(p)
+        put_page(p)
     return err, pages
 
 
@@ -381,6 +385,18 @@ def move_pages_huge_pmd(
 ) -> int:
     """Move one huge PMD. The PMD lock is held, and let go. The order of CVE-2024-27007: mapping before the last pin test."""
     p = src_pmd.page
+    if p is None:
+        # The huge zero page, since v6.9: the lock is kept, nothing but the entry moves.
+        if dst_pmdp.pmd != dst_pmd:
+            spin_unlock(pmd_lockptr(src_pmdp))
+            return -EAGAIN
+        set_pmd(src_pmdp, pmd_t())
+        flush_tlb_pmd(mm, src_addr)
+        set_pmd(dst_pmdp, src_pmd)
+        dst_pmdp.deposited = src_pmdp.deposited
+        src_pmdp.deposited = NULL
+        spin_unlock(pmd_lockptr(src_pmdp))
+        return 0
     if not p.anon_exclusive:
         spin_unlock(pmd_lockptr(src_pmdp))
         return -EBUSY
@@ -390,7 +406,7 @@ def move_pages_huge_pmd(
     av = page_get_anon_vma(p)
     if av is None:
         unlock_page(p)
-        put_huge_page(p)
+        put_page(p)
         return -EAGAIN
     anon_vma_lock_write(av)
     err = 0
@@ -421,7 +437,7 @@ def move_pages_huge_pmd(
     anon_vma_unlock_write(av)
     put_anon_vma(av)
     unlock_page(p)
-    put_huge_page(p)
+    put_page(p)
     return err
 
 
@@ -462,13 +478,15 @@ def validate_move_areas(
     versions="v6.8 .. v6.18",
     section="C.13",
     steps=9,
-    omits="fatal signals, huge zero pages; progress and errno are one value here, as in remap_anon_pages",
+    omits="EINTR: nobody sends a signal; ESRCH; progress and errno are one value here, as in remap_anon_pages",
 )
 def uffdio_move(
     mm: mm_struct, dst_start: int, src_start: int, length: int, mode: int, ctx: userfaultfd_ctx = NULL
 ) -> int:
     """Move [src, src + length) to [dst, dst + length) (bytes): the bytes moved, or the negative errno if none were."""
     mask = (1 << config.PAGE_SHIFT) - 1
+    if mm.mmap_changing != 0:
+        return -EAGAIN
     if (src_start | dst_start | length) & mask or mode & ~3 or length <= 0:
         return -EINVAL
     down_read(mm.mmap_sem)
@@ -525,33 +543,36 @@ def move_one(
 
     -EAGAIN: the caller tries again.
     """
-    size = 1 << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
+    size = hpage_size()
     src_pmdp, dst_pmdp = pmd_offset(mm, src_addr), pmd_offset(mm, dst_addr)
-    src_pmd = src_pmdp.pmd
     dst_pmd = dst_pmdp.pmd
-    if dst_pmd.kind == PmdKind.HUGE:
+    if pmd_trans_huge(dst_pmd):
         return -EEXIST, 0, True
-    if src_pmd.kind == PmdKind.NONE:
-        if not mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES:
-            return -ENOENT, 0, True
-        pte_alloc(mm, src_addr)
-        return -EAGAIN, 0, False
-    if src_pmd.kind == PmdKind.HUGE:
-        spin_lock(pmd_lockptr(src_pmdp))
-        if src_pmdp.pmd != src_pmd:
+    if pmd_trans_huge_lock(src_pmdp, src_vma):
+        src_pmd = src_pmdp.pmd
+        zero = src_pmd.kind == PmdKind.HUGE_ZERO
+        if zero and not era.move_zero_page:
             spin_unlock(pmd_lockptr(src_pmdp))
-            return -EAGAIN, 0, False
+            return -EBUSY, 0, True
         if ((src_addr | dst_addr) & (size - 1)) == 0 and left >= size and dst_pmd.kind == PmdKind.NONE:
             err = move_pages_huge_pmd(mm, dst_vma, src_pmdp, dst_pmdp, src_pmd, dst_pmd, dst_addr, src_addr)
             return err, size >> config.PAGE_SHIFT, True
-        exclusive = src_pmd.page.anon_exclusive
+        exclusive = zero or src_pmd.page.anon_exclusive
         spin_unlock(pmd_lockptr(src_pmdp))
         if not exclusive:
             return -EBUSY, 0, True
-        split_huge_pmd(mm, src_pmdp, src_pmd, src_addr)
+        split_huge_pmd(src_vma, src_pmdp)
         return -EAGAIN, 0, False
-    dst_table = pte_alloc(mm, dst_addr)
-    err, pages = move_pages_pte(mm, dst_vma, src_vma, dst_table, src_pmd.table, dst_addr, src_addr, left, mode)
+    if src_pmdp.pmd.kind == PmdKind.NONE:
+        if not mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES:
+            return -ENOENT, 0, True
+        pte_alloc(mm, src_addr)
+    pte_alloc(mm, dst_addr)
+    # pte_offset_map_nolock: what is no table any more, or not yet, is looked at again.
+    dst_table, src_table = dst_pmdp.pmd.table, src_pmdp.pmd.table
+    if dst_table is None or src_table is None:
+        return -EAGAIN, 0, True
+    err, pages = move_pages_pte(mm, dst_vma, src_vma, dst_table, src_table, dst_addr, src_addr, left, mode)
     return err, pages, err != 0
 
 
@@ -567,18 +588,28 @@ def move_one(
 def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
     """Fill the missing page at `dst_addr` with `value`: 0, -ENOENT without a VMA, -EEXIST if it is not missing."""
     down_read(mm.mmap_sem)
+    if mm.mmap_changing != 0:
+        up_read(mm.mmap_sem)
+        return -EAGAIN
     vma = find_vma(mm, dst_addr)
     if vma is None or not vma.vm_flags & vm.USERFAULT:
         up_read(mm.mmap_sem)
         return -ENOENT
+    if vma.vm_flags & vm.SHARED or vma.vm_file is not None:
+        up_read(mm.mmap_sem)
+        return -EINVAL
     anon_vma_prepare(vma)
     p = alloc_page()
     p.data = value
-    if pmd_offset(mm, dst_addr).pmd.kind == PmdKind.HUGE:
+    if pmd_trans_huge(pmd_offset(mm, dst_addr).pmd):
         put_page(p)
         up_read(mm.mmap_sem)
         return -EEXIST
     table = pte_alloc(mm, dst_addr)
+    if table is None:
+        put_page(p)
+        up_read(mm.mmap_sem)
+        return -EFAULT
     ptep = pte_offset(table, dst_addr)
     spin_lock(pte_lockptr(table))
     if not (fillable(ptep.pte) if era.markers else ptep.pte.kind == PteKind.NONE):
@@ -612,7 +643,7 @@ def mfill_vma(mm: mm_struct, start: int, length: int) -> vm_area_struct | None:
 
 def mfill_table(mm: mm_struct, addr: int) -> page_table | None:
     """The page table to fill, or None if a huge page is there."""
-    if pmd_offset(mm, addr).pmd.kind == PmdKind.HUGE:
+    if pmd_trans_huge(pmd_offset(mm, addr).pmd):
         return None
     return pte_alloc(mm, addr)
 

@@ -6,14 +6,15 @@ Only with `config.SPLIT_VMAS`: without it the bounds of a VMA are constants of a
 from __future__ import annotations
 
 from .catalogue import modelled
-from .huge_memory import hpage_size, split_mapped
+from .era import era
+from .huge_split import split_huge_page_pmd, split_huge_pmd
 from .lang import NULL, atomic, raw
 from .locks import down_write, up_write
 from .machine import config
-from .mm_types import PmdKind, anon_vma, mm_struct, userfaultfd_ctx, vm, vm_area_struct
-from .pgtable import pmd_offset
+from .mm_types import anon_vma, mm_struct, userfaultfd_ctx, vm, vm_area_struct
+from .pgtable import pmd_offset, pmd_trans_huge
 from .rmap import anon_vma_clone, unlink_anon_vmas
-from .slab import vm_area_alloc, vm_area_free
+from .slab import hpage_size, vm_area_alloc, vm_area_free
 
 STICKY = int(vm.MAYBE_GUARD)
 """Flags in which neighbours may differ: the merged VMA has them if one of the two had."""
@@ -63,13 +64,15 @@ def unlock_trees(vma: vm_area_struct) -> None:
 
 
 @modelled("mm/huge_memory.c", versions="v4.5 .. v6.18", section="C.9", steps=1)
-def split_huge_pmd_at(mm: mm_struct, addr: int) -> None:
-    """vma_adjust_trans_huge: a huge page may not lie across a new border."""
+def split_huge_pmd_at(mm: mm_struct, vma: vm_area_struct, addr: int) -> None:
+    """vma_adjust_trans_huge: a huge mapping may not lie across a new border."""
     if addr & (hpage_size() - 1):
         pmdp = pmd_offset(mm, addr)
-        pmd = pmdp.pmd
-        if pmd.kind == PmdKind.HUGE:
-            split_mapped(pmdp, pmd)
+        if pmd_trans_huge(pmdp.pmd):
+            if era.pte_mapped_huge:
+                split_huge_pmd(vma, pmdp)
+            else:
+                split_huge_page_pmd(pmdp, vma)
 
 
 @modelled(
@@ -86,7 +89,7 @@ def split_vma(mm: mm_struct, vma: vm_area_struct, addr: int) -> vm_area_struct:
     new.vm_file = vma.vm_file
     new.ctx = vma.ctx
     anon_vma_clone_split(new, vma)
-    split_huge_pmd_at(mm, addr)
+    split_huge_pmd_at(mm, vma, addr)
     lock_trees(vma)
     vma.vm_end = addr
     vma_link(mm, new)
@@ -202,7 +205,7 @@ def share_anon_vma(dst: vm_area_struct, src: vm_area_struct) -> None:
 
 def move_border(mm: mm_struct, low: vm_area_struct, high: vm_area_struct, border: int) -> None:
     """The border between two neighbours moves."""
-    split_huge_pmd_at(mm, border)
+    split_huge_pmd_at(mm, low if border < high.vm_start else high, border)
     lock_trees(low)
     pages = (border - high.vm_start) >> config.PAGE_SHIFT
     low.vm_end = border

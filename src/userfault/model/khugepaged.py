@@ -1,0 +1,168 @@
+"""mm/huge_memory.c (since v4.8 mm/khugepaged.c): small pages are put together to a huge one."""
+
+from __future__ import annotations
+
+from .catalogue import modelled
+from .era import era
+from .errno import EAGAIN
+from .huge_memory import mk_huge_pmd
+from .lang import BUG_ON, reached
+from .locks import down_write, spin_lock, spin_unlock, trylock_page, unlock_page, up_write
+from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pmd_t, pte_t, vm, vm_area_struct
+from .pgtable import flush_tlb_pmd, pmd_lockptr, pmd_offset, pte_lockptr, ptep_get_and_clear, set_pmd
+from .rmap import anon_vma_lock_write, anon_vma_unlock_write, hugepage_add_new_anon_rmap, page_remove_rmap
+from .slab import alloc_hugepage, atomic_read, hpage_nr, hpage_size, nth_page, put_page
+from .swap import free_page_and_swap_cache
+
+
+@modelled(
+    "mm/khugepaged.c",
+    versions="v3.10 (mm/huge_memory.c) .. v6.8",
+    section="C.10",
+    steps=9,
+    omits="the scan before it, swap-in, the test of the accessed bits, memcg",
+)
+def collapse_huge_page(mm: mm_struct, addr: int) -> int:
+    """Put the small pages of one PMD together into a huge page. 0, or -EAGAIN if they can't be."""
+    new = alloc_hugepage()
+    down_write(mm.mmap_sem)
+    vma: vm_area_struct | None = None
+    for each in mm.mmap:
+        if each.vm_start <= addr and addr + hpage_size() <= each.vm_end:
+            vma = each
+    if vma is None or vma.anon_vma is None or vma.vm_file is not None:
+        up_write(mm.mmap_sem)
+        put_page(new)
+        return -EAGAIN
+    pmdp = pmd_offset(mm, addr)
+    pmd = pmdp.pmd
+    if pmd.kind != PmdKind.TABLE:
+        up_write(mm.mmap_sem)
+        put_page(new)
+        return -EAGAIN
+    anon_vma_lock_write(vma.anon_vma)
+    spin_lock(pmd_lockptr(pmdp))
+    # Nobody finds the table any more; the flush's IPI waits for gup_fast.
+    set_pmd(pmdp, pmd_t())
+    flush_tlb_pmd(mm, addr)
+    spin_unlock(pmd_lockptr(pmdp))
+    table = pmd.table
+    spin_lock(pte_lockptr(table))
+    isolated = collapse_isolate(vma, table)
+    spin_unlock(pte_lockptr(table))
+    if not isolated:
+        spin_lock(pmd_lockptr(pmdp))
+        BUG_ON(pmdp.pmd.kind != PmdKind.NONE)
+        set_pmd(pmdp, pmd)
+        spin_unlock(pmd_lockptr(pmdp))
+        anon_vma_unlock_write(vma.anon_vma)
+        up_write(mm.mmap_sem)
+        put_page(new)
+        return -EAGAIN
+    # Every page is locked: walkers that need the page lock are out, the others find no PMD.
+    anon_vma_unlock_write(vma.anon_vma)
+    collapse_copy(table, new)
+    spin_lock(pmd_lockptr(pmdp))
+    BUG_ON(pmdp.pmd.kind != PmdKind.NONE)
+    hugepage_add_new_anon_rmap(new, vma, addr)
+    pmdp.deposited = table
+    set_pmd(pmdp, mk_huge_pmd(new, vma))
+    spin_unlock(pmd_lockptr(pmdp))
+    up_write(mm.mmap_sem)
+    reached("pages were collapsed")
+    return 0
+
+
+def is_hole(pte: pte_t) -> bool:
+    """v3.10 stops at the zero page, later kernels take it for a hole."""
+    return pte.kind == PteKind.NONE or (era.folios and pte.special)
+
+
+@modelled(
+    "mm/khugepaged.c",
+    function="__collapse_huge_page_isolate",
+    versions="v3.10 (mm/huge_memory.c) .. v6.8",
+    section="C.10",
+    steps=6,
+    omits="the limits (holes and shared pages are allowed without number), PTE-mapped huge pages (refused here)",
+    errs="missed bug",
+)
+def collapse_isolate(vma: vm_area_struct, table: page_table) -> bool:
+    """Lock every page of the table; false, and none is locked, if one can't be. PTL held."""
+    writable = False
+    for at in range(hpage_nr()):
+        pte = table.pte[at].pte
+        if is_hole(pte):
+            if vma.vm_flags & vm.USERFAULT:
+                # R26: a hole is the user's to fill.
+                release_pte_pages(table, at)
+                return False
+            continue
+        if pte.kind != PteKind.PRESENT or pte.special or (not pte.write and not era.folios):
+            release_pte_pages(table, at)
+            return False
+        p = pte.page
+        if p.compound or not can_isolate(p):
+            release_pte_pages(table, at)
+            return False
+        writable = writable or pte.write
+    if not writable:
+        release_pte_pages(table, hpage_nr())
+    return writable
+
+
+def can_isolate(p: page) -> bool:
+    """Locked, with no user beside its mappings and (since v5.8) the swap cache."""
+    if not era.folios:
+        return atomic_read(p.refcount) == 1 and trylock_page(p)
+    if not trylock_page(p):
+        return False
+    # is_refcount_suitable
+    if atomic_read(p.mapcount) + (0 if p.swapcache is None else 1) == atomic_read(p.refcount):
+        return True
+    unlock_page(p)
+    return False
+
+
+def release_pte_pages(table: page_table, count: int) -> None:
+    for at in range(hpage_nr()):
+        if at < count and not is_hole(table.pte[at].pte):
+            unlock_page(table.pte[at].pte.page)
+
+
+@modelled(
+    "mm/khugepaged.c",
+    function="__collapse_huge_page_copy",
+    versions="v3.10 (mm/huge_memory.c) .. v6.8",
+    section="C.10",
+    steps=7,
+    omits="machine checks while copying",
+)
+def collapse_copy(table: page_table, new: page) -> None:
+    """Copy every page and drop its old mapping; v3.10 does one after the other, v6.8 (v6.1 on) all copies first."""
+    if era.folios:
+        for at in range(hpage_nr()):
+            copy_part(table, at, nth_page(new, at))
+    for at in range(hpage_nr()):
+        if not era.folios:
+            copy_part(table, at, nth_page(new, at))
+        ptep = table.pte[at]
+        pte = ptep.pte
+        if pte.kind == PteKind.PRESENT and not pte.special:
+            unlock_page(pte.page)
+        if pte.kind != PteKind.NONE:
+            spin_lock(pte_lockptr(table))
+            ptep_get_and_clear(ptep)
+            if not pte.special:
+                page_remove_rmap(pte.page)
+            spin_unlock(pte_lockptr(table))
+            if not pte.special:
+                free_page_and_swap_cache(pte.page)
+
+
+def copy_part(table: page_table, at: int, new: page) -> None:
+    pte = table.pte[at].pte
+    if is_hole(pte):
+        new.data = 0
+    else:
+        new.data = pte.page.data
