@@ -122,6 +122,11 @@ EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     bits = at, at = round_up(at + BITMAPS * ((pages + 63) / 64) * 8, PAGE);
     entries = at, at = round_up(at + capacity * 4, PAGE);
     stamp = at, at = round_up(at + units * 4, PAGE);
+    // Only what is written needs places; only scattered pages need the log behind the homes.
+    u64 extent_count = c->writable && c->unit <= 16384 ? (pages + MAX_BATCH - 1) / MAX_BATCH : 0, place, extent, spare;
+    place = at, at = round_up(at + (c->writable ? pages * 4 : 0), PAGE);
+    extent = at, at = round_up(at + extent_count * 4, PAGE);
+    spare = at, at = round_up(at + extent_count * 4, PAGE);
     record = at, at = round_up(at + c->record_capacity * 4, PAGE);
     job = at, at = round_up(at + c->arguments_bytes + c->job_bytes, PAGE);
     const char *step = "making the control block";
@@ -146,6 +151,7 @@ EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     p->source_offset = c->source_offset, p->source_address = c->source_address;
     p->policy_function = c->policy_function, p->policy_context = c->policy_context;
     p->state_offset = state, p->bitmap_offset = bits, p->ring_offset = entries, p->stamp_offset = stamp;
+    p->place_offset = place, p->extent_offset = extent, p->free_extent_offset = spare, p->extent_count = extent_count;
     p->record_offset = record, p->record_capacity = c->record_capacity, p->job_offset = job, p->job_bytes = c->job_bytes;
     p->control_bytes = at, p->ring_capacity = capacity, p->spawn_argc = c->spawn_argc;
     memcpy(p->name, c->name, sizeof p->name - 1);
@@ -208,7 +214,7 @@ static slot *enter(pager *p, sigset_t *old) {
     sigdelset(&all, SIGBUS);
     // A handler of the application that touches the region must not run while we hold the ring's lock.
     pthread_sigmask(SIG_SETMASK, &all, old);
-    return guest_enter(p);
+    return guest_enter(p, now_ns());
 }
 
 static void leave(pager *p, slot *s, const sigset_t *old) {
@@ -233,7 +239,7 @@ EXPORT u64 pager_ensure(pager *p, u64 offset, u64 length) {
                 if (missing == bytes / PAGE) { missing = 0; if (tries) break; } // there: only note that it is used
             } else missing = 0;
             s->address = at + missing * PAGE;
-            if (resolve(p, s, unit, s->address, false, true) == FAILED) { result = 1 + unit * p->unit; break; }
+            if (resolve(p, s, unit, s->address, 0, true) == FAILED) { result = 1 + unit * p->unit; break; }
             if (state == PRESENT && !missing) break;
         }
     }
@@ -249,13 +255,9 @@ EXPORT void pager_will_need(pager *p, u64 offset, u64 length) {
 // Evict whatever can be of a range. 0 or -errno of the last that could not.
 EXPORT i64 pager_evict(pager *p, u64 offset, u64 length) {
     sigset_t old;
-    i64 code = 0;
     if (!length) return 0;
     slot *s = enter(p, &old);
-    for (u64 unit = offset / p->unit; unit <= (offset + length - 1) / p->unit; unit++) {
-        int one = evict_unit(p, s, unit);
-        if (one) code = one;
-    }
+    i64 code = evict_units(p, s, offset / p->unit, (offset + length - 1) / p->unit);
     leave(p, s, &old);
     return code;
 }
@@ -275,6 +277,9 @@ static void go_on(pager *p) {
 
 // What was written since it was armed, into the bitmaps and, added, into `bits`. `rearm`: it counts as unwritten from now on.
 static int sweep(pager *p, bool rearm, bool mark, u64 *bits) {
+    if (rearm && atomic_exchange(&p->any_written, 0)) // it is no longer known without looking
+        for (u64 unit = 0; unit < p->units; unit++)
+            if (atomic_load(&states(p)[unit]) & WRITTEN) atomic_fetch_and(&states(p)[unit], ~WRITTEN);
     for (u64 page = 0; page < p->pages; page += 4096) {
         u64 count = p->pages - page < 4096 ? p->pages - page : 4096, written[64];
         int code = sys_written(p, NULL, p->base + page * PAGE, count * PAGE, rearm, written, 64);
@@ -284,7 +289,7 @@ static int sweep(pager *p, bool rearm, bool mark, u64 *bits) {
             if (!written[i]) continue;
             if (rearm) {
                 atomic_fetch_or(&bitmap(p, UNSAVED)[word], written[i]);
-                atomic_fetch_and(&bitmap(p, IN_SWAP)[word], ~written[i]); // the swap file has an older state
+                for (u64 left = written[i]; left; left &= left - 1) forget_swap(p, word * 64 + (u64)__builtin_ctzll(left));
                 if (mark) atomic_fetch_or(&bitmap(p, MARKED)[word], written[i]);
             }
             if (bits) bits[word] |= written[i];

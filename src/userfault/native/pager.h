@@ -49,6 +49,7 @@ enum { ABSENT, FILLING, PRESENT, EVICTING, POISONED, GONE };
 #define QUEUED 32u  // has an entry in the ring of residents
 #define AHEAD 64u   // was fetched before anybody asked
 #define DOOMED 128u // unmapped while it was in work: it is GONE when that is done
+#define WRITTEN 256u // filled for a write: no need to look whether it was written
 #define OWNER(index) (((u32)(index) + 1) << 16)
 #define OWNER_OF(word) ((word) >> 16)
 #define OWNER_WORKER OWNER(1000)
@@ -81,13 +82,14 @@ typedef struct {
     u32 victim_count;
     u32 bounce_populated;
     u32 victims[MAX_BATCH];
-    u32 taken_bytes[MAX_BATCH];
+    u64 written;       // bit i: victim i is known to be written
     au64 since_ns;     // when the work in hand began; 0: idle
     u64 address;       // of the fault being served
     u32 waiter_tid;    // who faulted
     u32 reported;      // the stall watchdog has spoken
     u32 deferred_count;
     u32 role;
+    u32 wake;          // the call that installed the page may not have woken who waits for it
     struct { u64 address; u64 since_ns; u32 tid; u32 flags; } deferred[64];
     i32 peer_fd;       // connection to the page server, of inode `peer_ino`
     u32 peer_busy, peer_id, record_bytes;
@@ -169,15 +171,21 @@ typedef struct pager {
     u8 *staging;
     u64 staging_bytes, random, repeat_address;
     u32 repeats;
+    u64 place_offset, extent_offset, free_extent_offset, extent_count, used_extent_count, free_extent_count;
+    au32 any_written;
 } pager;
 
 static inline au32 *states(pager *p) { return (au32 *)((u8 *)p + p->state_offset); }
 static inline au32 *stamps(pager *p) { return (au32 *)((u8 *)p + p->stamp_offset); }
+// Where in the swap file a page's last state is: 1 + page number in the file, 0: nowhere.
+static inline au32 *places(pager *p) { return (au32 *)((u8 *)p + p->place_offset); }
+static inline au32 *extents(pager *p) { return (au32 *)((u8 *)p + p->extent_offset); } // pages in use of each
+static inline u32 *free_extents(pager *p) { return (u32 *)((u8 *)p + p->free_extent_offset); }
+static inline bool in_swap(pager *p, u64 page) { return p->writable && atomic_load(&places(p)[page]); }
 static inline u32 *ring(pager *p) { return (u32 *)((u8 *)p + p->ring_offset); }
 
-// One bit a page: its content is newer than the source's; it was written since the mark; the swap file has its content;
-// it is on its way to the store.
-enum { UNSAVED, MARKED, IN_SWAP, FLUSHING, BITMAPS };
+// One bit a page: its content is newer than the source's; it was written since the mark; it is on its way to the store.
+enum { UNSAVED, MARKED, FLUSHING, BITMAPS };
 static inline au64 *bitmap(pager *p, int which) {
     return (au64 *)((u8 *)p + p->bitmap_offset) + (u64)which * ((p->pages + 63) / 64);
 }
@@ -216,7 +224,7 @@ int io_write(pager *p, slot *s, int fd, const void *from, u64 length, u64 offset
 
 // pager_fill.c
 enum { DONE, PUT_OFF, FAILED };
-int resolve(pager *p, slot *s, u64 unit, u64 address, bool ahead, bool wait);
+int resolve(pager *p, slot *s, u64 unit, u64 address, u32 how, bool wait);
 void finish(pager *p, slot *s, u64 unit, u32 flags);
 void give_up(pager *p, slot *s, u64 unit, int code, const char *what, const char *record, u32 record_bytes);
 int read_unit(pager *p, slot *s, u64 unit, u8 *to, bool swap_only, const char **what);
@@ -224,12 +232,13 @@ int install(pager *p, slot *s, u64 to, u64 length, bool copy_only);
 void release_unit(pager *p, slot *s, u64 unit, u32 to);
 void wake_unit(pager *p, slot *s, u64 unit, u32 old);
 void record_latency(pager *p, u64 ns);
-slot *guest_enter(pager *p);
+slot *guest_enter(pager *p, u64 since);
 void guest_leave(pager *p, slot *s);
 
 // pager_evict.c
 int make_room(pager *p, slot *s);
-int evict_unit(pager *p, slot *s, u64 unit);
+void forget_swap(pager *p, u64 page);
+int evict_units(pager *p, slot *s, u64 first, u64 last);
 void repair(pager *p, slot *s, slot *by);
 void ring_push(pager *p, u64 unit);
 int lock_robust(pthread_mutex_t *lock);
@@ -241,7 +250,7 @@ bool drain_event(pager *p, slot *s);
 void enqueue(pager *p, u64 unit, u64 count);
 
 // pager_worker.c
-int submit(pager *p, slot *s, u64 unit, bool ahead, u32 flags);
+int submit(pager *p, slot *s, u64 unit, bool ahead);
 void *receiver_main(void *);
 void resend(pager *p);
 

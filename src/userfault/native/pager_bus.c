@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #define MAX_REGIONS 256
@@ -58,7 +59,7 @@ static void report(pager *p, u64 address, u64 offset) {
         f ? strerror(f->code) : "the page could not be filled", f ? ": " : "", f ? f->text : "");
 }
 
-static bool resolve_here(pager *p, u64 address, u64 offset) {
+static bool resolve_here(pager *p, u64 address, u64 offset, bool write) {
     if (p->mode != MODE_SIGBUS || atomic_load(&p->stopping)) return false;
     u64 since = now_ns(), unit = offset / p->unit;
     bool own = address >= p->base && address < p->base + p->length;
@@ -66,12 +67,12 @@ static bool resolve_here(pager *p, u64 address, u64 offset) {
     // A page that comes back as missing for ever is not missing.
     if (p->repeat_address != address) p->repeat_address = address, p->repeats = 0;
     else if (++p->repeats > 100000) return false;
-    slot *s = guest_enter(p);
+    slot *s = guest_enter(p, since);
     s->address = address;
     int result = FAILED;
     if (own) {
         note_fault(p, unit);
-        result = resolve(p, s, unit, address, false, true);
+        result = resolve(p, s, unit, address, write ? WRITTEN : 0, true);
     }
     if (!own || (result == FAILED && STATE(atomic_load(&states(p)[unit])) == GONE)) {
         fill_moved(p, s, offset, address);
@@ -82,6 +83,16 @@ static bool resolve_here(pager *p, u64 address, u64 offset) {
     return result == DONE;
 }
 
+// Whether the access was a write, where the processor says so in what the handler gets.
+static bool is_write(void *context) {
+#ifdef __x86_64__
+    return ((ucontext_t *)context)->uc_mcontext.gregs[REG_ERR] & 2;
+#else
+    (void)context;
+    return false;
+#endif
+}
+
 static pager *region_of(u64 address, u64 *offset) {
     // mremap returns when a handler has read of it, which is a moment before it has noted it.
     bool fast = true;
@@ -89,7 +100,7 @@ static pager *region_of(u64 address, u64 *offset) {
         fast = false;
         for (int i = 0; i < MAX_REGIONS; i++) {
             pager *p = atomic_load(&regions[i]);
-            if (!p || p->pid != (u32)getpid()) continue;
+            if (!p) continue;
             fast |= p->mode == MODE_SIGBUS;
             if (address >= p->base && address < p->base + p->length) *offset = address - p->base;
             else if ((*offset = moved_offset(p, address))) --*offset;
@@ -110,7 +121,7 @@ static void on_sigbus(int number, siginfo_t *info, void *context) {
         u64 offset = 0;
         pager *p = region_of(address, &offset);
         if (p) {
-            if (resolve_here(p, address, offset)) { errno = saved; return; }
+            if (resolve_here(p, address, offset, is_write(context))) { errno = saved; return; }
             me = mine(false);
             if (me && me->guard) {
                 me->address = address;
@@ -136,17 +147,28 @@ static void on_sigbus(int number, siginfo_t *info, void *context) {
     errno = saved;
 }
 
+// On the thread's own stack: an alternative one is for overflows of it, and often too small for an eviction.
 static void install_handler(void) {
-    struct sigaction now, new = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
+    struct sigaction now, new = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_RESTART};
     sigfillset(&new.sa_mask);
     if (sigaction(SIGBUS, NULL, &now) || (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_sigbus)) return;
     previous = now;
     sigaction(SIGBUS, &new, NULL);
 }
 
+// The child of a fork has none of the regions.
+static void forget(void) {
+    for (int i = 0; i < MAX_REGIONS; i++) atomic_store(&regions[i], NULL);
+    atomic_store(&installed, 0);
+    memset(table, 0, sizeof table);
+    pthread_mutex_init(&lock, NULL);
+}
+
 int bus_add(pager *p) {
+    static bool once;
     int code = -ENOSPC;
     pthread_mutex_lock(&lock);
+    if (!once) once = !pthread_atfork(NULL, NULL, forget);
     for (int i = 0; i < MAX_REGIONS && code; i++)
         if (!atomic_load(&regions[i])) {
             atomic_store(&regions[i], p);

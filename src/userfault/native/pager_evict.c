@@ -62,12 +62,12 @@ static void choose(pager *p) {
     ring(p)[at[best]] = other;
 }
 
-// Claim the next victim; false where none can be had now.
-static bool claim_victim(pager *p, slot *s) {
-    u64 tries = 2 * (p->ring_tail - p->ring_head) + 1;
-    bool found = false;
+// Claim up to `want` victims; none where none can be had now.
+static void claim_victims(pager *p, slot *s, u32 want) {
     lock_robust(&p->ring_lock);
-    while (!found && tries-- && p->ring_head < p->ring_tail) {
+    u64 tries = 2 * (p->ring_tail - p->ring_head) + 1;
+    s->victim_count = 0;
+    while (s->victim_count < want && tries-- && p->ring_head < p->ring_tail) {
         if (p->policy >= POLICY_LRU) choose(p);
         u64 unit = ring(p)[p->ring_head++ % p->ring_capacity];
         au32 *word = &states(p)[unit];
@@ -83,15 +83,14 @@ static bool claim_victim(pager *p, slot *s) {
             continue;
         }
         s->victims[s->victim_count++] = (u32)unit;
-        if (atomic_compare_exchange_strong(word, &old, EVICTING | OWNER(s - p->slots))) {
-            found = true;
-        } else {
+        u64 mine = 1ull << (s->victim_count - 1);
+        s->written = old & WRITTEN ? s->written | mine : s->written & ~mine;
+        if (!atomic_compare_exchange_strong(word, &old, EVICTING | OWNER(s - p->slots))) {
             s->victim_count--;
             ring(p)[p->ring_tail++ % p->ring_capacity] = (u32)unit;
         }
     }
     pthread_mutex_unlock(&p->ring_lock);
-    return found;
 }
 
 static u64 faults_so_far(void) {
@@ -100,17 +99,22 @@ static u64 faults_so_far(void) {
     return (u64)u.ru_minflt + (u64)u.ru_majflt;
 }
 
-// Move a victim's pages to `to`, a hole. On failure all that was moved is copied back, and the victim stays.
-static int take_out(pager *p, slot *s, u64 unit, u8 *to, u32 *taken) {
+// Move a victim's pages to `to`, a hole. Holes are stepped over one by one: ALLOW_SRC_HOLES beside an application's MADV_DONTNEED
+// can keep a 6.18 kernel in the call for ever, and a move that had to try again may say EEXIST of what it did move (findings/F-10.md).
+static int take_out(pager *p, slot *s, u64 unit, u8 *to) {
     u64 at = p->base + unit * p->unit, length = unit_bytes(p, unit), have = 0, tries = 0;
     int code = 0;
     while (have < length) {
         u64 done;
         code = sys_move(p, s, AT_MOVE_OUT, (u64)to + have, at + have, length - have, &done);
         have += done;
-        *taken = (u32)have;
         if (!code) break;
-        if (done) { COUNT(partial_count); continue; }
+        if (done) { COUNT(partial_count); tries = 0; continue; }
+        if ((code == -ENOENT || code == -EEXIST) && sys_resident(at + have) == 0) {
+            have += PAGE;
+            code = 0;
+            continue;
+        }
         if (code == -EAGAIN || code == -EBUSY) {
             if (code == -EAGAIN) COUNT(eagain_count); else COUNT(ebusy_count);
             if (++tries > (code == -EBUSY ? 8u : 100000u)) break;
@@ -148,66 +152,152 @@ static void gone(pager *p, slot *s, u64 unit) {
     atomic_fetch_sub(&p->resident_units, 1);
 }
 
-// Write what has to be kept of a taken unit to the swap file.
-static int save(pager *p, slot *s, u64 unit, const u8 *from, const u64 *need) {
-    u64 first = unit * p->unit / PAGE, count = unit_bytes(p, unit) / PAGE;
-    for (u64 i = 0, j; i < count; i = j) {
-        bool dirty = need[i / 64] >> (i % 64) & 1;
-        for (j = i + 1; j < count && (need[j / 64] >> (j % 64) & 1) == dirty; j++) {}
-        if (!dirty) continue;
-        int code = io_write(p, s, p->swap_fd, from + i * PAGE, (j - i) * PAGE, (first + i) * PAGE);
-        if (code) return code;
+// The swap file: a page has a home in it, at its own offset; behind the homes lies a log of extents, where the pages of one batch are
+// written side by side. An extent is free again when all its pages have been written anew; without a free one pages go home.
+#define EXTENT MAX_BATCH
+
+static u64 extent_of(pager *p, u32 place) { return (place - 1 - p->pages) / EXTENT; }
+
+void forget_swap(pager *p, u64 page) {
+    u32 place = atomic_exchange(&places(p)[page], 0);
+    if (!place || place - 1 < p->pages) return;
+    u64 extent = extent_of(p, place);
+    if (atomic_fetch_sub(&extents(p)[extent], 1) != 1) return;
+    lock_robust(&p->ring_lock);
+    free_extents(p)[p->free_extent_count++] = (u32)extent;
+    pthread_mutex_unlock(&p->ring_lock);
+}
+
+static u64 take_extent(pager *p) {
+    lock_robust(&p->ring_lock);
+    u64 extent = UINT64_MAX;
+    if (p->free_extent_count) extent = free_extents(p)[--p->free_extent_count];
+    else if (p->used_extent_count < p->extent_count) extent = p->used_extent_count++;
+    pthread_mutex_unlock(&p->ring_lock);
+    return extent;
+}
+
+typedef struct { const u8 *from; u64 page; } kept;
+
+static void release_places(pager *p, u64 extent, u32 count) {
+    if (extent == UINT64_MAX || atomic_fetch_sub(&extents(p)[extent], count) != count) return;
+    lock_robust(&p->ring_lock);
+    free_extents(p)[p->free_extent_count++] = (u32)extent;
+    pthread_mutex_unlock(&p->ring_lock);
+}
+
+// Write pages to the swap file, as few writes as their places allow. Only when all are written do their places count.
+static int save(pager *p, slot *s, const kept *pages, u32 count) {
+    u64 extent = count > 1 && p->batch > 1 ? take_extent(p) : UINT64_MAX;
+    if (extent != UINT64_MAX) atomic_store(&extents(p)[extent], EXTENT);
+    for (u32 i = 0, j; i < count; i = j) {
+        u64 at = extent == UINT64_MAX ? pages[i].page : p->pages + extent * EXTENT + i;
+        for (j = i + 1; j < count && pages[j].from == pages[j - 1].from + PAGE && (extent != UINT64_MAX || pages[j].page == pages[j - 1].page + 1); j++) {}
+        int code = io_write(p, s, p->swap_fd, pages[i].from, (j - i) * PAGE, at * PAGE);
+        if (code) {
+            release_places(p, extent, EXTENT);
+            return code;
+        }
         ADD(out_bytes, (j - i) * PAGE);
     }
-    for (u64 i = 0; i < count; i++)
-        if (need[i / 64] >> (i % 64) & 1) set_bit(p, IN_SWAP, first + i);
+    for (u32 i = 0; i < count; i++) {
+        forget_swap(p, pages[i].page);
+        atomic_store(&places(p)[pages[i].page], (u32)(extent == UINT64_MAX ? pages[i].page : p->pages + extent * EXTENT + i) + 1);
+    }
+    if (count < EXTENT) release_places(p, extent, EXTENT - count);
     return 0;
 }
 
-// Take one victim of a writable region out and bring what it held into safety. 0, or -errno with the victim back in place.
-static int take_and_save(pager *p, slot *s, u32 index) {
+// Take one victim of a writable region out, and find which of its pages have to be kept. 0, or -errno with the victim back in place.
+static int take(pager *p, slot *s, u32 index, u64 *need) {
     u64 unit = s->victims[index], first = unit * p->unit / PAGE, length = unit_bytes(p, unit), count = length / PAGE;
-    u8 *to = s->take + index * p->unit;
-    u64 written[8], need[8];
-    u64 before = faults_so_far();
-    int code = sys_written(p, s, p->base + unit * p->unit, length, false, written, 8);
-    if (code) memset(written, 0xff, sizeof written);
-    memset(need, 0, sizeof need);
-    u64 dirty = 0;
+    u8 *to = s->take + index * p->unit, there[512];
+    u64 written[8], dirty = 0, before = 0;
+    bool known = s->written >> index & 1; // a page that was filled for a write is written
+    if (known) written[0] = 1;
+    else {
+        before = faults_so_far();
+        if (sys_written(p, s, p->base + unit * p->unit, length, false, written, 8)) memset(written, 0xff, sizeof written);
+    }
+    memset(need, 0, 64);
     for (u64 i = 0; i < count; i++) {
         bool w = written[i / 64] >> (i % 64) & 1;
         if (w) { // the swap file has an older state, if any
             set_bit(p, UNSAVED, first + i), set_bit(p, MARKED, first + i);
-            clear_bit(p, IN_SWAP, first + i);
+            forget_swap(p, first + i);
         }
-        if (w || ((bit(p, UNSAVED, first + i) || bit(p, FLUSHING, first + i)) && !bit(p, IN_SWAP, first + i))) need[i / 64] |= 1ull << (i % 64), dirty++;
+        if (w || ((bit(p, UNSAVED, first + i) || bit(p, FLUSHING, first + i)) && !in_swap(p, first + i))) need[i / 64] |= 1ull << (i % 64), dirty++;
     }
     strike(p, s, AT_BEFORE_TAKE, NULL);
-    code = take_out(p, s, unit, to, &s->taken_bytes[index]);
-    if (code) goto back;
+    int code = take_out(p, s, unit, to);
+    if (code) {
+        bring_back(p, s, unit, to, length);
+        return code;
+    }
     strike(p, s, AT_TAKEN, NULL);
-    if (faults_so_far() != before && dirty < count) {
+    if (!known && dirty < count && faults_so_far() != before) {
         // Somebody may have written to what looked clean: compare it with what would be read instead of it.
         COUNT(suspicious_count);
+        if (mincore(to, length, there)) memset(there, 1, sizeof there);
         const char *what;
-        bool known = p->kind != SOURCE_WORKER && !read_unit(p, s, unit, s->bounce, false, &what);
-        if (known) s->bounce_populated = 1;
+        bool comparable = p->kind != SOURCE_WORKER && !read_unit(p, s, unit, s->bounce, false, &what);
+        if (comparable) s->bounce_populated = 1;
         for (u64 i = 0; i < count; i++) {
+            if (!(there[i] & 1)) continue;
             if (need[i / 64] >> (i % 64) & 1) { set_bit(p, MARKED, first + i); continue; }
-            if (sys_resident((u64)to + i * PAGE) != 1) continue; // a hole: the application dropped it
-            if (known && !memcmp(to + i * PAGE, s->bounce + i * PAGE, PAGE)) continue;
+            if (comparable && !memcmp(to + i * PAGE, s->bounce + i * PAGE, PAGE)) continue;
             set_bit(p, UNSAVED, first + i), set_bit(p, MARKED, first + i);
-            clear_bit(p, IN_SWAP, first + i);
+            forget_swap(p, first + i);
             need[i / 64] |= 1ull << (i % 64), dirty++;
         }
     }
-    code = save(p, s, unit, to, need);
-    if (code) goto back;
-    if (dirty) COUNT(evict_dirty_count); else COUNT(evict_clean_count);
     return 0;
-back:
-    bring_back(p, s, unit, to, length);
-    return code;
+}
+
+// Take the claimed victims of a writable region out and bring what they held into safety. How many left; *code: why others did not.
+static u32 take_and_save(pager *p, slot *s, int *code) {
+    kept pages[512];
+    u32 count = 0, dirty = 0, left = 0;
+    for (u32 i = 0; i < s->victim_count; i++) {
+        u64 unit = s->victims[i], first = unit * p->unit / PAGE, need[8];
+        int one = take(p, s, i, need);
+        if (!one) {
+            u32 before = count;
+            for (u64 k = 0; k < unit_bytes(p, unit) / PAGE; k++)
+                if (need[k / 64] >> (k % 64) & 1) pages[count++] = (kept){s->take + i * p->unit + k * PAGE, first + k};
+            dirty += count > before;
+            left++;
+            continue;
+        }
+        *code = one;
+        if (one == -ENOENT || one == -EINVAL) { // the application unmapped it
+            release_unit(p, s, (u32)unit, GONE);
+            atomic_fetch_sub(&p->resident_units, 1);
+        } else stay(p, s, unit);
+        s->victims[i] = UINT32_MAX;
+    }
+    // What the application dropped meanwhile is a hole here, not a page of zeros.
+    u8 there[512];
+    if (count && !mincore(s->take, s->victim_count * p->unit, there)) {
+        u32 present = 0;
+        for (u32 i = 0; i < count; i++)
+            if (there[(u64)(pages[i].from - s->take) / PAGE] & 1) pages[present++] = pages[i];
+        count = present;
+    }
+    int saved = count ? save(p, s, pages, count) : 0;
+    if (!saved) {
+        ADD(evict_dirty_count, dirty);
+        ADD(evict_clean_count, left - dirty);
+        return left;
+    }
+    *code = saved;
+    for (u32 i = 0; i < s->victim_count; i++) {
+        if (s->victims[i] == UINT32_MAX) continue;
+        bring_back(p, s, s->victims[i], s->take + i * p->unit, unit_bytes(p, s->victims[i]));
+        stay(p, s, s->victims[i]);
+        s->victims[i] = UINT32_MAX;
+    }
+    return 0;
 }
 
 // Before victims are claimed: whoever sweeps the region wants it to stand still.
@@ -228,17 +318,7 @@ static int evict_claimed(pager *p, slot *s) {
     if (p->writable) {
         atomic_store(&s->evicting, EVICT_TAKE);
         strike(p, s, AT_VICTIMS, NULL);
-        for (u32 i = 0; i < s->victim_count; i++) {
-            int one = take_and_save(p, s, i);
-            if (!one) { left++; continue; }
-            code = one;
-            if (one == -ENOENT || one == -EINVAL) { // the application unmapped it
-                release_unit(p, s, s->victims[i], GONE);
-                atomic_fetch_sub(&p->resident_units, 1);
-                left++;
-            } else stay(p, s, s->victims[i]);
-            s->victims[i] = UINT32_MAX;
-        }
+        left = take_and_save(p, s, &code);
         atomic_store(&s->evicting, EVICT_SAVED);
         strike(p, s, AT_SAVED, NULL);
         for (u32 i = 0; i < s->victim_count; i++)
@@ -247,12 +327,11 @@ static int evict_claimed(pager *p, slot *s) {
     } else {
         atomic_store(&s->evicting, EVICT_DROP);
         strike(p, s, AT_VICTIMS, NULL);
-        u32 taken;
         // A big unit is moved into our buffer, where its pages wait for the next fill: nothing to allocate or to zero.
         bool recycle = s->victim_count == 1 && p->unit >= 65536 && s->filling;
         if (recycle && s->bounce_populated) madvise(s->bounce, p->unit, MADV_DONTNEED);
         if (recycle) s->bounce_populated = 0;
-        if (!recycle || take_out(p, s, s->victims[0], s->bounce, &taken)) code = sys_drop(p, s, s->victims, s->victim_count);
+        if (!recycle || take_out(p, s, s->victims[0], s->bounce)) code = sys_drop(p, s, s->victims, s->victim_count);
         else s->bounce_populated = 1;
         strike(p, s, AT_SAVED, NULL);
         for (u32 i = 0; i < s->victim_count; i++) gone(p, s, s->victims[i]);
@@ -271,11 +350,10 @@ int make_room(pager *p, slot *s) {
     s->filling = 2;
     int code = -EBUSY;
     while (p->budget_units && (count = atomic_load(&p->resident_units)) > p->budget_units) {
-        s->victim_count = 0;
         begin(p, s);
         u32 want = p->batch;
         if (want > 1 && p->budget_units < 8ull * want) want = (u32)(p->budget_units / 8) + 1;
-        while (s->victim_count < want && claim_victim(p, s)) {}
+        claim_victims(p, s, want);
         int one = s->victim_count ? evict_claimed(p, s) : -EBUSY;
         atomic_store(&s->evicting, EVICT_IDLE);
         if (!one) continue;
@@ -290,22 +368,36 @@ int make_room(pager *p, slot *s) {
     return 0;
 }
 
-int evict_unit(pager *p, slot *s, u64 unit) {
-    au32 *word = &states(p)[unit];
-    u32 old;
-    // Whoever faulted goes on as soon as the page is there, a moment before its unit says so.
-    while (STATE(old = atomic_load(word)) == FILLING || STATE(old) == EVICTING)
-        if (old & WAITED || atomic_compare_exchange_weak(word, &old, old | WAITED)) futex_wait(word, old | WAITED, 100000000);
-    if (STATE(old) != PRESENT) return 0;
-    begin(p, s);
-    s->victims[0] = (u32)unit;
-    s->victim_count = 1;
-    if (!atomic_compare_exchange_strong(word, &old, EVICTING | OWNER(s - p->slots) | (old & QUEUED))) {
+// Evict a range of units, as many at once as a batch has. 0, or -errno of the last that could not leave.
+int evict_units(pager *p, slot *s, u64 first, u64 last) {
+    int result = 0;
+    for (u64 unit = first; unit <= last;) {
+        begin(p, s);
         s->victim_count = 0;
+        s->written = 0;
+        for (; unit <= last && s->victim_count < p->batch; unit++) {
+            au32 *word = &states(p)[unit];
+            u32 old = atomic_load(word);
+            // Whoever faulted goes on as soon as the page is there, a moment before its unit says so.
+            if ((STATE(old) == FILLING || STATE(old) == EVICTING) && s->victim_count) break;
+            while (STATE(old = atomic_load(word)) == FILLING || STATE(old) == EVICTING) {
+                atomic_store(&s->evicting, EVICT_IDLE); // it may be a sweep that they wait for
+                if (old & WAITED || atomic_compare_exchange_weak(word, &old, old | WAITED)) futex_wait(word, old | WAITED, 100000000);
+                begin(p, s);
+            }
+            while (STATE(old) == PRESENT) {
+                s->victims[s->victim_count] = (u32)unit;
+                u64 mine = old & WRITTEN ? 1ull << s->victim_count : 0;
+                s->victim_count++;
+                if (atomic_compare_exchange_weak(word, &old, EVICTING | OWNER(s - p->slots) | (old & QUEUED))) { s->written |= mine; break; }
+                s->victim_count--; // used or taken meanwhile
+            }
+        }
+        int one = s->victim_count ? evict_claimed(p, s) : 0;
         atomic_store(&s->evicting, EVICT_IDLE);
-        return evict_unit(p, s, unit); // used or taken meanwhile
+        if (one) result = one;
     }
-    return evict_claimed(p, s);
+    return result;
 }
 
 // What a thread that died was in the middle of is undone, or finished where its result is already safe.

@@ -30,10 +30,14 @@ static bool step_aside(pager *p, slot *s, u64 *since) {
 // Put [bounce, bounce + length) where the fault waits. 0, or -errno: -ENOENT where that place is no longer ours.
 int install(pager *p, slot *s, u64 to, u64 length, bool copy_only) {
     u64 at = 0, since = 0, done;
-    bool move = !copy_only && !p->writable && length >= MOVE_FROM_BYTES;
+    bool after_move = false, move = !copy_only && !p->writable && length >= MOVE_FROM_BYTES;
     while (at < length) {
+        if (after_move && sys_resident((u64)s->bounce + at) != 1) { // it was moved, whatever the call said (findings/F-10.md)
+            at += PAGE;
+            continue;
+        }
         int code = move ? sys_move(p, s, AT_MOVE_IN, to + at, (u64)s->bounce + at, length - at, &done)
-                        : sys_copy(p, s, to + at, s->bounce + at, length - at, &done);
+                        : sys_copy(p, s, to + at, s->bounce + at, after_move ? PAGE : length - at, &done);
         at += done;
         if (move && done) s->bounce_populated = 0;
         if (!code) continue;
@@ -44,15 +48,18 @@ int install(pager *p, slot *s, u64 to, u64 length, bool copy_only) {
             break;
         case -EEXIST: // somebody else has put that page there
             COUNT(eexist_count);
-            if (move) move = false; // page by page
+            s->wake = 1;
+            if (move) move = false, after_move = true; // page by page
             else at += PAGE;
+            since = 0;
             break;
         default:
             if (!move) { if (code == -ENOENT) COUNT(gone_count); return code; }
             // Pinned for a moment (EBUSY), or no pages that can be moved: what was read is in the buffer, so copy it.
             if (code == -EBUSY) COUNT(ebusy_count);
             COUNT(move_fallback_count);
-            move = false;
+            s->wake = 1;
+            move = false, after_move = true;
         }
     }
     return 0;
@@ -83,11 +90,13 @@ static int read_file(pager *p, slot *s, u64 offset, u64 length, u8 *to, const ch
 int read_unit(pager *p, slot *s, u64 unit, u8 *to, bool swap_only, const char **what) {
     u64 first = unit * p->unit / PAGE, count = unit_bytes(p, unit) / PAGE;
     for (u64 i = 0, j; i < count; i = j) {
-        bool swapped = p->writable && bit(p, IN_SWAP, first + i);
-        for (j = i + 1; j < count && (p->writable && bit(p, IN_SWAP, first + j)) == swapped; j++) {}
+        bool swapped = in_swap(p, first + i);
+        u64 place = swapped ? atomic_load(&places(p)[first + i]) - 1 : 0;
+        for (j = i + 1; j < count && in_swap(p, first + j) == swapped && (!swapped || atomic_load(&places(p)[first + j]) == place + 1 + j - i); j++) {}
         u64 offset = (first + i) * PAGE, length = (j - i) * PAGE;
         u8 *at = to + i * PAGE;
         if (swapped) {
+            offset = place * PAGE;
             while (length) {
                 u64 done;
                 int code = io_read(p, s, AT_SWAP_READ, p->swap_fd, at, length, offset, &done);
@@ -135,7 +144,8 @@ void wake_unit(pager *p, slot *s, u64 unit, u32 old) {
 void release_unit(pager *p, slot *s, u64 unit, u32 to) {
     au32 *word = &states(p)[unit];
     u32 old = atomic_load(word);
-    while (!atomic_compare_exchange_weak(word, &old, (old & DOOMED ? GONE : to) | (old & QUEUED))) {}
+    u32 keep = STATE(to) == PRESENT ? QUEUED | WRITTEN : QUEUED;
+    while (!atomic_compare_exchange_weak(word, &old, (old & DOOMED ? GONE : to) | (old & keep))) {}
     if (old & DOOMED && STATE(to) == PRESENT) atomic_fetch_sub(&p->resident_units, 1);
     wake_unit(p, s, unit, old);
 }
@@ -178,10 +188,10 @@ static void leave_room(pager *p, slot *s) {
     s->filling = 0;
 }
 
-static int fill(pager *p, slot *s, u64 unit, bool ahead, bool copy_only) {
+static int fill(pager *p, slot *s, u64 unit, u32 flags, bool copy_only) {
     const char *what = "";
     u64 at = p->base + unit * p->unit;
-    u32 flags = ahead ? AHEAD : REF;
+    bool ahead = flags & AHEAD;
     s->record_bytes = 0;
     strike(p, s, AT_CLAIMED, NULL);
     int code = s->filling == 2 ? 0 : make_room(p, s);
@@ -192,7 +202,7 @@ static int fill(pager *p, slot *s, u64 unit, bool ahead, bool copy_only) {
     }
     strike(p, s, AT_RESERVED, NULL);
     if (p->kind == SOURCE_WORKER) {
-        code = submit(p, s, unit, ahead, flags);
+        code = submit(p, s, unit, ahead);
         if (!code) return PUT_OFF; // the receiver finishes it
         if (code == 1) goto there; // all of it was in the swap file
         what = "the page worker is gone and no other could be started";
@@ -231,7 +241,9 @@ failed:
 }
 
 // The unit is there (DONE), will be (PUT_OFF, unless `wait`), or can't be (FAILED). [address, address + length) is what is asked for.
-int resolve(pager *p, slot *s, u64 unit, u64 address, bool ahead, bool wait) {
+// how: AHEAD, nobody asked for it yet; WRITTEN, for a write.
+int resolve(pager *p, slot *s, u64 unit, u64 address, u32 how, bool wait) {
+    bool ahead = how & AHEAD;
     au32 *word = &states(p)[unit];
     bool mine = true;
     for (;;) {
@@ -255,6 +267,7 @@ int resolve(pager *p, slot *s, u64 unit, u64 address, bool ahead, bool wait) {
             } else if (!(old & REF) && !ahead) atomic_fetch_or(word, REF);
             if (p->policy == POLICY_LRU && !ahead) atomic_store(&stamps(p)[unit], (u32)(now_ns() >> 20));
             if (ahead) return DONE;
+            s->wake = 1;
             if (sys_resident(address)) { if (mine) COUNT(stale_fault_count); return DONE; }
             counted = true; // the application dropped pages of it: MADV_DONTNEED
             COUNT(refill_count);
@@ -264,10 +277,12 @@ int resolve(pager *p, slot *s, u64 unit, u64 address, bool ahead, bool wait) {
             break;
         }
         if (old & WAITED) claim |= WAITED;
+        // In the word from the claim on, so that a sweep that comes between takes it away again.
+        if (how & WRITTEN && p->writable && p->unit == PAGE) claim |= WRITTEN, atomic_store(&p->any_written, 1);
         s->unit = unit;
         s->filling = counted ? 2 : 1;
         if (!atomic_compare_exchange_weak(word, &old, claim)) { s->filling = 0; continue; }
-        int result = fill(p, s, unit, ahead, counted || STATE(old) == POISONED);
+        int result = fill(p, s, unit, how & AHEAD, counted || STATE(old) == POISONED);
         if (result != PUT_OFF || !wait) return result;
         mine = false;
         old = atomic_load(word);
@@ -275,7 +290,7 @@ int resolve(pager *p, slot *s, u64 unit, u64 address, bool ahead, bool wait) {
     }
 }
 
-slot *guest_enter(pager *p) {
+slot *guest_enter(pager *p, u64 since) {
     u32 tid = (u32)gettid_();
     for (;;) {
         for (u32 i = MAX_SERVICE; i < MAX_SLOTS; i++) {
@@ -283,7 +298,7 @@ slot *guest_enter(pager *p) {
             if (atomic_load(&p->slots[i].owner) == 0 && atomic_compare_exchange_strong(&p->slots[i].owner, &nobody, tid)) {
                 p->slots[i].waiter_tid = tid;
                 p->slots[i].reported = 0;
-                atomic_store(&p->slots[i].since_ns, now_ns());
+                atomic_store_explicit(&p->slots[i].since_ns, since, memory_order_relaxed);
                 return &p->slots[i];
             }
         }
@@ -294,6 +309,6 @@ slot *guest_enter(pager *p) {
 void guest_leave(pager *p, slot *s) {
     (void)p;
     s->address = 0;
-    atomic_store(&s->since_ns, 0);
-    atomic_store(&s->owner, 0);
+    atomic_store_explicit(&s->since_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&s->owner, 0, memory_order_release);
 }

@@ -88,7 +88,7 @@ int sys_move(pager *p, slot *s, int point, u64 to, u64 from, u64 length, u64 *do
     case DO_RIVAL: if (point == AT_MOVE_IN) copy(p, to, (void *)from, PAGE, done); break;
     case DO_PARTIAL: if ((u64)value < length) want = (u64)value;
     }
-    struct uffdio_move m = {.dst = to, .src = from, .len = want, .mode = point == AT_MOVE_OUT ? UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES : 0};
+    struct uffdio_move m = {.dst = to, .src = from, .len = want}; // without holes: see findings/F-10.md
     int code = settle(ioctl(p->uffd, UFFDIO_MOVE, &m), m.move, want, done);
     return !code && want < length ? -EAGAIN : code;
 }

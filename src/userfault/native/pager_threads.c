@@ -115,6 +115,7 @@ bool drain_event(pager *p, slot *s) {
         u32 n = s->deferred_count;
         s->deferred[n].address = m.arg.pagefault.address;
         s->deferred[n].tid = m.arg.pagefault.ptid;
+        s->deferred[n].flags = (u32)m.arg.pagefault.flags;
         s->deferred[n].since_ns = now_ns();
         s->deferred_count = n + 1;
     } else event(p, s, &m);
@@ -159,17 +160,17 @@ u64 moved_offset(pager *p, u64 address) {
 
 void fill_moved(pager *p, slot *s, u64 offset, u64 address) { fill_page(p, s, offset, address); }
 
-static void serve(pager *p, slot *s, u64 address, u32 tid, u64 since) {
+static void serve(pager *p, slot *s, u64 address, u32 tid, u64 since, u64 flags) {
     s->address = address, s->waiter_tid = tid, s->reported = 0;
-    atomic_store(&s->since_ns, since);
+    atomic_store_explicit(&s->since_ns, since, memory_order_relaxed);
     strike(p, s, AT_EVENT_READ, NULL);
     if (address >= p->base && address < p->base + p->length) {
         u64 unit = (address - p->base) / p->unit;
         note_fault(p, unit);
-        int result = resolve(p, s, unit, address, false, false);
-        // Present already, or unmapped: the faulting thread looks again.
+        s->wake = 0;
+        int result = resolve(p, s, unit, address, flags & UFFD_PAGEFAULT_FLAG_WRITE ? WRITTEN : 0, false);
         if (result == DONE) record_latency(p, now_ns() - since);
-        if (result == DONE) sys_wake(p, s, address & ~(PAGE - 1), PAGE);
+        if (result == DONE && s->wake) sys_wake(p, s, address & ~(PAGE - 1), PAGE);
         if (result == FAILED && STATE(atomic_load(&states(p)[unit])) == GONE) fill_page(p, s, address - p->base, address);
     } else {
         u64 offset = moved_offset(p, address);
@@ -177,7 +178,7 @@ static void serve(pager *p, slot *s, u64 address, u32 tid, u64 since) {
         else sys_wake(p, s, address & ~(PAGE - 1), PAGE);
     }
     s->address = 0;
-    atomic_store(&s->since_ns, 0);
+    atomic_store_explicit(&s->since_ns, 0, memory_order_relaxed);
 }
 
 // Everybody looks after everybody: the guardian after all, the others after the guardian.
@@ -207,7 +208,7 @@ static void stalls(pager *p) {
     for (u32 i = 0; i < MAX_SLOTS; i++) {
         slot *s = &p->slots[i];
         u64 since = atomic_load(&s->since_ns);
-        if (!since || s->reported || now - since < p->stall_ms * 1000000ull) continue;
+        if (!since || s->reported || now < since + p->stall_ms * 1000000ull) continue;
         s->reported = 1;
         COUNT(stall_count);
         say("userfault: thread %u has waited %.1f s for offset %#lx of region '%s'\n", s->waiter_tid, (double)(now - since) / 1e9,
@@ -215,7 +216,7 @@ static void stalls(pager *p) {
     }
     for (u32 i = 0; i < MAX_PENDING; i++) {
         pending *w = &p->pendings[i];
-        if (!atomic_load(&w->busy) || w->reported || w->ahead || now - w->first_ns < p->stall_ms * 1000000ull) continue;
+        if (!atomic_load(&w->busy) || w->reported || w->ahead || now < w->first_ns + p->stall_ms * 1000000ull) continue;
         w->reported = 1;
         COUNT(stall_count);
         say("userfault: thread %u has waited %.1f s for the page worker of region '%s' to read %lu bytes at offset %#lx\n",
@@ -275,9 +276,9 @@ static void background(pager *p, slot *s) {
         u64 unit = item >> 16, count = item & 0xffff;
         atomic_store(&s->since_ns, now_ns());
         s->reported = 0;
-        if (!count && unit < p->units) resolve(p, s, unit, p->base + unit * p->unit, false, false);
+        if (!count && unit < p->units) resolve(p, s, unit, p->base + unit * p->unit, 0, false);
         for (u64 i = 0; i < count && unit + i < p->units && !atomic_load(&p->stopping); i++)
-            resolve(p, s, unit + i, p->base + (unit + i) * p->unit, true, false);
+            resolve(p, s, unit + i, p->base + (unit + i) * p->unit, AHEAD, false);
         atomic_store(&s->since_ns, 0);
     }
 }
@@ -288,16 +289,16 @@ static void handler(pager *p, slot *s) {
         while (s->deferred_count) {
             u32 n = s->deferred_count - 1;
             u64 address = s->deferred[n].address, since = s->deferred[n].since_ns;
-            u32 tid = s->deferred[n].tid;
+            u32 tid = s->deferred[n].tid, flags = s->deferred[n].flags;
             s->address = address;
             s->deferred_count = n;
-            serve(p, s, address, tid, since);
+            serve(p, s, address, tid, since, flags);
         }
         if (poll(f, 2, 200) == 0) look_after(p, s, GUARDIAN);
         if (!(f[0].revents & POLLIN)) continue;
         struct uffd_msg m;
         if (read(p->uffd, &m, sizeof m) != sizeof m) continue;
-        if (m.event == UFFD_EVENT_PAGEFAULT) serve(p, s, m.arg.pagefault.address, m.arg.pagefault.ptid, now_ns());
+        if (m.event == UFFD_EVENT_PAGEFAULT) serve(p, s, m.arg.pagefault.address, m.arg.pagefault.ptid, now_ns(), m.arg.pagefault.flags);
         else event(p, s, &m);
     }
 }

@@ -55,23 +55,23 @@ static void ask(pager *p, slot *s, pending *w) {
 // The next run of pages of the unit that the worker has, from page `at` of the unit on; false where none is left.
 static bool next_run(pager *p, pending *w, u64 at) {
     u64 first = w->unit * p->unit / PAGE, count = unit_bytes(p, w->unit) / PAGE, end;
-    while (at < count && p->writable && bit(p, IN_SWAP, first + at)) at++;
-    for (end = at; end < count && !(p->writable && bit(p, IN_SWAP, first + end)); end++) {}
+    while (at < count && p->writable && in_swap(p, first + at)) at++;
+    for (end = at; end < count && !(p->writable && in_swap(p, first + end)); end++) {}
     w->offset = (first + at) * PAGE, w->length = (end - at) * PAGE, w->next = end;
     return at < end;
 }
 
 // 0: asked; 1: it came from the swap file altogether; or -errno. The unit is claimed and its room is made.
-int submit(pager *p, slot *s, u64 unit, bool ahead, u32 flags) {
+int submit(pager *p, slot *s, u64 unit, bool ahead) {
     const char *what;
     u64 first = unit * p->unit / PAGE, count = unit_bytes(p, unit) / PAGE, swapped = 0;
     if (p->writable)
-        for (u64 i = 0; i < count; i++) swapped += bit(p, IN_SWAP, first + i);
+        for (u64 i = 0; i < count; i++) swapped += in_swap(p, first + i);
     if (swapped) {
         int code = read_unit(p, s, unit, s->bounce, true, &what);
         u8 *bounce = s->bounce;
         for (u64 i = 0; !code && i < count; i++) {
-            if (!bit(p, IN_SWAP, first + i)) continue;
+            if (!in_swap(p, first + i)) continue;
             s->bounce = bounce + i * PAGE;
             code = install(p, s, (first + i) * PAGE + p->base, PAGE, true);
         }
@@ -99,7 +99,6 @@ int submit(pager *p, slot *s, u64 unit, bool ahead, u32 flags) {
             s->filling = 0;
             strike(p, s, AT_SUBMITTED, NULL);
             ask(p, s, w);
-            (void)flags;
             return 0;
         }
         if (atomic_load(&p->worker_lost)) return -EIO;
