@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from userfault import paging
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "paging-sources.md"
 TIMEOUT_S = 60
@@ -29,3 +32,21 @@ def run(directory: Path, *arguments: str) -> str:
     done = subprocess.run(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+@pytest.mark.usefixtures("can_page")
+def test_the_example_of_the_first_page_runs(tmp_path: Path) -> None:
+    np.ones((2000, 768), dtype="<f4").tofile(tmp_path / "vectors.f32")
+    text = (DOCUMENT.parent / "paging.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "script.py").write_text(block)
+    printed = run(tmp_path, "script.py")
+    assert "768." in printed
+    assert "of 256.0 KiB resident" in printed
+
+
+def test_every_method_named_in_the_document_exists() -> None:
+    text = (DOCUMENT.parent / "paging.md").read_text()
+    names = set(re.findall(r"`(\w+)\(", text)) - {"fork", "madvise", "in_child", "page_fault_injection"}
+    assert {"close", "flush", "ensure", "mark", "dirty", "will_need", "working_set", "replay"} <= names
+    assert all(hasattr(paging.Region, name) for name in names), names

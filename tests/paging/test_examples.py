@@ -63,3 +63,22 @@ def test_weights_are_fetched_when_they_are_touched(s3: Any) -> None:
     assert values == "(2000, 1000) [0.0, 1.0, 2.0, 3.0] [1999000.0, 1999001.0, 1999002.0, 1999003.0]"
     fetched = stats.split("; in ")[1].split(",")[0]
     assert fetched.endswith("KiB") and float(fetched.split()[0]) < 2000
+
+
+@pytest.mark.usefixtures("can_page")
+def test_an_array_larger_than_memory() -> None:
+    first, second = run("array_larger_than_memory.py")
+    assert first == "8 GiB, rows 1 and 8192"
+    assert int(second.split()[0]) <= 64
+
+
+@pytest.mark.usefixtures("can_page")
+def test_a_copy_on_write_view(tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    content = np.random.default_rng(1).integers(0, 255, 3_000_000, dtype=np.uint8).tobytes()
+    file.write_bytes(content)
+    assert run("copy_on_write_view.py", str(file)) == [
+        "120 KiB differ from the file",
+        "still 255 255 after leaving memory",
+    ]
+    assert file.read_bytes() == content

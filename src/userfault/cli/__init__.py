@@ -14,7 +14,7 @@ VERBS = {
     "conform": "Do random sequences on the model and on the running kernel, and compare.",
     "probe": "What this kernel and this user can do, and the remedy for what is missing.",
     "rmap": "Which processes map a page of a running process, and where.",
-    "page": "Memory that is paged in user space: serve pages to others.",
+    "page": "Memory that is paged in user space: look at it, serve pages to others.",
     "litmus": "List the library of litmus tests, or show one.",
 }
 
