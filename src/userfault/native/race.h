@@ -62,7 +62,7 @@ struct outcome {
 
 // What the processes of a test share, and its results.
 struct shared {
-    _Atomic uint32_t arrived, go, awake, done, watch, failed, rescued;
+    _Atomic uint32_t arrived, go, awake, done, watch, failed, rescued_from, rescued_to;
     _Atomic int32_t children;
     int64_t delay_ns[MAX_THREADS], took_ns[MAX_THREADS];
     _Atomic int32_t setting_up, at[MAX_THREADS]; // the operation that setup, or a thread, stands in, from 1
@@ -511,12 +511,30 @@ static void *rescuer(void *unused)
         round = number_of_round;
         usleep(20000);
         if (same < 50 || uffd < 0) continue;
-        atomic_store(&shared->rescued, round);
+        atomic_store(&shared->rescued_from, round);
         while (op_event(arena, 0, 0, 0, 0) >= 0)
             ;
         unregister(base_of(round), ARENA - 4 * BLOCK);
+        // It may have gone on by itself meanwhile: then this was done to the next round.
+        atomic_store(&shared->rescued_to, number_of_round);
     }
     return unused;
+}
+
+//= ksm: pagemap
+// ksmd merges the page at x with that at y, which holds the same. 0, or -EAGAIN where it did not come to that.
+OP(ksm)
+{
+    static int kpageflags = -1;
+    if (kpageflags < 0) kpageflags = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+    if (madvise(base + x, SMALL, 12 /* MADV_MERGEABLE */) || madvise(base + y, SMALL, 12)) return -errno;
+    for (uint64_t until = now_ns() + 200000000; now_ns() < until; usleep(200)) {
+        uint64_t entry = pagemap_entry(base + x), flags = 0;
+        if (!(entry & PM_PRESENT)) return -EAGAIN;
+        if (pread(kpageflags, &flags, 8, (off_t)((entry & ((1ull << 55) - 1)) * 8)) != 8) return -errno;
+        if (flags & 1ull << 21 /* KPF_KSM */) return 0;
+    }
+    return -EAGAIN;
 }
 
 //= compact:
@@ -784,7 +802,8 @@ static long run_rounds(int64_t rounds, int64_t ns)
                 ;
             if (!WIFEXITED(status) || WEXITSTATUS(status)) atomic_store(&shared->failed, 1);
         }
-        if (atomic_load(&shared->rescued) == round) shared->unblocked++;
+        uint32_t from = atomic_load(&shared->rescued_from);
+        if (from && round >= from && (round == from || round <= atomic_load(&shared->rescued_to))) shared->unblocked++;
         else if (made < 0 || atomic_load(&shared->failed)) {
             shared->failures++;
             shared->failure = made;

@@ -22,7 +22,7 @@ def running_era() -> tuple[str, str]:
     moved = _probe()
     if moved < 0 and moved != -16:
         return NONE, "this kernel has no UFFDIO_MOVE"
-    # Since v6.11 the zero page moves like any other; v6.8 says EBUSY.
+    # To v6.8 the zero page is busy; later it moves like any other.
     if moved == 1 and "v6.18" in ERAS:
         return "v6.18", ""
     return "v6.8", DIFFERENCES["v6.8"] if moved == 1 else ""

@@ -74,6 +74,8 @@ class _Lowering:
     huge: bool = False
     waiting: bool = False
     events: int = 0
+    more: dict[int, list[Op]] = field(default_factory=dict)
+    """What the initial state of an address space needs for the operations of its threads."""
 
     def fail(self, op: Operation | Setup | Vma | Column, problem: str, instead: str) -> LitmusError:
         return at_place(self.test.file, op.at.line, op.at.column, self.test.text, problem, instead)
@@ -147,6 +149,8 @@ class _Lowering:
             threads.append((mm, tuple(ops)))
         while len(lists) < len(self.mms):
             lists.append([])
+        for mm, made in self.more.items():
+            lists[mm] += made
         for mm, done in threads:
             # A test may ask a userfaultfd of what is registered with none.
             if any(op.name in ON_USERFAULTFD for op in done) and all(op.name not in UFFD_MADE for op in lists[mm]):
@@ -339,6 +343,21 @@ def _collapse(low: _Lowering, mm: int, args: list[int | str]) -> Op:
 
 ON_USERFAULTFD = ("move", "copy", "zeropage", "wp", "poison", "wake", "event", "register", "unregister")
 UFFD_MADE = ("open", "register")
+
+
+def _ksm(low: _Lowering, mm: int, args: list[int | str]) -> Op:
+    """ksmd merges equal pages, so one more is made that holds what the page does in the beginning."""
+    page = _int(args[0])
+    token = next((low.tokens[name] for name, place in low.places.items() if place == (mm, page)), 0)
+    if low.huge or not token:
+        raise Unrunnable(f"nothing to merge page {page} with", "a small page that is there in the beginning")
+    made = (Op("map", (low.at(TWIN), SMALL, 0, READ | WRITE)), Op("store", (low.at(TWIN), token)))
+    low.more.setdefault(mm, []).extend(made)
+    return Op("ksm", (low.at(page), low.at(TWIN)))
+
+
+TWIN = 18
+"""The page for ksmd, beyond the model's sixteen."""
 UFFD = ("userfaultfd",)
 KINDS: dict[str, Kind] = {
     "load": Kind(_page_op("load")),
@@ -379,6 +398,7 @@ KINDS: dict[str, Kind] = {
     "unpin": Kind(lambda low, mm, args: Op("unpin"), needs=("io_uring",)),
     "pinned": Kind(_pipe_op("pinned"), needs=("io_uring",)),
     "look": Kind(_page_op("look")),
+    "ksm": Kind(_ksm, result=False, needs=("ksm",)),
     "collapse": Kind(_collapse, result=False, needs=("thp",)),
     "reclaim": Kind(_advise_page(Advice.PAGEOUT), result=False, needs=("swap",)),
     "split": Kind(_advise_page(Advice.COLD), result=False, needs=("thp",)),
@@ -388,7 +408,6 @@ KINDS: dict[str, Kind] = {
 
 UNSEEN = {
     "pinwrite": ": pin_user_pages does not stop at its fast path; `vmwrite` is a pin that also faults",
-    "ksm": ": ksmd takes its own time",
     "get_anon_vma": ": a reference to an anon_vma leaves no trace there",
     "referenced": ": nothing asks reclaim to look at one page",
     "idle": ": it takes /sys/kernel/mm/page_idle and a physical address",

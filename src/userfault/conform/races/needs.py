@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from ...kernel.errors import Unavailable
-from ...kernel.machine import THP, machine, setting
+from ...kernel.machine import KSM, THP, machine, setting
 from ...kernel.race import Op, Race, run_race
 from ...kernel.uapi import Advice
 from ...litmus import Test
@@ -77,6 +77,14 @@ def _io_uring() -> str:
     return "" if failed >= 0 else f"io_uring: {os.strerror(-failed)}"
 
 
+def _ksm() -> str:
+    try:
+        runs = setting(KSM / "run") == "1"
+    except Unavailable as error:
+        return str(error)
+    return "" if runs and os.access("/proc/kpageflags", os.R_OK) else "ksmd does not run, or can't be watched"
+
+
 def _compaction() -> str:
     return "" if os.access("/proc/sys/vm/compact_memory", os.W_OK) else "/proc/sys/vm/compact_memory can't be written"
 
@@ -86,6 +94,7 @@ NEEDS = {
     "poison": (_poison, "a kernel of v6.6 or later with userfaultfd, as root"),
     "guard": (_guard, "a kernel of v6.13 or later"),
     "io_uring": (_io_uring, "`sysctl kernel.io_uring_disabled=0`"),
+    "ksm": (_ksm, "as root, `userfault run` starts it; else `echo 1 > /sys/kernel/mm/ksm/run`"),
     "compaction": (_compaction, "run as root, on a kernel with CONFIG_COMPACTION"),
     "userfaultfd": (_userfaultfd, "run as root, or `sysctl vm.unprivileged_userfaultfd=1`"),
     "move": (_move, "a kernel of v6.8 or later with userfaultfd"),
@@ -113,8 +122,13 @@ def borrowed(tests: Iterable[Test]) -> Iterator[None]:
             needs |= lower(test).needs
     with ExitStack() as stack:
         with suppress(Unavailable):
-            if needs & {"swap", "thp"}:
+            if needs & {"swap", "thp", "ksm"}:
                 held = stack.enter_context(machine())
+                if "ksm" in needs:
+                    # As fast as it can: each round waits for it.
+                    held.set(KSM / "sleep_millisecs", 0)
+                    held.set(KSM / "pages_to_scan", 1000)
+                    held.set(KSM / "run", 1)
                 if "thp" in needs and setting(THP / "enabled") == "never":
                     held.set(THP / "enabled", "madvise")
                 if "swap" in needs:
