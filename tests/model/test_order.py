@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from userfault.model import era as eras
+from userfault.model import memory
 from userfault.model.errno import EAGAIN, EEXIST, ENOENT
 from userfault.model.fork import sys_fork
 from userfault.model.gup import gup_fast, unpin_user_page
@@ -11,6 +14,7 @@ from userfault.model.madvise import madvise_dontneed
 from userfault.model.migrate import migrate_page
 from userfault.model.mm_types import PteKind, mm_struct, page, vm
 from userfault.model.mmap import do_mmap, sys_munmap
+from userfault.model.pgtable import flush_tlb_range
 from userfault.model.rmap import page_referenced_anon
 from userfault.model.slab import alloc_page, get_page, put_page
 from userfault.model.swap import swapcache_prepare
@@ -175,4 +179,26 @@ def test_a_write_fault_gives_the_swap_back(era: str) -> None:
     assert touch(mm, 0, True) == 0
     assert page_at(mm, 0).swapcache is None
     assert pte_at(mm, 0).write
+    settled()
+
+
+@every_era
+def test_pages_that_are_unmapped_together_are_freed_after_one_flush(era: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mm = start(era)
+    do_mmap(mm, 0, 4, int(vm.WRITE), 0)
+    write(mm, 0, CONTENT)
+    write(mm, 1, CONTENT)
+    write(mm, 2, CONTENT)
+    pages = [page_at(mm, addr) for addr in range(3)]
+    flushed = []
+
+    def flush(mm: mm_struct, first: int, end: int) -> None:
+        flushed.append((first, end, [(each.allocated, each.mapcount.counter) for each in pages]))
+        flush_tlb_range(mm, first, end)
+
+    monkeypatch.setattr(memory, "flush_tlb_range", flush)
+    assert madvise_dontneed(mm, 0, 3) == 0
+    assert flushed == [(0, 3, [(True, 0)] * 3)]
+    assert not any(each.allocated for each in pages)
+    assert machine.cpus[0].gather == []
     settled()

@@ -10,7 +10,7 @@ from .errno import EFAULT, EHWPOISON, EINVAL, ENOMEM
 from .lang import reached
 from .locks import down_read, down_write, spin_lock, spin_unlock, up_read, up_write
 from .machine import config
-from .memory import VM_FAULT_HWPOISON, handle_mm_fault, pte_alloc, zap_page_range
+from .memory import VM_FAULT_HWPOISON, handle_mm_fault, pte_alloc, tlb_finish_mmu, zap_page_range
 from .mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
 from .mmap import find_vma
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte
@@ -167,6 +167,7 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
         if advice == MADV.DONTNEED and vma.vm_flags & vm.LOCKED:
             return -EINVAL
         zap_page_range(mm, vma, start, end, True)
+        tlb_finish_mmu(mm, start, end)
         reached("a range was forgotten")
         return 0
     if advice == MADV.PAGEOUT:
@@ -235,6 +236,7 @@ def madvise_guard_install(mm: mm_struct, vma: vm_area_struct, start: int, end: i
     anon_vma_prepare(vma)
     vma.vm_flags |= int(vm.MAYBE_GUARD)
     zap_page_range(mm, vma, start, end, True)
+    tlb_finish_mmu(mm, start, end)
     for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
         addr = number << config.PAGE_SHIFT
         while True:
@@ -251,6 +253,7 @@ def madvise_guard_install(mm: mm_struct, vma: vm_area_struct, start: int, end: i
                 break
             # A fault, or a fill, was faster: zap and try again.
             zap_page_range(mm, vma, start, end, True)
+            tlb_finish_mmu(mm, start, end)
 
 
 @modelled("mm/madvise.c", versions="v6.13 .. v6.18", section="C.4", steps=2)

@@ -14,12 +14,12 @@ from .huge_memory import (
 from .huge_split import split_huge_page_pmd, split_huge_pmd
 from .lang import atomic, check, exhausted, ghost, raw
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
-from .machine import config, machine, new_page_table
+from .machine import config, machine, new_page_table, this_cpu
 from .migrate import migration_entry_wait
 from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pmd_t, pte_slot, pte_t, vm, vm_area_struct
 from .pgtable import (
-    flush_tlb_page,
     flush_tlb_pmd,
+    flush_tlb_range,
     pmd_lockptr,
     pmd_offset,
     pmd_trans_huge,
@@ -335,41 +335,52 @@ def clear_marker(table: page_table, ptep: pte_slot, marker: pte_t) -> None:
     spin_unlock(pte_lockptr(table))
 
 
+@ghost
+def tlb_remove_page(p: page) -> None:
+    """mm/mmu_gather.c __tlb_remove_page: into the batch, which nobody else can see."""
+    this_cpu().gather.append(p)
+
+
 @modelled(
-    "mm/memory.c",
-    function="zap_pte_range",
-    versions="v3.10 .. v6.8",
+    "mm/mmu_gather.c",
+    versions="v3.10 (mm/memory.c) .. v6.8",
     section="C.4",
-    steps=5,
-    omits="the mmu_gather batch: each page is flushed and freed before the next",
+    steps=3,
+    omits="a batch that is full, which is flushed and freed before the zap goes on; the page tables in it",
     errs="missed bug",
 )
-def zap_pte(mm: mm_struct, addr: int, table: page_table, keep_guards: bool) -> None:
-    """Clear one PTE and drop what it held."""
-    ptep = pte_offset(table, addr)
+def tlb_finish_mmu(mm: mm_struct, start: int, end: int) -> None:
+    """Flush [start, end) (bytes) on every CPU, and only then free what was unmapped."""
+    flush_tlb_range(mm, start, end)
+    while len(this_cpu().gather) != 0:
+        p = this_cpu().gather[0]
+        this_cpu().gather.remove(p)
+        free_page_and_swap_cache(p)
+
+
+@modelled("mm/memory.c", versions="v3.10 .. v6.8", section="C.4", steps=5, omits="file pages; stops to let others run")
+def zap_pte_range(table: page_table, addr: int, end: int, keep_guards: bool) -> None:
+    """Clear the entries of one page table, and gather the pages that they held, under one hold of its lock."""
     spin_lock(pte_lockptr(table))
-    pte = ptep.pte
-    if pte.kind == PteKind.NONE:
-        spin_unlock(pte_lockptr(table))
-        return
-    if era.markers and keep_guards and pte.kind == PteKind.GUARD_MARKER:
-        spin_unlock(pte_lockptr(table))
-        return
-    if pte.kind != PteKind.PRESENT:
-        # A migration entry is only cleared: whoever migrates finds no entry to put right.
-        if pte.kind == PteKind.SWAP:
-            free_swap_and_cache(pte.slot)
-        set_pte(ptep, pte_t())
-        spin_unlock(pte_lockptr(table))
-        return
-    # The exchange again: the hardware may have set bits since, and another page can't come while the lock is ours.
-    pte = ptep_get_and_clear(ptep)
-    if not pte.special:
-        page_remove_rmap(pte.page)
+    for number in range(addr >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
+        ptep = pte_offset(table, number << config.PAGE_SHIFT)
+        pte = ptep.pte
+        if pte.kind == PteKind.NONE:
+            continue
+        if era.markers and keep_guards and pte.kind == PteKind.GUARD_MARKER:
+            continue
+        if pte.kind != PteKind.PRESENT:
+            # A migration entry is only cleared: whoever migrates finds no entry to put right.
+            if pte.kind == PteKind.SWAP:
+                free_swap_and_cache(pte.slot)
+            set_pte(ptep, pte_t())
+            continue
+        # The exchange again: the hardware may have set bits since, and another page can't come while the lock is ours.
+        pte = ptep_get_and_clear(ptep)
+        if not pte.special:
+            page_remove_rmap(pte.page)
+            tlb_remove_page(pte.page)
     spin_unlock(pte_lockptr(table))
-    flush_tlb_page(mm, addr)
-    if not pte.special:
-        free_page_and_swap_cache(pte.page)
 
 
 @modelled(
@@ -381,6 +392,8 @@ def zap_pte(mm: mm_struct, addr: int, table: page_table, keep_guards: bool) -> N
 )
 def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int, keep_guards: bool = False) -> None:
     """Every entry of [start, end) that the VMA covers; a huge mapping that only partly lies there is split first.
+
+    The pages are gathered: tlb_finish_mmu frees them.
 
     keep_guards: the contents go, the mapping stays, and with it its guard markers.
     """
@@ -403,9 +416,8 @@ def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int, kee
                 else:
                     zapped, p = zap_huge_pmd(vma, pmdp, addr)
                     if zapped:
-                        flush_tlb_pmd(mm, addr)
                         if p is not None:
-                            free_page_and_swap_cache(p)
+                            tlb_remove_page(p)
                         done = number + hpage_nr()
                         break
                 if era.folios:
@@ -413,7 +425,9 @@ def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int, kee
                 # v3.10: what became huge again meanwhile is somebody else's later fault, and stays.
                 pmd = pmdp.pmd
             if pmd.kind == PmdKind.TABLE:
-                zap_pte(mm, addr, pmd.table, keep_guards)
+                border = min(last, (addr & -hpage_size()) + hpage_size())
+                zap_pte_range(pmd.table, addr, border, keep_guards)
+                done = border >> config.PAGE_SHIFT
             break
 
 

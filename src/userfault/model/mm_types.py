@@ -71,6 +71,7 @@ class cpu:
     irqs_off: bool = False  # IPIs to this CPU wait
     mm: mm_struct = NULL  # const: the address space that its user code runs in
     tlb: list[tlb_t] = field(default_factory=list)  # by user page; written by this CPU, cleared by flushes
+    gather: list[page] = field(default_factory=list)  # mmu_gather: pages unmapped here, to be freed after the flush
     walk_visited: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that the rmap walk under way has visited
     walk_gained: Annotated[int, Range(0, 7)] = 0  # ghost: mappings its page has gained since the walk began
     walk_expected: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that it had when the walk began

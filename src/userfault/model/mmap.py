@@ -8,9 +8,8 @@ from .errno import EINVAL, ENOMEM
 from .lang import atomic, ghost, raw, smp_processor_id
 from .locks import down_read, down_write, downgrade_write, up_read, up_write
 from .machine import config, machine
-from .memory import free_pgd_range, zap_page_range
+from .memory import free_pgd_range, tlb_finish_mmu, zap_page_range
 from .mm_types import mm_struct, vm, vm_area_struct
-from .pgtable import flush_tlb_mm
 from .rmap import unlink_anon_vmas
 from .slab import vm_area_alloc, vm_area_free
 from .vma import mmap_region, split_vma
@@ -79,6 +78,7 @@ def sys_munmap(mm: mm_struct, addr: int, length: int) -> int:
         if detached_here(vma):
             unlink_anon_vmas(vma)
     free_pgd_range(mm, addr, end)
+    tlb_finish_mmu(mm, addr, end)
     for vma in machine.vmas:
         if detached_here(vma):
             vm_area_free(vma)
@@ -163,8 +163,9 @@ def exit_mmap(mm: mm_struct) -> None:
     for vma in machine.vmas:
         if detached_here(vma):
             unlink_anon_vmas(vma)
-    free_pgd_range(mm, 0, len(mm.pmd) << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER))
-    flush_tlb_mm(mm)
+    end = len(mm.pmd) << (config.PAGE_SHIFT + config.HPAGE_PMD_ORDER)
+    free_pgd_range(mm, 0, end)
+    tlb_finish_mmu(mm, 0, end)
     for vma in machine.vmas:
         if detached_here(vma):
             vm_area_free(vma)
