@@ -194,11 +194,12 @@ def test_write_protection_refused(area: Mapping, mode: RegisterMode, where: int,
 
 
 def test_a_hole_is_protected_by_a_marker_only_where_that_was_asked_for(area: Mapping) -> None:
-    for features, letters in ((Feature(0), "-"), (Feature.WP_UNPOPULATED, "SW")):
+    for features, marked in ((Feature(0), False), (Feature.WP_UNPOPULATED, True)):
         with Userfault(Feature.PAGEFAULT_FLAG_WP | features) as uffd, Pagemap() as pagemap:
             assert uffd.register(area.address, area.length_bytes, RegisterMode.WP).ok
             assert uffd.writeprotect(area.address, PAGE).ok
-            assert pagemap.entry(area.address).letters == letters
+            entry = pagemap.entry(area.address)
+            assert (entry.uffd_wp, entry.swapped) == (marked, marked)
             uffd.unregister(area.address, area.length_bytes)
 
 
@@ -322,6 +323,30 @@ def test_events_of_the_owner(area: Mapping, full: Mapping) -> None:
     assert removed == Removed(area.at(1), area.at(3))
     assert unmapped == Unmapped(area.at(6), area.at(7))
     assert isinstance(remapped, Remapped) and remapped.length == PAGE
+
+
+def test_loops_wait_for_the_reader_of_an_event(area: Mapping, full: Mapping) -> None:
+    def work() -> list[bool]:
+        full.tag_pages()
+        with Userfault(Feature.EVENT_REMOVE) as uffd:
+            assert uffd.register(area.address, area.length_bytes, RegisterMode.MISSING | RegisterMode.WP).ok
+            acting = Toucher(lambda: area.madvise(Advice.DONTNEED))
+            assert uffd.wait(5)
+            given_up = [
+                uffd.writeprotect_all(area.address, PAGE, deadline_s=0.01).errno,
+                uffd.copy_all(area.address, full.address, PAGE, deadline_s=0.01).errno,
+            ]
+            reader = threading.Timer(0.05, uffd.read)
+            reader.start()
+            done = [
+                uffd.move_all(area.address, full.address, PAGE, deadline_s=5).ok,
+                uffd.writeprotect_all(area.address, PAGE, deadline_s=5).ok,
+            ]
+            reader.join()
+            acting.done()
+            return [given_up == [errno.EAGAIN] * 2, *done]
+
+    assert call(work) == [True] * 3
 
 
 def test_a_fork_brings_the_childs_userfaultfd(area: Mapping, full: Mapping) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from userfault.kernel.child import ChildDied, call
+from userfault.kernel.child import Child, ChildDied, call
 from userfault.kernel.errors import KernelError, Unavailable
 from userfault.kernel.machine import Machine, machine, setting, swap_devices
 
@@ -53,6 +53,23 @@ def test_the_next_holder_undoes_what_a_killed_one_left(tmp_path: Path, file: Pat
     assert not (tmp_path / "journal").exists()
 
 
+def test_a_child_neither_undoes_nor_keeps_what_its_parent_borrowed(tmp_path: Path, file: Path) -> None:
+    borrowed = machine(state=tmp_path)
+    borrowed.__enter__().set(file, "new")
+
+    def child() -> Iterator[str]:
+        borrowed.__exit__(None, None, None)
+        yield setting(file)
+
+    with Child(child) as alive:
+        assert alive.step() == "new"
+        borrowed.__exit__(None, None, None)
+        assert setting(file) == "old"
+        # The child is still there.
+        with machine(state=tmp_path, timeout_s=0):
+            pass
+
+
 def test_a_second_holder_waits_and_then_says_for_whom(tmp_path: Path) -> None:
     with machine(state=tmp_path):
         message = call(lambda: _refused(tmp_path))
@@ -62,7 +79,6 @@ def test_a_second_holder_waits_and_then_says_for_whom(tmp_path: Path) -> None:
 
 
 def _refused(state: Path) -> str:
-    # The lock came along with the fork; a process that really is another one opens the file anew.
     try:
         with machine(state=state, timeout_s=0.05):
             return "not refused"

@@ -216,7 +216,7 @@ def test_locked_pages_stay(observer: Observer, four: Mapping, swap: Swap) -> Non
     assert memory.mlock(four.at(3), PAGE, onfault=True).ok
     last = vma_at(four.at(3))
     assert last and {"lo", "lf"} <= last.vm_flags
-    assert not observer.pagemap.entry(four.at(3))
+    assert not observer.pagemap.entry(four.at(3)).present
     memory.munlock(four.address, four.length_bytes)
 
 

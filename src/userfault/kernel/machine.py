@@ -179,6 +179,8 @@ def machine(*, timeout_s: float = 60.0, state: Path = STATE) -> Iterator[Machine
         handle = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise Unavailable(f"the machine's settings can't be changed: {error}", "run as root") from error
+    owner = os.getpid()
+    _handles.add(handle)
     try:
         _acquire(handle, timeout_s)
         journal = state / "journal"
@@ -190,11 +192,27 @@ def machine(*, timeout_s: float = 60.0, state: Path = STATE) -> Iterator[Machine
         try:
             yield held
         finally:
-            held._undo_down_to(0)
-            journal.unlink(missing_ok=True)
-            os.ftruncate(handle, 0)
+            # A forked child that leaves this block has borrowed nothing.
+            if os.getpid() == owner:
+                held._undo_down_to(0)
+                journal.unlink(missing_ok=True)
+                os.ftruncate(handle, 0)
     finally:
-        os.close(handle)
+        if os.getpid() == owner:
+            _handles.discard(handle)
+            os.close(handle)
+
+
+_handles: set[int] = set()
+
+
+def _after_fork_in_child() -> None:
+    """The lock is the holder's alone: a child that outlives it must not keep it."""
+    while _handles:
+        os.close(_handles.pop())
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def setting(path: Path | str) -> str:

@@ -13,7 +13,7 @@ from .errors import Unavailable
 from .maps import Vma, smaps
 from .memory import mincore
 from .pagemap import Entry, Frames, Pagemap, Region, flag_names
-from .uapi import PAGE_SIZE_BYTES, PageFlag, PageIs
+from .uapi import PAGE_SIZE_BYTES, PageBit, PageFlag, PageIs
 
 STEADY_FLAGS = (
     PageFlag.DIRTY
@@ -49,8 +49,9 @@ class Page:
     resident: bool | None
 
     def __str__(self) -> str:
-        """`PX:c1:ANON,SWAPBACKED,ANON_EXCLUSIVE`: the letters of pagemap, the map count, the flags that stay."""
-        parts = [self.entry.letters]
+        """`PX:c1:ANON,SWAPBACKED,ANON_EXCLUSIVE`: the letters of pagemap but D, the map count, the flags that stay."""
+        # Soft-dirty is said of every page of a new mapping, and not by every kernel.
+        parts = [Entry(self.entry & ~PageBit.SOFT_DIRTY).letters]
         if self.map_count is not None:
             parts.append(f"c{self.map_count}")
         if self.flags is not None:

@@ -295,6 +295,17 @@ class Userfault:
         """`poison` until all is done or an error is final: see `until_done`."""
         return until_done(lambda done: self.poison(start + done, length - done, mode), length, deadline_s)
 
+    def writeprotect_all(
+        self, start: int, length: int, mode: int = int(WriteprotectMode.WP), *, deadline_s: float = 1.0
+    ) -> Result:
+        """`writeprotect`, tried again for `deadline_s` seconds where the mappings are being changed or an event is unread (EAGAIN)."""
+        deadline = time.monotonic() + deadline_s
+        while True:
+            answer = self.writeprotect(start, length, mode)
+            if answer.errno != errno.EAGAIN or time.monotonic() >= deadline:
+                return answer
+            time.sleep(_PAUSE_S)
+
     def wait(self, timeout_s: float | None = None) -> bool:
         """Whether a message can be read; waits for one, at most `timeout_s`. The descriptor must be non-blocking."""
         poll = select.poll()
