@@ -140,3 +140,12 @@ def test_a_moved_page_is_found_by_one_look_and_a_nonlinear_one_by_a_scan() -> No
     for pages, linear, nonlinear, moved in rows:
         assert linear == moved == 1
         assert pages // 2 <= nonlinear <= pages
+
+
+def test_the_library_reads_well_in_eighty_columns() -> None:
+    for args in (("litmus", "list", "--verdicts"), ("litmus", "list", "--mutants")):
+        assert max(len(line) for line in run(*args).output.splitlines()) <= 80
+    names = [line.split()[0] for line in run("litmus", "list").output.splitlines() if not line.startswith(" ")]
+    assert names.index("R2-move") < names.index("R10-munmap")
+    found = run("litmus", "list", "splitter", "--verdicts").output
+    assert "S3" in found and "v3.10+seed violated bug_on" in found and "R2-move" not in found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import textwrap
 
 import click
 
@@ -12,19 +14,51 @@ def command() -> None:
     """The library of litmus tests and of mutants."""
 
 
+WIDTH, NAME = 80, 24
+
+
+def entry(name: str, text: str) -> str:
+    """A name, and its text beside it in a column of its own."""
+    lines = textwrap.wrap(text, WIDTH - NAME) or [""]
+    if len(name) >= NAME:
+        lines = ["", *lines]
+    return "\n".join(f"{name if n == 0 else '':<{NAME}}{line}".rstrip() for n, line in enumerate(lines))
+
+
+def in_order(name: str) -> list[tuple[bool, int, str]]:
+    """R2 before R10."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+
+
 @command.command("list")
+@click.argument("words", nargs=-1, metavar="[WORD]...")
 @click.option("--mutants", is_flag=True, help="The mutants instead: what each drops and what kills it.")
-def list_(mutants: bool) -> None:
-    """One line a test: its name and the question that it asks."""
+@click.option("--verdicts", is_flag=True, help="What is expected of each era too.")
+def list_(words: tuple[str, ...], mutants: bool, verdicts: bool) -> None:
+    """Each test and the question that it asks; with WORDs, those whose name or question has one of them."""
     from ..litmus import library, mutant_library
 
+    def wanted(*texts: str) -> bool:
+        return not words or any(word.lower() in text.lower() for word in words for text in texts)
+
     if mutants:
-        for mutant in mutant_library():
-            kills = f"killed by {mutant.property} in {mutant.test} on {mutant.era}"
-            click.echo(f"{mutant.name:<10} {mutant.removes} ({kills})")
+        for mutant in sorted(mutant_library(), key=lambda each: in_order(each.name)):
+            if mutant.closes:
+                text = f"Adds {mutant.removes}. Closes {mutant.test} on {mutant.era}."
+            elif mutant.why:
+                text = f"Removes {mutant.removes}. Nothing kills it: {mutant.why}"
+            else:
+                text = f"Removes {mutant.removes}. Killed by {mutant.property} in {mutant.test} on {mutant.era}."
+            if wanted(mutant.name, text):
+                click.echo(entry(mutant.name, text))
         return
-    for test in library():
-        click.echo(f"{test.name:<26} {test.question}")
+    for test in sorted(library(), key=lambda each: in_order(each.name)):
+        if not wanted(test.name, test.question):
+            continue
+        click.echo(entry(test.name, test.question))
+        if verdicts:
+            told = [f"{each.era} {each.verdict} {each.property}".rstrip() for each in test.expect]
+            click.echo(entry("", "; ".join(told) or f"on the running kernel only: {test.kernel_only}"))
 
 
 @command.command("show")
