@@ -107,7 +107,9 @@ class Builder:
             ksm=any(line.what == "ksm" for line in setups),
             huge=huge or not words.isdisjoint({"collapse", "split"}),
         )
-        self.span = max((each.last for each in vmas), default=0)
+        remaps = [op.args for column in test.threads for op in column.operations if op.name == "mremap"]
+        ends = [int(args[0]) + (int(args[3]) if len(args) > 3 else 1) for args in remaps]
+        self.span = max([each.last for each in vmas] + ends, default=0)
         if self.span > 16:
             raise self.fail(vmas[0].at, f"page {self.span - 1} is beyond the model's 16 pages", "use lower pages")
         for each in vmas:

@@ -17,6 +17,7 @@ from ..model import (
     migrate,
     mmap,
     mprotect,
+    mremap,
     rmap,
     slab,
     user,
@@ -103,6 +104,12 @@ def _advice(doc: str, advice: int, need: Need | None = None) -> OperationKind:
     return _range(doc, lambda mm, at, n: (madvise.sys_madvise, (mm, at, n, int(advice))), need)
 
 
+def _mremap(mm: mm_struct, args: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    if len(args) > 4:
+        raise ValueError("the model's mremap has no dontunmap")
+    return mremap.sys_mremap, (mm, args[0], args[2], args[3] if len(args) > 3 else 1)
+
+
 MOVES = ("v3.10+seed", "v6.8", "v6.18")
 
 OPERATIONS: dict[str, OperationKind] = {
@@ -165,6 +172,12 @@ OPERATIONS: dict[str, OperationKind] = {
     "unguard": _advice("MADV_GUARD_REMOVE", MADV.GUARD_REMOVE),
     "look": OperationKind(
         ("addr",), "the page table's entry: 0 none, 1 present, 2 anything else", lambda mm, a: (look, (mm, a[0]))
+    ),
+    "mremap": OperationKind(
+        ("addr", "<-", "addr", "?", "int", "dontunmap"),
+        "mremap(MREMAP_FIXED): DST <- SRC [LENGTH [dontunmap]]",
+        _mremap,
+        Need(vmas=1, anon_vma_chains=4, page_tables=1),
     ),
     "pinwrite": OperationKind(
         ("addr", "int"),
@@ -275,9 +288,6 @@ KERNEL_OPERATIONS: dict[str, KernelOperation] = {
     "populate": KernelOperation(RANGE, "MADV_POPULATE_WRITE: START [LENGTH]"),
     "lock": KernelOperation(RANGE, "mlock2(MLOCK_ONFAULT): START [LENGTH]"),
     "unlock": KernelOperation(RANGE, "munlock: START [LENGTH]"),
-    "mremap": KernelOperation(
-        ("addr", "<-", "addr", "?", "int", "dontunmap"), "mremap(MREMAP_FIXED): DST <- SRC [LENGTH [dontunmap]]"
-    ),
     "vmread": KernelOperation(("addr",), "process_vm_readv of the own process: a pin, a read, unpin"),
     "vmwrite": KernelOperation(("addr", "int"), "process_vm_writev of the own process: a pin, a write, unpin"),
     "vmsplice": KernelOperation(("addr",), "a reference to the page into the address space's pipe"),

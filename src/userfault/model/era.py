@@ -38,6 +38,8 @@ class Era:
     """munmap holds mmap_sem for reading only once the VMAs are detached (since v4.20)."""
     pte_mapped_huge: bool = False
     """A huge page may be mapped by PTEs: to split a mapping and to split the page are two things (since v4.5)."""
+    mremap_flushes_early: bool = False
+    """mremap flushes the old address before it lets the page-table locks go (since v4.20, eb66ae030829)."""
     split_pmd_locks: bool = False
     """PMD locks of their own instead of mm->page_table_lock (since v3.13)."""
     per_vma_locks: bool = False
@@ -84,6 +86,7 @@ V6_8 = Era(
     anon_vma_reuse=True,
     munmap_downgrades=True,
     pte_mapped_huge=True,
+    mremap_flushes_early=True,
     split_pmd_locks=True,
 )
 V6_18 = replace(

@@ -71,6 +71,17 @@ def sys_munmap(mm: mm_struct, addr: int, length: int) -> int:
     if era.munmap_downgrades:
         # Nobody finds the VMAs any more: faults elsewhere in the address space may go on.
         downgrade_write(mm.mmap_sem)
+    unmap_detached(mm, addr, end)
+    if era.munmap_downgrades:
+        up_read(mm.mmap_sem)
+    else:
+        up_write(mm.mmap_sem)
+    return 0
+
+
+@modelled("mm/mmap.c", function="unmap_region", versions="v3.10 .. v6.8", section="C.4", steps=4)
+def unmap_detached(mm: mm_struct, addr: int, end: int) -> None:
+    """What becomes of VMAs that nobody finds any more: zap, unlink, free the page tables, free."""
     for vma in machine.vmas:
         if detached_here(vma):
             zap_page_range(mm, vma, vma.vm_start, vma.vm_end)
@@ -82,11 +93,6 @@ def sys_munmap(mm: mm_struct, addr: int, length: int) -> int:
     for vma in machine.vmas:
         if detached_here(vma):
             vm_area_free(vma)
-    if era.munmap_downgrades:
-        up_read(mm.mmap_sem)
-    else:
-        up_write(mm.mmap_sem)
-    return 0
 
 
 def split_at(mm: mm_struct, addr: int) -> None:
