@@ -38,7 +38,7 @@ WRONG = [
     ("expect v6.8 holds", "expect v3.10 holds", 5, "move does not exist in v3.10"),
     ("0:r0 = 1)", "0:r0 = -ENOSUCH)", 6, "ENOSUCH is no errno and no signal"),
     ("forall (0:r0 = 1)", "forall (dirty(A:0) = 1)", 6, "unexpected"),
-    ("move 2 <- 0", "mremap 2 <- 0", 5, "no era of the model has mremap"),
+    ("r0 = move 2 <- 0", "compact", 5, "no era of the model has compact"),
     ("r0 = move 2 <- 0", "r0 = wp 0", 5, "wp does not exist in v6.8"),
     ("A:0-1 = P;", "A:0-1 = P; waiting;", 3, "a fault of the model raises SIGBUS"),
     ("forall (0:r0 = 1)", "locations [0:r9;]", 6, "no operation sets 0:r9"),
