@@ -101,14 +101,11 @@ def text_in(fn: Callable[..., Any], era: str) -> list[str]:
 
 def changed(old: str, new: str) -> list[tuple[str, list[str]]]:
     """(walker, lines of the diff) for every walker, between two eras; no lines: it is the same."""
-    from .model import table
-
-    table()
-    from ..model.catalogue import CATALOGUE
+    from .steps import catalogue
 
     out = []
     for name in WALKERS:
-        found = [each.fn for each in CATALOGUE if each.fn.__name__ == name]
+        found = [each.fn for each in catalogue() if each.fn.__name__ == name]
         for fn in found[:1]:
             before, after = text_in(fn, old), text_in(fn, new)
             lines = list(difflib.unified_diff(before, after, lineterm="", n=2))[2:]
