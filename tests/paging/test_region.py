@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import random
@@ -326,8 +327,10 @@ def test_bad_arguments(path: Path, options: dict[str, str], message: str) -> Non
 
 
 def test_a_python_function_is_no_policy(path: Path) -> None:
-    with pytest.raises(TypeError, match="no Python can"):
-        paging.open(path, policy=lambda *_: 0)
+    prototype = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)
+    for policy in (lambda *_: 0, prototype(lambda *_: 0)):
+        with pytest.raises(TypeError, match="no Python can"):
+            paging.open(path, policy=policy)
 
 
 def test_mapping_methods_that_move_it_are_refused(path: Path) -> None:

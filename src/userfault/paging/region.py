@@ -36,6 +36,7 @@ HUGE_BYTES = 2 << 20
 UNITS = (4 << 10, 64 << 10, 2 << 20)
 RECORD_CAPACITY = 1 << 20
 _KIND_WORKER = 3
+_LOCAL = (NativeKind.ZERO, NativeKind.FILE, NativeKind.MEMORY)
 _PROBE = "`userfault probe` says what this kernel and this user may do, and how to get more"
 
 _living: weakref.WeakSet[Region] = weakref.WeakSet()
@@ -497,7 +498,10 @@ def open_region(
         if access == "r+" and not is_store:
             raise ValueError(f"{source.name} can't be written back: open it with access='c' to write to a copy")
         if prefetch_units is None:
-            prefetch_units = max(1, min(32, (256 << 10) // unit_bytes)) if unit_bytes < HUGE_BYTES else 0
+            # Copying 4 KiB from this machine costs less than handing it to another thread.
+            native = None if worker else source.native()
+            cheap = unit_bytes == PAGE_BYTES and native is not None and native.kind in _LOCAL
+            prefetch_units = 0 if cheap or unit_bytes >= HUGE_BYTES else max(4, (256 << 10) // unit_bytes)
         if handlers is None:
             handlers = 2
         region = Region(size_bytes, unit_bytes, access != "r")
@@ -600,7 +604,10 @@ def _function_address(policy: Callable[..., Any] | int) -> int:
     address = getattr(policy, "address", None)  # numba's cfunc
     if isinstance(address, int):
         return address
-    if isinstance(policy, ctypes._CFuncPtr) and not getattr(policy, "_objects", None):  # type: ignore[attr-defined]
+    # A Python function behind a ctypes prototype keeps its thunk; a library's keeps the library.
+    kept = (getattr(policy, "_objects", None) or {}).values()
+    thunk = any(type(each).__name__ == "CThunkObject" for each in kept)
+    if isinstance(policy, ctypes._CFuncPtr) and not thunk:  # type: ignore[attr-defined]
         return ctypes.cast(policy, ctypes.c_void_p).value or 0
     raise TypeError(
         "an eviction policy runs where no Python can: pass a C function `u32 choose(void *, const u32 *units, u32 count)` "
