@@ -9,17 +9,20 @@ from userfault.model import memory
 from userfault.model.errno import EAGAIN, EEXIST, ENOENT
 from userfault.model.fork import sys_fork
 from userfault.model.gup import gup_fast, unpin_user_page
-from userfault.model.machine import machine, new_mm, new_page, new_swap_slot
+from userfault.model.ksm import ksm_make_stable, ksm_merge
+from userfault.model.locks import down_write, up_write
+from userfault.model.machine import attach, boot, machine, new_mm, new_page, new_swap_slot
 from userfault.model.madvise import madvise_dontneed
 from userfault.model.migrate import migrate_page
 from userfault.model.mm_types import PteKind, mm_struct, page, vm
-from userfault.model.mmap import do_mmap, sys_munmap
+from userfault.model.mmap import do_mmap, sys_mmap, sys_munmap
 from userfault.model.pgtable import flush_tlb_range
 from userfault.model.rmap import page_referenced_anon
 from userfault.model.slab import alloc_page, get_page, put_page
 from userfault.model.swap import swapcache_prepare
 from userfault.model.swapfile import get_swap_page
 from userfault.model.user import touch
+from userfault.model.vma import vma_modify
 from userfault.model.vmscan import shrink_page
 
 from .scene import (
@@ -202,3 +205,67 @@ def test_pages_that_are_unmapped_together_are_freed_after_one_flush(era: str, mo
     assert not any(each.allocated for each in pages)
     assert machine.cpus[0].gather == []
     settled()
+
+
+@every_era
+def test_a_page_that_becomes_a_ksm_page_stops_being_exclusive_though_it_is_read_only_and_clean(era: str) -> None:
+    mm, p = one_page(era)
+    assert shrink_page(p) == 1
+    run_in(mm)
+    assert read(mm, 0) == CONTENT
+    assert pte_at(mm, 0).write == eras.era.swapin_maps_writable
+    assert ksm_make_stable(mm, 0) == 0
+    assert not page_at(mm, 0).anon_exclusive
+    assert not pte_at(mm, 0).write
+    settled()
+
+
+@every_era
+def test_a_page_that_is_merged_gives_its_swap_back(era: str) -> None:
+    mm, p = one_page(era)
+    write(mm, 1, CONTENT)
+    kpage = page_at(mm, 1)
+    assert ksm_make_stable(mm, 1) == 0
+    swap_out_cached(p)
+    assert read(mm, 0) == CONTENT
+    assert page_at(mm, 0) is p
+    assert p.swapcache is not None
+    assert ksm_merge(mm, 0, kpage) == 0
+    assert not p.allocated
+    assert not any(slot.has_cache or slot.swap_map for slot in machine.swap_slots)
+    settled()
+
+
+@every_era
+def test_neighbours_with_an_anon_vma_of_their_own_are_merged(era: str) -> None:
+    """I14: the merge rule. Since v6.16 a fork's child keeps its VMAs apart from untouched ones."""
+    eras.use(era)
+    boot(cpus=1, split_vmas=True)
+    mm = new_mm(PAGES)
+    attach(0, mm, PAGES)
+    do_mmap(mm, 0, 4, int(vm.WRITE), 0)
+    write(mm, 0, CONTENT)
+    assert madvise_dontfork_part(mm, 2, 2) == 0
+    assert [each.vm_end for each in mm.mmap] == [2, 4]
+    assert len(mm.mmap[1].anon_vma_chain) == 1
+    assert mm.mmap[1].anon_vma is mm.mmap[0].anon_vma
+    settled()
+    child = new_mm(PAGES)
+    sys_fork(mm, child)
+    assert len(child.mmap) == 1
+    assert len(child.mmap[0].anon_vma_chain) == 2
+    sys_mmap(child, 2, 2, child.mmap[0].vm_flags & ~vm.ACCOUNT)
+    settled()
+    assert sys_munmap(child, 0, PAGES) == 0
+    assert sys_munmap(mm, 1, 2) == 0
+    assert read(mm, 0) == CONTENT
+    settled()
+
+
+def madvise_dontfork_part(mm: mm_struct, start: int, length: int) -> int:
+    down_write(mm.mmap_sem)
+    vma = mm.mmap[0]
+    part = vma_modify(mm, vma, start, start + length, vma.vm_flags | vm.DONTCOPY, vma.ctx)
+    part.vm_flags |= int(vm.DONTCOPY)
+    up_write(mm.mmap_sem)
+    return 0

@@ -44,6 +44,8 @@ class Era:
     """PMD locks of their own instead of mm->page_table_lock (since v3.13)."""
     per_vma_locks: bool = False
     """Faults (v6.4) and UFFDIO_* (v6.9) hold the lock of their VMA instead of mmap_lock."""
+    merge_spares_fork_children: bool = False
+    """A VMA that may hold a parent's pages gives its anon_vma to no neighbour (v6.16)."""
     move_zero_page: bool = False
     """UFFDIO_MOVE moves the zero page, which v6.8 calls busy."""
     move_swap_cache: bool = False
@@ -93,6 +95,7 @@ V6_18 = replace(
     V6_8,
     name="v6.18",
     per_vma_locks=True,
+    merge_spares_fork_children=True,
     move_zero_page=True,
     move_swap_cache=True,
     move_batches=True,

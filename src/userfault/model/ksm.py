@@ -12,8 +12,9 @@ from .machine import machine
 from .mm_types import PmdKind, PteKind, mm_struct, page, pte_t, stable_node, vm_area_struct
 from .mmap import find_vma
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, ptep_clear_flush, set_pte
-from .rmap import PageAnon, PageKsm, page_check_address, page_mapcount_inc, page_remove_rmap
+from .rmap import PageAnon, PageKsm, page_check_address, page_mapcount_inc, page_mapped, page_remove_rmap
 from .slab import atomic_read, get_page, put_page
+from .swap import try_to_free_swap
 
 
 @atomic
@@ -44,7 +45,8 @@ def write_protect_page(vma: vm_area_struct, p: page, addr: int) -> bool:
         return False
     done = True
     pte = ptep.pte
-    if pte.write or pte.dirty:
+    # Read-only and clean is not enough since v5.19: the page must stop being exclusive.
+    if pte.write or pte.dirty or (era.anon_exclusive and p.anon_exclusive):
         entry = ptep_clear_flush(vma.vm_mm, addr, ptep)
         extra = 0 if p.swapcache is None else 1
         if atomic_read(p.mapcount) + 1 + extra != atomic_read(p.refcount) or (
@@ -80,8 +82,10 @@ def replace_page(vma: vm_area_struct, p: page, kpage: page, addr: int, orig: pte
     ptep_clear_flush(vma.vm_mm, addr, ptep)
     set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=kpage))
     page_remove_rmap(p)
-    spin_unlock(pte_lockptr(pmd.table))
+    if not page_mapped(p):
+        try_to_free_swap(p)
     put_page(p)
+    spin_unlock(pte_lockptr(pmd.table))
     return True
 
 
@@ -107,7 +111,7 @@ def follow_page(mm: mm_struct, addr: int) -> page | None:
     versions="v3.10 .. v6.8",
     section="C.17",
     steps=5,
-    omits="the trees, checksums and rmap items: one page becomes stable, no reverse walk of KSM pages",
+    omits="the trees, checksums and rmap items: one page becomes stable, and is then neither unmapped nor migrated; VM_MERGEABLE",
     errs="missed bug",
 )
 def ksm_make_stable(mm: mm_struct, addr: int) -> int:
@@ -128,6 +132,8 @@ def ksm_make_stable(mm: mm_struct, addr: int) -> int:
     ret = -EAGAIN
     if write_protect_page(vma, p, addr):
         p.mapping = alloc_stable_node(p)
+        if era.folios:
+            p.dirty = True
         ret = 0
         reached("a page became a KSM page")
     unlock_page(p)

@@ -111,7 +111,12 @@ def is_fork_child(vma: vm_area_struct) -> bool:
 
 @modelled("mm/vma.c", function="is_mergeable_anon_vma", versions="v6.16 .. v6.18", section="C.1", steps=1)
 def anon_vmas_fit(target: vm_area_struct, vma: vm_area_struct | None, av: anon_vma) -> bool:
-    """May `target` take over `vma` (None: a new range) whose anon_vma is `av`?"""
+    """May `target` take over `vma` (None: a new range) whose anon_vma is `av`?
+
+    Before v6.16 only the target's own links are looked at.
+    """
+    if not era.merge_spares_fork_children:
+        return target.anon_vma is av or ((target.anon_vma is None or av is None) and len(target.anon_vma_chain) == 1)
     if target.anon_vma is None and av is not None:
         return vma is None or not is_fork_child(vma)
     if target.anon_vma is not None and av is None:
