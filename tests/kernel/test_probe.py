@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from userfault.cli.probe import command
-from userfault.kernel import probe, probes
+from userfault.kernel import probe, probe_kit
 from userfault.kernel.child import become, call
 from userfault.kernel.errors import KernelError
 from userfault.kernel.probe import Finding, Missing, Probe, Unclear
@@ -44,7 +44,7 @@ def test_a_feature_of_this_kernel_is_found_by_its_behaviour() -> None:
 
 
 def test_a_feature_that_the_kernel_hides_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "supported_features", lambda: Feature(0))
+    monkeypatch.setattr(probe_kit, "supported_features", lambda: Feature(0))
     (found,) = probe.run(("move",))
     assert found.verdict == "no" and found.remedy
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 import pytest
 from click.testing import CliRunner
 
-from userfault.cli.rmap import command, parse_range, runs
+from userfault.cli.rmap import command, parse_range, render, runs
 from userfault.kernel import memory, rmap
 from userfault.kernel.child import Child, become, call
 from userfault.kernel.errors import KernelError, Unavailable
@@ -62,6 +62,7 @@ def test_a_page_of_ones_own(area: Mapping) -> None:
     assert page.address == area.at(1) and page.kind == "anonymous"
     assert places(page) == {(os.getpid(), area.at(1))}
     assert (page.map_count, page.exclusive, page.complete, page.why) == (1, True, True, "")
+    assert page.compound is None and not page.mappers[0].huge
     assert "ANON_EXCLUSIVE" in page.flag_names
     assert page.mappers[0].vma.start == area.address and page.mappers[0].command
 
@@ -132,14 +133,27 @@ def test_a_huge_page_page_by_page(cannot_run: Callable[[str, str], NoReturn]) ->
         cannot_run("no transparent huge pages", f"echo madvise > {THP}/enabled")
     with Mapping.huge() as huge:
         memory.store(huge.address, b"huge")
-        with Child(idle) as child:
+
+        def splits_its_mapping() -> Iterator[None]:
+            memory.mprotect(huge.address, PAGE, memory.PROT_READ)
+            memory.mprotect(huge.address, PAGE, memory.READ_WRITE)
+            yield
+
+        with Child(splits_its_mapping) as child:
             child.step()
             pages = reverse_map(os.getpid(), huge.address, HUGE_SIZE_BYTES)
         if not pages[0].flags & PageFlag.THP:
             cannot_run("no huge page was to be had", "echo 1 > /proc/sys/vm/compact_memory")
         assert len(pages) == HUGE_SIZE_BYTES // PAGE
         assert all(page.map_count == 2 and page.complete and len(page.mappers) == 2 for page in pages)
+        # The page is one; in the child it is mapped in pieces.
+        assert {page.compound for page in pages} == {(pages[0].entry.pfn, len(pages))}
+        pieces = {os.getpid(): True, child.pid: False}
+        assert all({each.pid: each.huge for each in page.mappers} == pieces for page in pages)
         assert [len(run) for run in runs(pages)] == [len(pages)]
+        headline, *mappers = render(pages)
+        assert f"of a page of {len(pages)} frames" in headline
+        assert sorted(line.endswith("as one huge page") for line in mappers) == [False, True]
 
 
 def test_ksm_pages_are_found_everywhere(held: Machine) -> None:

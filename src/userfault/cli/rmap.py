@@ -106,10 +106,11 @@ def render(pages: list[MappedPage]) -> Iterator[str]:
             many = f" ({len(run)} pages)"
         yield f"{span}{many}  {headline(run)}"
         for mapper in first.mappers:
+            one = " as one huge page" if mapper.huge else ""
             also = f" (also {', '.join(map(str, mapper.also))})" if mapper.also else ""
             yield (
                 f"  {mapper.pid:>7} {mapper.command:<15} {mapper.address:#x} {mapper.entry.letters:<3}"
-                f" {mapper.vma.start:x}-{mapper.vma.end:x} {mapper.vma.permissions} {mapper.vma.name or 'anonymous'}{also}"
+                f" {mapper.vma.start:x}-{mapper.vma.end:x} {mapper.vma.permissions} {mapper.vma.name or 'anonymous'}{one}{also}"
             )
         if first.why:
             yield f"  {first.why}"
@@ -128,6 +129,8 @@ def headline(run: list[MappedPage]) -> str:
             if pieces == 1
             else f"frames {frames[0]:#x}... in {pieces} pieces"
         )
+    if first.compound:
+        parts.append(f"of a page of {first.compound[1]} frames at {first.compound[0]:#x}")
     if first.swap_device:
         parts.append(first.swap_device)
     if first.map_count is not None:
@@ -163,5 +166,14 @@ def runs(pages: list[MappedPage]) -> Iterator[list[MappedPage]]:
 
 def shape(page: MappedPage) -> object:
     """What pages of one run have in common; the places of their mappings are one page after the other."""
-    places = [(each.pid, each.address - page.address, each.vma.start, each.also) for each in page.mappers]
-    return page.kind, page.map_count, flags_shown(page), page.complete, page.why, page.entry.letters, places
+    places = [(each.pid, each.address - page.address, each.vma.start, each.huge, each.also) for each in page.mappers]
+    return (
+        page.kind,
+        page.map_count,
+        flags_shown(page),
+        page.complete,
+        page.why,
+        page.entry.letters,
+        page.compound,
+        places,
+    )

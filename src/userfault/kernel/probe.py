@@ -1,6 +1,6 @@
 """What this kernel and this user can do: found out by doing it, in a child with a deadline.
 
-A version says little: distributions backport, configure and lock down. `probes.py` is the list; each probe does its thing and returns
+A version says little: distributions backport, configure and lock down. `probes_*.py` are the list; each probe does its thing and returns
 what it saw, or raises `Missing` with the reason and the remedy.
 """
 
@@ -117,4 +117,5 @@ def here() -> dict[str, str | int]:
 
 
 def _load() -> None:
-    from . import probes  # noqa: F401 (it fills the list)
+    from . import probes_userfaultfd  # noqa: F401, I001 (they fill the list, in this order)
+    from . import probes_memory  # noqa: F401

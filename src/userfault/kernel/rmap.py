@@ -13,16 +13,18 @@ import errno
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from .errors import KernelError, Unavailable
 from .machine import swap_devices
 from .maps import Vma, maps
-from .pagemap import Entry, Frames, Pagemap, flag_names
+from .pagemap import Entry, Frames, Pagemap, Region, flag_names
 from .syscalls import process_name, syscall
 from .uapi import (
     ANON_EXCLUSIVE,
+    HUGE_SIZE_BYTES,
     PAGE_SIZE_BYTES,
     PM_PFN_MASK,
     PageBit,
@@ -46,13 +48,15 @@ Key = int
 
 @dataclass(frozen=True)
 class Mapper:
-    """One place where a page is mapped. also: other processes with the same address space (threads by clone, vfork)."""
+    """One place where a page is mapped. huge: by one entry together with its neighbours (PAGEMAP_SCAN; False where this kernel has
+    none). also: other processes with the same address space (threads by clone, vfork)."""
 
     pid: int
     command: str
     address: int
     entry: Entry
     vma: Vma
+    huge: bool = False
     also: tuple[int, ...] = ()
 
 
@@ -62,6 +66,7 @@ class MappedPage:
 
     kind: anonymous, KSM, file, shared memory, hugetlb, zero page, swap, marker, or none. map_count: what the kernel counts; None of a
     page in swap. complete: whether `mappers` is everybody; None where that can't be told. why: the reason, or what else to know.
+    compound: the first frame and the number of frames of the large page that it is a part of.
     """
 
     address: int
@@ -72,6 +77,7 @@ class MappedPage:
     mappers: tuple[Mapper, ...]
     complete: bool | None
     why: str = ""
+    compound: tuple[int, int] | None = None
 
     @property
     def exclusive(self) -> bool | None:
@@ -107,6 +113,7 @@ class MappedPage:
             "map_count": self.map_count,
             "exclusive": self.exclusive,
             "flags": self.flag_names,
+            "compound": list(self.compound) if self.compound else None,
             "complete": self.complete,
             "why": self.why,
             "mappers": [
@@ -115,6 +122,7 @@ class MappedPage:
                     "command": each.command,
                     "address": each.address,
                     "state": each.entry.letters,
+                    "huge": each.huge,
                     "vma": [each.vma.start, each.vma.end],
                     "permissions": each.vma.permissions,
                     "name": each.vma.name,
@@ -123,6 +131,10 @@ class MappedPage:
                 for each in self.mappers
             ],
         }
+
+
+Hit = tuple[Key, int, Entry, bool]
+"""A wanted page that was found: which, at what address, its entry, and whether the entry is a huge one."""
 
 
 @dataclass
@@ -136,8 +148,19 @@ class _Process:
     def vmas(self) -> list[Vma]:
         return maps(self.pid)
 
-    def find(self, wanted: set[Key], start: int, end: int) -> Iterator[tuple[Key, int, Entry]]:
-        """Every entry of [start, end) that is one of the wanted pages."""
+    def find(self, wanted: set[Key], start: int, end: int) -> Iterator[Hit]:
+        """Every entry of [start, end) that is one of the wanted pages, and whether a huge entry maps it."""
+        hits = list(self._entries(wanted, start, end))
+        huge: list[Region] = []
+        if hits:
+            with suppress(OSError):
+                huge = self.pagemap.scan(
+                    hits[0][1], hits[-1][1] + PAGE_SIZE_BYTES, all_of=PageIs.HUGE, report=PageIs(0)
+                )
+        for key, address, entry in hits:
+            yield key, address, entry, any(region.start <= address < region.end for region in huge)
+
+    def _entries(self, wanted: set[Key], start: int, end: int) -> Iterator[tuple[Key, int, Entry]]:
         mask = PM_PFN_MASK | _PRESENT | _SWAP
         for first in range(start, end, _CHUNK_PAGES * PAGE_SIZE_BYTES):
             words = self.pagemap.words(first, min(end - first, _CHUNK_PAGES * PAGE_SIZE_BYTES))
@@ -160,14 +183,14 @@ class _Process:
 
 @dataclass
 class _Search:
-    """One look for some pages. found: key -> (pid, address) -> (entry, mapping). hidden: processes that may not be looked into."""
+    """One look for some pages. found: key -> (pid, address) -> (entry, mapping, huge). hidden: processes that may not be looked into."""
 
-    found: dict[Key, dict[tuple[int, int], tuple[Entry, Vma]]] = field(default_factory=lambda: defaultdict(dict))
+    found: dict[Key, dict[tuple[int, int], tuple[Entry, Vma, bool]]] = field(default_factory=lambda: defaultdict(dict))
     hidden: int = 0
 
-    def note(self, process: _Process, vma: Vma, hits: Iterable[tuple[Key, int, Entry]]) -> None:
-        for key, address, entry in hits:
-            self.found[key][process.pid, address] = entry, vma
+    def note(self, process: _Process, vma: Vma, hits: Iterable[Hit]) -> None:
+        for key, address, entry, huge in hits:
+            self.found[key][process.pid, address] = entry, vma, huge
 
 
 def reverse_map(pid: int, start: int, length: int, *, present_only: bool = False) -> list[MappedPage]:
@@ -224,6 +247,7 @@ def _look(target: Pagemap, frames: Frames, pid: int, addresses: list[int]) -> li
     before = frames.counts_of(pfns)
     search = _search(searched, kinds, own, before)
     after = frames.counts_of(pfns)
+    compounds = _Compounds(frames)
     pages = []
     for address, entry in entries.items():
         hits = search.found.get(searched.get(address, 0), {})
@@ -242,6 +266,7 @@ def _look(target: Pagemap, frames: Frames, pid: int, addresses: list[int]) -> li
                     mappers,
                     complete,
                     why,
+                    compounds.of(entry.pfn) if entry.pfn is not None else None,
                 ),
                 steady,
             )
@@ -280,6 +305,32 @@ def _processes(search: _Search) -> Iterator[_Process]:
         except (Unavailable, OSError) as error:
             # One that ended meanwhile, and a thread of the kernel, map nothing (ESRCH, ENOENT).
             search.hidden += isinstance(error.__cause__ or error, PermissionError)
+
+
+class _Compounds:
+    """Which large page a frame is a part of: heads and tails of kpageflags, read a huge page's worth at a time."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self._blocks: dict[int, list[int]] = {}
+
+    def of(self, pfn: int) -> tuple[int, int] | None:
+        """First frame and number of frames; None of a small page, and of one that is larger than a PMD maps."""
+        size = HUGE_SIZE_BYTES // PAGE_SIZE_BYTES
+        first = pfn - pfn % size
+        if first not in self._blocks:
+            flags = self._frames.flags_of(range(first, first + size))
+            self._blocks[first] = [flags.get(frame, 0) for frame in range(first, first + size)]
+        block, at = self._blocks[first], pfn - first
+        head, tail = int(PageFlag.COMPOUND_HEAD), int(PageFlag.COMPOUND_TAIL)
+        while at and block[at] & tail:
+            at -= 1
+        if not block[at] & head:
+            return None
+        end = at + 1
+        while end < size and block[end] & tail:
+            end += 1
+        return first + at, end - at
 
 
 Places = tuple[dict[tuple[str, int], list[tuple[int, int, Key]]], list[tuple[int, int, set[Key]]]]
@@ -321,7 +372,7 @@ def _look_everywhere(search: _Search, process: _Process, wanted: set[Key]) -> No
             search.note(process, vma, process.find(wanted, start, end))
 
 
-def _mappers(hits: dict[tuple[int, int], tuple[Entry, Vma]]) -> tuple[Mapper, ...]:
+def _mappers(hits: dict[tuple[int, int], tuple[Entry, Vma, bool]]) -> tuple[Mapper, ...]:
     """The places where a page is mapped; processes that share an address space are one."""
     places: dict[int, list[int]] = defaultdict(list)
     for pid, address in sorted(hits):
@@ -336,9 +387,9 @@ def _mappers(hits: dict[tuple[int, int], tuple[Entry, Vma]]) -> tuple[Mapper, ..
             else:
                 same.append(pid)
         for first, *others in spaces:
-            entry, vma = hits[first, address]
+            entry, vma, huge = hits[first, address]
             command = process_name(first).rpartition(" (")[0]
-            found.append(Mapper(first, command, address, entry, vma, tuple(others)))
+            found.append(Mapper(first, command, address, entry, vma, huge, tuple(others)))
     return tuple(sorted(found, key=lambda each: (each.pid, each.address)))
 
 
