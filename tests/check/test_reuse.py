@@ -9,23 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from userfault.check import compile as compiler
+from userfault.check import template, unit
+from userfault.check.body import Body
 from userfault.check.compile import Call, ThreadSpec, compile_program
 from userfault.check.ir import Program, Spec, Thread
 from userfault.check.template import Template
 from userfault.litmus import build, load
+from userfault.litmus.mutants import find_mutant
 from userfault.model.lang import atomic, smp_processor_id, wait_until
 
 from . import programs as p
 
 
 def content(program: Program) -> list[Any]:
-    """Everything in a program but the functions that show values."""
+    """Everything in a program but the functions that show values, and constants and sources that it does not name."""
     bodies: list[Thread | Spec] = [*program.threads, *program.invariants, *program.finals]
     return [
         [(body.name, body.code, [(x.name, x.lo, x.hi, x.thread_id) for x in body.locals]) for body in bodies],
         [thread.live for thread in program.threads],
         [(c.name, c.lo, c.hi, c.init, c.thread_id, c.per_thread, c.owned) for c in program.cells],
-        [program.consts, program.tables, program.sources, program.failures, program.sometimes],
+        [program.tables, program.failures, program.sometimes],
     ]
 
 
@@ -92,16 +95,53 @@ def test_random_threads_compile_to_the_same(threads: list[list[Any]]) -> None:
     assert content(once) == content(each)
 
 
-@pytest.mark.parametrize(("name", "era"), [("S1", "v6.8"), ("S4", "v3.10+seed"), ("R10-split", "v6.8")])
-def test_the_library_compiles_to_the_same(name: str, era: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def program(reuse: bool) -> Program:
-        with monkeypatch.context() as patch:
-            patch.setattr(build, "compile_program", lambda *a, **k: compiler.compile_program(*a, **k, reuse=reuse))
-            return build.Builder(load(name), era).program(None)
-
-    assert content(program(True)) == content(program(False))
+def library_program(name: str, era: str, mutant: str | None, reuse: bool, monkeypatch: pytest.MonkeyPatch) -> Program:
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "compile_program", lambda *a, **k: compiler.compile_program(*a, **k, reuse=reuse))
+        return build.Builder(load(name), era).program(mutant)
 
 
+def test_the_library_compiles_to_the_same_whatever_was_compiled_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other eras, other heaps, a mutant in between: templates of one program serve the next only where nothing differs."""
+    order: list[tuple[str, str, str | None]] = [
+        ("S1", "v6.8", None),
+        ("S1", "v3.10+seed", None),
+        (find_mutant("D-2").test, "v6.8", "D-2"),
+        ("S1", "v6.8", None),
+        ("R10-split", "v6.8", None),
+    ]
+    for name, era, mutant in order:
+        programs = [library_program(name, era, mutant, reuse, monkeypatch) for reuse in (True, False)]
+        assert content(programs[0]) == content(programs[1])
+
+
+@pytest.fixture
+def nothing_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: dict[Any, Any] = {}
+    for module in (template, unit):
+        monkeypatch.setattr(module, "SHARED", shared)
+
+
+@pytest.mark.usefixtures("nothing_shared")
+def test_a_template_serves_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[str] = []
+    record = Body.record
+
+    def note(self: Body, key: Any, params: Any, fn: Any, *rest: Any) -> Any:
+        recorded.append(fn.__name__)
+        return record(self, key, params, fn, *rest)
+
+    monkeypatch.setattr(Body, "record", note)
+    counts = []
+    for _ in range(2):
+        s = p.fresh()
+        compile_program("t", [ThreadSpec("P0", [Call(twice, (s, 1)), Call(whose, (s,))])])
+        counts.append(recorded.count("bump"))
+        recorded.clear()
+    assert 0 < counts[1] < counts[0]
+
+
+@pytest.mark.usefixtures("nothing_shared")
 def test_equal_calls_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     placed: list[str] = []
     place = Template.place

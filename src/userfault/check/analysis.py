@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
 
 from . import ir
 from .ir import READS_A, READS_B, WRITES_D, Op
 from .ranges import bound
 from .template import Row
+from .unit import Unit
 
 
 def successors(code: list[ir.Instr], pc: int) -> tuple[int, ...]:
@@ -24,18 +24,17 @@ def successors(code: list[ir.Instr], pc: int) -> tuple[int, ...]:
 
 
 def settle(
-    program: ir.Program, rows: list[Row], bases: Mapping[int, int], variables: list[ir.Local]
+    unit: Unit, rows: list[Row], variables: list[ir.Local]
 ) -> tuple[list[ir.Instr], list[ir.Local], dict[int, int]]:
     """Emitted code as instructions, its locals numbered anew, and which of them are alive where (`ir.Thread.live`).
 
     A local that is only read in the block that wrote it is scratch: it is never part of a state, and the blocks share the
     numbers behind those of the others. The ranges of the others are narrowed to what their definitions give.
-    bases: where the cells of a field (by the number that accesses carry) begin.
     """
-    placed, place = in_order(rows, bases)
+    placed, place = in_order(rows, unit)
     blocks = _blocks(placed, place)
     lasting, gen, kill = _lasting(placed, blocks, len(variables))
-    bound(program, placed, variables, lasting)
+    bound(unit.program, placed, variables, lasting)
     block_of = {first: number for number, (first, _) in enumerate(blocks)}
     live = _flow_back(gen, kill, [[block_of[to] for to in _after(placed, place, end - 1)] for _, end in blocks])
     code: list[ir.Instr] = []
@@ -68,8 +67,9 @@ def settle(
     return code, kept, {first: live[number] for number, (first, _) in enumerate(blocks) if code[first].step}
 
 
-def in_order(rows: list[Row], bases: Mapping[int, int]) -> tuple[list[Row], dict[int, int]]:
-    """The rows that can be reached, without jumps to jumps, and where each went. Jumps name their targets' old places."""
+def in_order(rows: list[Row], unit: Unit) -> tuple[list[Row], dict[int, int]]:
+    """The rows that can be reached, without jumps to jumps, and where each went; what they name by number is now the
+    program's own. Jumps name their targets' old places."""
     failing: dict[tuple[int, int], int] = {}
 
     def through(pc: int) -> int:
@@ -97,10 +97,17 @@ def in_order(rows: list[Row], bases: Mapping[int, int]) -> tuple[list[Row], dict
                 work += [no, yes]
                 break
             if op is Op.LOAD:
-                row = (op, row[1], row[2], 0, row[4] + bases[row[3]], *row[5:])
+                row = (op, row[1], row[2], 0, row[4] + unit.base(row[3]), *row[5:])
             elif op is Op.STORE:
-                row = (op, 0, *row[2:4], row[4] + bases[row[1]], *row[5:])
-            elif op is Op.END or op is Op.FAIL:
+                row = (op, 0, *row[2:4], row[4] + unit.base(row[1]), *row[5:])
+            elif op is Op.LOADK:
+                row = (*row[:4], unit.table(row[4]), *row[5:])
+            elif op is Op.REACH:
+                row = (*row[:4], unit.situation(row[4]), *row[5:])
+            elif op is Op.FAIL:
+                out.append((*row[:4], unit.failure(row[4]), *row[5:]))
+                break
+            elif op is Op.END:
                 out.append(row)
                 break
             following = pc + row[4] if op is Op.JMP else pc + 1

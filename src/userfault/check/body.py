@@ -10,11 +10,12 @@ from typing import Any, NoReturn
 
 from .errors import CheckError, CompileError
 from .intrinsics import intrinsic
-from .ir import ARITHMETIC, Op
+from .ir import ARITHMETIC, Failure, Op
+from .names import CONSTANTS, FAILURES, FIELDS
 from .source import NO_DEFAULT, Function, parse
 from .statements import block
 from .symbols import Frame, Label, Py, Sym, Tup, Unreachable, Val, is_data
-from .template import CALLER, Row, Template
+from .template import CALLER, Log, Row, Template, share
 from .types import (
     BOOL,
     INT,
@@ -38,6 +39,11 @@ MAX_CODE = 60_000
 
 _BASE, _LO = 4, 5
 """Where in a row the targets of a jump stand."""
+
+
+def constant(value: int) -> int:
+    """The operand for a constant."""
+    return -1 - CONSTANTS(value)
 
 
 class Body:
@@ -125,11 +131,11 @@ class Body:
         return len(self.locals) - 1
 
     def const(self, kind: Scalar | NoneT, value: int) -> Val:
-        return Val(kind, self.unit.constant(value))
+        return Val(kind, constant(value))
 
     def value(self, val: Val) -> int:
         """The compile-time value of a constant."""
-        return self.unit.program.consts[-1 - val.operand]
+        return CONSTANTS.items[-1 - val.operand]
 
     def shared(self) -> bool:
         """Does the next access begin a step?"""
@@ -215,7 +221,7 @@ class Body:
         common = [cls for cls in have.structs if cls in want.structs]
         if not common:
             self.refuse(node, "a reference to another struct", "a reference of the field's type")
-        shift = self.heap.offset(want, common[0]) - self.heap.offset(have, common[0])
+        shift = self.unit.ask("offset", want, common[0]) - self.unit.ask("offset", have, common[0])
         if val.operand < 0:
             word = self.value(val)
             return self.const(want, word + shift if word else 0)
@@ -226,7 +232,7 @@ class Body:
         self.emit(Op.MOV, d=out, a=val.operand)
         self.branch(Val(BOOL, val.operand), some, done)
         self.label(some)
-        self.emit(Op.ADD, d=out, a=val.operand, b=self.unit.constant(shift))
+        self.emit(Op.ADD, d=out, a=val.operand, b=constant(shift))
         self.label(done)
         return Val(want, out)
 
@@ -243,16 +249,17 @@ class Body:
             return self.const(INT, obj)
         if is_struct(type(obj)):
             kind = RefT((type(obj),))
-            if id(obj) not in self.heap.index:
+            word = self.unit.ask("word", kind, obj)
+            if word is None:
                 self.refuse(
                     node,
                     "this object was not there when the program was compiled",
                     "an object reachable from the machine",
                 )
-            return self.const(kind, self.heap.encode(kind, obj))
+            return self.const(kind, word)
         if is_value(type(obj)):
             kind2 = ValT(type(obj))
-            return self.const(kind2, self.heap.encode(kind2, obj))
+            return self.const(kind2, self.unit.ask("word", kind2, obj))
         self.refuse(
             node,
             f"a {type(obj).__name__} can't be a value of a checked program",
@@ -268,7 +275,7 @@ class Body:
             kind = struct_fields(cls).get(name)
             if kind is not None:
                 if len(union.structs) > 1:
-                    offset = self.const(INT, self.heap.offset(union, cls))
+                    offset = self.const(INT, self.unit.ask("offset", union, cls))
                     obj = self.binary(Op.SUB, obj, offset, RefT((cls,)))
                 return cls, kind, obj
         self.refuse(
@@ -314,12 +321,12 @@ class Body:
             # Even where the value is known, the pointer may be NULL: the look-up finds out.
             index, lo, hi, shift = self.address(struct, obj, at, length)
             d = self.local(name, scalar)
-            self.emit(Op.LOADK, d=d, a=index.operand, base=unit.table(struct, name, kind), lo=lo, hi=hi, b=shift)
+            self.emit(Op.LOADK, d=d, a=index.operand, base=FIELDS((struct, name)), lo=lo, hi=hi, b=shift)
             if fixed is not None:
                 return fixed
             never_null = isinstance(scalar, RefT) and 0 not in values
             return Val(scalar, d, values if never_null else None)
-        number = unit.field_id(struct, name)
+        number = FIELDS((struct, name))
         if not (self.atomic or self.ghost):
             self.begin_step()
         if "__on_access__" in struct.__dict__:
@@ -344,7 +351,7 @@ class Body:
             raise Unreachable
         if not self.dead:
             unit.note_written(struct, name, known)
-        number = unit.field_id(struct, name)
+        number = FIELDS((struct, name))
         if not (self.atomic or self.ghost):
             self.begin_step()
         if "__on_access__" in struct.__dict__:
@@ -361,7 +368,7 @@ class Body:
 
         The cell of place `at` of object `obj` (from 1) is base + (obj - 1) * length + at.
         """
-        count = self.heap.count(struct)
+        count = self.unit.ask("count", struct)
         scaled = self.binary(Op.MUL, obj, self.const(INT, length))
         if at is None or at.operand < 0:
             place = self.value(at) if at is not None else 0
@@ -371,7 +378,7 @@ class Body:
         return self.binary(Op.ADD, scaled, at), length, count * length + length - 1, -length
 
     def fail(self, property: str, message: str) -> None:
-        self.emit(Op.FAIL, base=self.unit.failure(property, message))
+        self.emit(Op.FAIL, base=FAILURES(Failure(property, message)))
         self.dead = True
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -418,18 +425,20 @@ class Body:
         special = getattr(fn, "__intrinsic__", None)
         if special is not None:
             return intrinsic(self, special, args, node)
-        fn = self.unit.substitute.get(fn, fn)
+        if fn in self.unit.substitute:
+            fn = self.unit.substitute[fn]
+            self.unit.log.own = True
         if len(self.rows) > MAX_CODE:
-            name = self.unit.program.name
+            name = self.unit.name
             raise CheckError(f"{name}: a thread needs over {MAX_CODE} instructions: does a loop unroll without end?")
         known = self.describe(fn, args, kwargs) if self.unit.reuse and not self.dead else None
         if known is None:
             return self.inline(fn, args, kwargs, node)
         key, params = known
-        template = self.template(key)
+        template = self.unit.find(key) or self.unit.find((key, self.cpu))
         if template is None:
             return self.record(key, params, fn, args, kwargs, node)
-        self.unit.trusted |= template.trusted
+        self.unit.log.add(template.log)
         self.asked |= template.cpu >= 0
         self.steps |= template.steps
         rows, operands = template.place(params, len(self.locals), self.sources[-1])
@@ -442,6 +451,7 @@ class Body:
 
     def inline(self, fn: Callable[..., Any], args: list[Sym], kwargs: dict[str, Sym], node: ast.AST) -> Sym:
         function = parse(fn)
+        self.unit.log.functions.add(fn)
         if len(self.frames) > 40 and any(frame.function.fn is fn for frame in self.frames):
             self.refuse(node, f"{function.name} calls itself", "a loop")
         is_atomic = getattr(fn, "__atomic__", False)
@@ -476,7 +486,7 @@ class Body:
         """Inline a call, and keep what comes of it for the next one like it."""
         unit = self.unit
         first_row, first_local, first_target = len(self.rows), len(self.locals), len(self.targets)
-        outer, unit.trusted = unit.trusted, set()
+        outer, unit.log = unit.log, Log()
         asked, self.asked = self.asked, False
         # What is trusted first and written later, in the call itself, makes the template stale at once.
         writes = unit.writes
@@ -486,6 +496,10 @@ class Body:
             result = self.inline(fn, args, kwargs, node)
         self.sources.pop()
         self.resolve(first_target)
+        # Made from text (a condition, a mutant), or given an object of this program alone.
+        unit.log.own |= hasattr(fn, "__source__") or any(
+            isinstance(arg, Py) and is_struct(type(arg.obj)) for arg in args
+        )
         template = Template(
             self.rows[first_row:],
             self.locals[first_local:],
@@ -493,13 +507,17 @@ class Body:
             params,
             result,
             self.mutable,
-            unit.trusted,
-            writes,
+            unit.log,
             self.cpu if self.asked else -1,
         )
-        unit.templates[(key, self.cpu) if self.asked else key] = template
+        if self.asked:
+            key = (key, self.cpu)
+        unit.templates[key] = template, writes
+        if not unit.log.own and not unit.betrayed(unit.log.trusted):
+            share(key, template)
         self.asked |= asked
-        unit.trusted = outer | unit.trusted
+        outer.add(unit.log)
+        unit.log = outer
         source = self.sources[-1]
         if source != CALLER:
             for at in range(first_row, len(self.rows)):
@@ -509,16 +527,6 @@ class Body:
         if result is None:
             raise Unreachable
         return result
-
-    def template(self, key: Hashable) -> Template | None:
-        """The template for this key, if nothing that it trusted is written by now."""
-        unit = self.unit
-        found = unit.templates.get(key) or unit.templates.get((key, self.cpu))
-        if found is not None and found.writes != unit.writes:
-            if unit.betrayed(found.trusted):
-                return None
-            found.writes = unit.writes
-        return found
 
     def describe(
         self, fn: Callable[..., Any], args: list[Sym], kwargs: dict[str, Sym]

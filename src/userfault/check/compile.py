@@ -16,7 +16,9 @@ from . import ir
 from .analysis import settle
 from .body import Body
 from .heap import Heap
-from .unit import Trust, Unit
+from .names import CONSTANTS, SOURCES
+from .template import Access, Log
+from .unit import Unit
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ def compile_program(
     makers += [partial(_spec, unit, each) for each in specs]
     bodies = _bodies(unit, makers)
     program = unit.program
-    for body in bodies:
-        unit.place(body.rows)
-    settled = [settle(program, body.rows, unit.bases, unit.variables(body.locals)) for body in bodies]
+    program.consts = list(CONSTANTS.items)
+    program.sources = list(SOURCES.items)
+    settled = [settle(unit, body.rows, unit.variables(body.locals)) for body in bodies]
     program.threads = [
         ir.Thread(spec.name, code, variables, live)
         for spec, (code, variables, live) in zip(threads, settled, strict=False)
@@ -92,16 +94,16 @@ def compile_program(
 def _bodies(unit: Unit, makers: Sequence[Callable[[], Body]]) -> list[Body]:
     """All the bodies, none of which trusts what another writes."""
     bodies: list[Body] = []
-    trusts: list[Trust] = []
+    trusts: list[set[Access]] = []
     for make in makers:
-        unit.trusted = set()
+        unit.log = Log()
         bodies.append(make())
-        trusts.append(unit.trusted)
+        trusts.append(unit.log.trusted)
     while stale := [at for at, trusted in enumerate(trusts) if unit.betrayed(trusted)]:
         for at in stale:
-            unit.trusted = set()
+            unit.log = Log()
             bodies[at] = makers[at]()
-            trusts[at] = unit.trusted
+            trusts[at] = unit.log.trusted
     return bodies
 
 

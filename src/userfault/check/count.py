@@ -12,8 +12,9 @@ from .body import Body
 from .heap import Heap
 from .source import parse
 from .symbols import Frame, Label, Py, Sym, Tup, Unreachable, Val
+from .template import Access, Log
 from .types import ListT, NoneT, Type
-from .unit import Trust, Unit
+from .unit import Unit
 
 Fn = Callable[..., Any]
 
@@ -29,13 +30,14 @@ def count_steps(starts: Iterable[Fn], table: Collection[Fn], roots: Iterable[Any
     unit = Unit("steps", Heap(list(roots), cpus, {}), {}, frozenset(), reuse=False)
     apart = frozenset(table)
     counted: dict[Fn, _Alone] = {}
-    trusts: dict[Fn, Trust] = {}
+    trusts: dict[Fn, set[Access]] = {}
     work = list(starts)
     while work:
         fn = work.pop()
         if fn in counted and not unit.betrayed(trusts[fn]):
             continue
-        unit.trusted = trusts[fn] = set()
+        unit.log = Log()
+        trusts[fn] = unit.log.trusted
         counted[fn] = body = _Alone(unit, apart)
         body.compile(fn)
         work += body.called
@@ -62,8 +64,7 @@ class _Alone(Body):
         self.finish()
 
     def steps_begun(self) -> int:
-        self.unit.place(self.rows)
-        rows, _ = in_order(self.rows, self.unit.bases)
+        rows, _ = in_order(self.rows, self.unit)
         return sum(row[7] for row in rows)
 
     def call(self, fn: Fn, args: list[Sym], kwargs: dict[str, Sym], node: ast.AST) -> Sym:

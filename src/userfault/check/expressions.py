@@ -112,13 +112,14 @@ def _attribute(body: Body, node: ast.Attribute) -> Sym:
     if isinstance(obj, Py):
         if is_struct(type(obj.obj)):
             if node.attr not in struct_fields(type(obj.obj)):
+                body.unit.log.own = True
                 return Py(getattr(obj.obj, node.attr))
             obj = body.lift(obj, node)
         elif is_value(type(obj.obj)):
             obj = body.lift(obj, node)
         else:
             try:
-                return Py(getattr(obj.obj, node.attr))
+                return Py(body.unit.attribute_of(obj.obj, node.attr))
             except AttributeError:
                 body.refuse(node, f"there is no `{node.attr}` here", "an existing attribute")
     val = body.single(obj, node)
@@ -180,12 +181,12 @@ def _boolop(body: Body, node: ast.BoolOp) -> Sym:
     known: list[int] = []
     body.label(yes)
     if not body.dead:
-        body.emit(Op.MOV, d=out, a=body.unit.constant(1))
+        body.emit(Op.MOV, d=out, a=body.const(BOOL, 1).operand)
         known.append(1)
         body.jump(end)
     body.label(no)
     if not body.dead:
-        body.emit(Op.MOV, d=out, a=body.unit.constant(0))
+        body.emit(Op.MOV, d=out, a=body.const(BOOL, 0).operand)
         known.append(0)
     body.label(end)
     if not known:
@@ -316,8 +317,8 @@ def _isinstance(body: Body, node: ast.Call) -> Sym:
         return body.const(BOOL, 0)
     if not isinstance(val.type, RefT) or cls.obj not in val.type.structs:
         return body.const(BOOL, 0)
-    first = body.heap.offset(val.type, cls.obj)
-    last = first + body.heap.count(cls.obj)
+    first = body.unit.ask("offset", val.type, cls.obj)
+    last = first + body.unit.ask("count", cls.obj)
     above = body.binary(Op.LT, body.const(INT, first), val, BOOL)
     if val.operand < 0:
         return body.const(BOOL, int(first < body.value(val) <= last))

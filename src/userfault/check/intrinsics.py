@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import lists
 from .ir import Op
+from .names import SITUATIONS
 from .symbols import Label, Py, Sym, Unreachable, Val
 from .types import INT, IntT
 
@@ -32,7 +33,7 @@ def intrinsic(body: Body, name: str, args: list[Sym], node: ast.AST) -> Sym:
         prop, message = args[1], args[2]
         if not (isinstance(prop, Py) and isinstance(message, Py)):
             body.refuse(node, "check() needs literal property and message", "string literals")
-        if prop.obj in body.unit.ignore:
+        if body.unit.ask("ignored", prop.obj):
             return Py(None)
         ok, bad = Label(), Label()
         body.branch(cond, ok, bad)
@@ -49,12 +50,8 @@ def intrinsic(body: Body, name: str, args: list[Sym], node: ast.AST) -> Sym:
         raise Unreachable
     if name == "reached":
         assert isinstance(args[0], Py)
-        program = body.unit.program
-        label = str(args[0].obj)
-        if label not in program.sometimes:
-            program.sometimes.append(label)
         if not body.spec:
-            body.emit(Op.REACH, base=program.sometimes.index(label))
+            body.emit(Op.REACH, base=SITUATIONS(str(args[0].obj)))
         return Py(None)
     if name == "choose":
         assert isinstance(args[0], Val | Py)

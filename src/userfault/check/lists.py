@@ -35,7 +35,7 @@ def length(body: Body, place: Place, node: ast.AST) -> Val:
     length = body.unit.length(place.struct, place.field, place.type)
     known = body.value(place.obj) if place.obj.operand < 0 else 0
     if known and not body.unit.is_written(place.struct, place.field, known):
-        return body.const(INT, len(getattr(body.heap.pools[place.struct][known - 1], place.field)))
+        return body.const(INT, body.unit.ask("list_length", place.struct, place.field, known))
     if not place.type.dynamic:
         return body.const(INT, length)
     total = body.const(INT, 0)
@@ -110,7 +110,7 @@ def _change(body: Body, place: Place, method: str, args: list[Sym], node: ast.AS
             body.branch(body.binary(Op.EQ, get(at), item, BOOL), hit, keep)
             body.label(hit)
             if not body.dead:
-                body.emit(Op.MOV, d=found.operand, a=body.unit.constant(1))
+                body.emit(Op.MOV, d=found.operand, a=body.const(BOOL, 1).operand)
                 put(at, get(at + 1) if at + 1 < length else body.const(kind.elem, 0))
             body.label(keep)
         ok, bad = Label(), Label()

@@ -39,6 +39,8 @@ class Function:
     variadic: bool = False
     loops: dict[ast.stmt, tuple[str, ...]] = field(default_factory=dict)
     """The names that each loop assigns."""
+    numbers: dict[int, int] = field(default_factory=dict)
+    """Its lines in names.SOURCES."""
 
     def text(self, line: int) -> str:
         return self.lines[line - self.first_line] if 0 <= line - self.first_line < len(self.lines) else ""

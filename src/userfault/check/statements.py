@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .expressions import BINARY, condition, expr
-from .ir import Op
+from .ir import Op, Source
+from .names import SOURCES
+from .source import Function
 from .symbols import Frame, Label, Place, Py, Sym, Tup, Unreachable, Val, instead_of, is_data
 from .types import BOOL, INT, ListT, NoneT, RefT, Type, from_hint
 
@@ -26,12 +28,19 @@ def block(body: Body, statements: Sequence[ast.stmt]) -> None:
             body.dead = True
 
 
+def source_number(function: Function, line: int) -> int:
+    """A line of a function, by number."""
+    if line not in function.numbers:
+        function.numbers[line] = SOURCES(Source(function.file, line, function.name, function.text(line).strip()))
+    return function.numbers[line]
+
+
 def _statement(body: Body, node: ast.stmt) -> None:
     pushed = False
     if not body.atomic and not (body.ghost and not body.spec):
         function = body.frames[-1].function
         if function.file:
-            body.sources.append(body.unit.source(function, function.first_line + node.lineno - 1))
+            body.sources.append(source_number(function, function.first_line + node.lineno - 1))
             pushed = True
     handler = _STATEMENTS.get(type(node))
     if handler is None:
@@ -291,7 +300,7 @@ def _for(body: Body, node: ast.For) -> None:
         body.refuse(node.iter, "iterating over this", "a list field, a tuple, or range(...)")
     length = body.unit.length(over.struct, over.field, over.type)
     if over.obj.operand < 0 and not body.unit.is_written(over.struct, over.field, body.value(over.obj)):
-        actual = len(getattr(body.heap.pools[over.struct][body.value(over.obj) - 1], over.field))
+        actual = body.unit.ask("list_length", over.struct, over.field, body.value(over.obj))
         for_each(
             body,
             node,
@@ -320,7 +329,7 @@ def _for(body: Body, node: ast.For) -> None:
     body.frames[-1].loops.pop()
     body.label(step)
     if not body.dead:
-        body.emit(Op.ADD, d=at.operand, a=at.operand, b=body.unit.constant(1))
+        body.emit(Op.ADD, d=at.operand, a=at.operand, b=body.const(INT, 1).operand)
     body.jump(top)
     body.label(end)
 

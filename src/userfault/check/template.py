@@ -1,14 +1,16 @@
 """Calls are inlined, so the same call comes again and again: what it came to is kept and put in place with other operands.
 
 A template is used only where the call would compile to the same code: its key says all that a body's state decides (see
-Body.describe), and what it trusted to be constant must still be (Unit.betrayed). So a program is the same instruction by
-instruction with templates and without.
+Body.describe), and what it rests on (its Log) must hold in the program that wants it (Unit.holds). So a program is the same
+instruction by instruction with templates and without, whatever was compiled before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
 from itertools import repeat
+from typing import Any
 
 from .ir import READS_A, READS_B, WRITES_D, Op
 from .symbols import Place, Py, Sym, Tup, Val
@@ -18,15 +20,48 @@ Row = tuple[Op, int, int, int, int, int, int, bool, int]
 """An instruction while it is compiled: the fields of ir.Instr, but jumps are relative (so that code can be put anywhere),
 and accesses carry the number of their field in a place that their operation leaves free."""
 
+Access = tuple[type, str, int]
+"""(struct, field, object from 1, or 0 for any of them)."""
+
 CALLER = -1
 """In place of a source: the line that makes the call."""
+
+
+Fact = tuple[Any, ...]
+"""A question about the program (the name of a method of Unit and its arguments): the answer decides what code there is."""
+
+
+@dataclass(slots=True)
+class Log:
+    """What compiling something rested on, and what it did beside emitting code.
+
+    facts: questions and answers. trusted, written: (struct, field, object from 1, or 0 for any of them) that were taken for
+    constant, and that were known to be written. writes: those that it writes. functions: what was inlined.
+    own: it is about objects or functions that only this program has.
+    """
+
+    facts: dict[Fact, Any] = field(default_factory=dict)
+    trusted: set[Access] = field(default_factory=set)
+    written: set[Access] = field(default_factory=set)
+    writes: set[Access] = field(default_factory=set)
+    functions: set[Callable[..., Any]] = field(default_factory=set)
+    own: bool = False
+
+    def add(self, other: Log) -> None:
+        self.facts |= other.facts
+        self.trusted |= other.trusted
+        self.written |= other.written
+        self.writes |= other.writes
+        self.functions |= other.functions
+        self.own |= other.own
 
 
 class Template:
     """What a call came to.
 
-    rows: its code. locals: its variables, from first_local on. params: the locals that it was given. mutable: which of the
-    locals in the result are variables. result: None if it never returns. cpu: the CPU that it asked for, or -1.
+    rows: its code. locals: its variables, from first_local on. params: the locals that it was given. result: None if it
+    never returns. mutable: which of the locals in the result are variables. log: what it rests on. cpu: the CPU that it
+    asked for, or -1.
     """
 
     def __init__(
@@ -37,12 +72,12 @@ class Template:
         params: list[int],
         result: Sym | None,
         mutable: set[int],
-        trusted: set[tuple[type, str, int]],
-        writes: int,
+        log: Log,
         cpu: int,
     ) -> None:
         self.rows, self.locals, self.first_local, self.params = rows, locals, first_local, params
-        self.result, self.mutable, self.trusted, self.writes, self.cpu = result, mutable, trusted, writes, cpu
+        self.result, self.log, self.cpu = result, log, cpu
+        self.mutable = {local for local in locals_of(result) if local in mutable}
         self.steps = any(row[7] for row in rows)
         self.columns: tuple[tuple[int, ...], ...] = ()
         self.numbers: list[int] = []
@@ -107,3 +142,28 @@ class Template:
         obj = self.moved(sym.obj, operands, mutable)
         assert isinstance(obj, Val)
         return Place(sym.struct, sym.field, sym.type, obj)
+
+
+def locals_of(sym: Sym | None) -> list[int]:
+    """The locals in a result."""
+    if isinstance(sym, Val):
+        return [sym.operand] if sym.operand >= 0 else []
+    if isinstance(sym, Tup):
+        return [local for item in sym.items for local in locals_of(item)]
+    return locals_of(sym.obj) if isinstance(sym, Place) else []
+
+
+SHARED: dict[Hashable, list[Template]] = {}
+"""Templates of calls that do not depend on one program's objects, for all programs of the process."""
+
+VARIANTS, LARGEST = 32, 200
+"""Templates kept of one call, which rest on different facts; their instructions: larger ones seldom fit another program."""
+
+
+def share(key: Hashable, template: Template) -> None:
+    """Keep a template for other programs."""
+    if len(template.rows) > LARGEST:
+        return
+    variants = SHARED.setdefault(key, [])
+    variants.insert(0, template)
+    del variants[VARIANTS:]

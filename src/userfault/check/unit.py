@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 from . import ir
 from .errors import CheckError
 from .heap import Heap
-from .ir import Op
-from .source import Function
-from .template import Row, Template
-from .types import IntT, ListT, NoneT, RefT, Scalar, Type, struct_fields
-
-Trust = set[tuple[type, str, int]]
-"""(struct, field, object from 1, or 0 for any of them): what was taken for constant."""
+from .names import FAILURES, FIELDS, SITUATIONS
+from .template import SHARED, Access, Fact, Log, Template
+from .types import IntT, ListT, NoneT, RefT, Scalar, Type, is_struct, struct_fields
 
 
 class Unit:
@@ -33,6 +30,7 @@ class Unit:
         ignore: frozenset[str],
         reuse: bool,
     ) -> None:
+        self.name = name
         self.ignore = ignore
         self.reuse = reuse
         self.program = ir.Program(name, [], [], [], [], [], [])
@@ -40,38 +38,75 @@ class Unit:
         self.written: dict[tuple[type, str], set[int]] = {}
         """(struct, field) -> the objects (from 1) written through a constant pointer; 0 stands for all of them."""
         self.writes = 0
-        self.trusted: Trust = set()
+        self.log = Log()
         self.substitute = substitute
-        self.templates: dict[Hashable, Template] = {}
-        self.fields: dict[tuple[type, str], int] = {}
+        self.answers: dict[Fact, Any] = {}
+        self.templates: dict[Hashable, tuple[Template, int]] = {}
+        """The template for a call, and how much was written when it was last found to hold."""
+        self.unfit: set[int] = set()
         self.bases: dict[int, int] = {}
-        self.tables: dict[tuple[type, str], int] = {}
-        self.source_ids: dict[tuple[str, int], int] = {}
-        self.failure_ids: dict[ir.Failure, int] = {}
-        self.constants: dict[int, int] = {}
+        self.tables: dict[int, int] = {}
+        self.failures: dict[int, int] = {}
+        self.situations: dict[int, int] = {}
         self.kinds: dict[Scalar | NoneT, tuple[int, int, Callable[[int], str], bool]] = {}
-        self.lengths: dict[tuple[type, str, bool], int] = {}
-        self.starts: dict[tuple[type, str, tuple[int, ...] | None, int | None], frozenset[int]] = {}
 
-    # -- who writes what ----------------------------------------------------------------------------------------------
+    # -- what code rests on -------------------------------------------------------------------------------------------
 
-    def betrayed(self, trusted: Trust) -> bool:
+    def ask(self, *fact: Any) -> Any:
+        """A fact about the program's objects, noted as something that the code rests on."""
+        answer = self.log.facts[fact] = self.answer(fact)
+        return answer
+
+    def answer(self, fact: Fact) -> Any:
+        if fact not in self.answers:
+            self.answers[fact] = getattr(self, fact[0])(*fact[1:])
+        return self.answers[fact]
+
+    def holds(self, template: Template) -> bool:
+        """Would the call compile to this in this program, as far as is known of it now? (If not, that may change.)"""
+        log = template.log
+        if id(template) in self.unfit or not self.substitute.keys().isdisjoint(log.functions):
+            return False
+        if any(self.answer(fact) != answer for fact, answer in log.facts.items()):
+            self.unfit.add(id(template))
+            return False
+        return not self.betrayed(log.trusted) and all(self.known_written(*access) for access in log.written)
+
+    def find(self, key: Hashable) -> Template | None:
+        """The template that a call can be made from."""
+        found = self.templates.get(key)
+        if found is not None:
+            # What holds in a program holds until something more is written.
+            template, writes = found
+            if writes == self.writes:
+                return template
+            if not self.betrayed(template.log.trusted):
+                self.templates[key] = template, self.writes
+                return template
+        for template in SHARED.get(key, ()):
+            if self.holds(template):
+                for access in template.log.writes:
+                    self.note_written(*access)
+                self.templates[key] = template, self.writes
+                return template
+        return None
+
+    def betrayed(self, trusted: Iterable[Access]) -> bool:
         """Is anything written that was taken for constant?"""
-        for struct, name, obj in trusted:
-            objects = self.written.get((struct, name))
-            if objects and (obj == 0 or obj in objects or 0 in objects):
-                return True
-        return False
+        return any(self.known_written(*access) for access in trusted)
+
+    def known_written(self, struct: type, name: str, obj: int) -> bool:
+        objects = self.written.get((struct, name))
+        return bool(objects) and (obj == 0 or obj in objects or 0 in objects)  # type: ignore[operator]
 
     def is_written(self, struct: type, name: str, obj: int) -> bool:
         """obj: from 1, or 0 for "any of them"."""
-        objects = self.written.get((struct, name))
-        if objects and (obj == 0 or obj in objects or 0 in objects):
-            return True
-        self.trusted.add((struct, name, obj))
-        return False
+        known = self.known_written(struct, name, obj)
+        (self.log.written if known else self.log.trusted).add((struct, name, obj))
+        return known
 
     def note_written(self, struct: type, name: str, obj: int) -> None:
+        self.log.writes.add((struct, name, obj))
         objects = self.written.setdefault((struct, name), set())
         if obj in objects or 0 in objects:
             return
@@ -83,50 +118,98 @@ class Unit:
         """Does nobody write the field of any of these objects (None: of any object)?"""
         if objects is None:
             return not self.is_written(struct, name, 0)
-        if not self.written.get((struct, name)):
-            self.trusted.update((struct, name, each) for each in objects)
-            return True
         return not any(self.is_written(struct, name, each) for each in objects)
-
-    def initials(
-        self, struct: type, name: str, kind: Type, objects: tuple[int, ...] | None, place: int | None
-    ) -> frozenset[int]:
-        """The initial values of a field; place: of a list (None: not a list, -1: any)."""
-        key = (struct, name, objects, place)
-        if key not in self.starts:
-            where = range(self.length(struct, name, kind)) if place == -1 else (place or 0,)
-            chosen = objects or range(1, self.heap.count(struct) + 1)
-            self.starts[key] = frozenset(self.initial(struct, name, kind, obj, at) for obj in chosen for at in where)
-        return self.starts[key]
-
-    # -- once all bodies are there ------------------------------------------------------------------------------------
-
-    def place(self, rows: Iterable[Row]) -> None:
-        """Make cells for the fields that code accesses, in the order of the code."""
-        for row in rows:
-            if row[0] is Op.LOAD:
-                self.base(row[3])
-            elif row[0] is Op.STORE:
-                self.base(row[1])
-
-    def variables(self, declared: Iterable[tuple[str, Scalar | NoneT]]) -> list[ir.Local]:
-        return [ir.Local(name, *self.traits(kind)) for name, kind in declared]
-
-    # -- the heap -----------------------------------------------------------------------------------------------------
 
     def length(self, struct: type, name: str, kind: Type) -> int:
         """Cells of one object's field: 1, a fixed list's length, or the room that a dynamic list may need."""
         if not isinstance(kind, ListT):
             return 1
-        grows = kind.dynamic and self.is_written(struct, name, 0)
-        key = (struct, name, grows)
-        if key not in self.lengths:
-            longest = max(len(getattr(obj, name)) for obj in self.heap.pools[struct])
-            if grows:
-                assert isinstance(kind.elem, RefT)
-                longest = max(longest, sum(self.heap.count(cls) for cls in kind.elem.structs))
-            self.lengths[key] = max(longest, 1)
-        return self.lengths[key]
+        length: int = self.ask("longest", struct, name, kind.dynamic and self.is_written(struct, name, 0))
+        return length
+
+    def initials(
+        self, struct: type, name: str, kind: Type, objects: tuple[int, ...] | None, place: int | None
+    ) -> frozenset[int]:
+        """The initial values of a field; place: of a list (None: not a list, -1: any)."""
+        places = self.length(struct, name, kind) if place == -1 else 0
+        values: frozenset[int] = self.ask("starts", struct, name, objects, place or 0, places)
+        return values
+
+    # -- facts --------------------------------------------------------------------------------------------------------
+
+    def longest(self, struct: type, name: str, grows: bool) -> int:
+        kind = struct_fields(struct)[name]
+        longest = max(len(getattr(obj, name)) for obj in self.heap.pools[struct])
+        if grows:
+            assert isinstance(kind, ListT) and isinstance(kind.elem, RefT)
+            longest = max(longest, sum(self.heap.count(cls) for cls in kind.elem.structs))
+        return max(longest, 1)
+
+    def starts(
+        self, struct: type, name: str, objects: tuple[int, ...] | None, place: int, places: int
+    ) -> frozenset[int]:
+        kind = struct_fields(struct)[name]
+        chosen = objects or range(1, self.heap.count(struct) + 1)
+        where = range(places) if places else (place,)
+        return frozenset(self.initial(struct, name, kind, obj, at) for obj in chosen for at in where)
+
+    def count(self, struct: type) -> int:
+        """How many objects of a struct there are."""
+        return self.heap.count(struct)
+
+    def offset(self, union: RefT, struct: type) -> int:
+        """As Heap.offset."""
+        return self.heap.offset(union, struct)
+
+    def layout(self, cls: type) -> tuple[dict[str, tuple[Scalar, int, int, int]], int]:
+        """As Heap.layout."""
+        return self.heap.layout(cls)
+
+    def list_length(self, struct: type, name: str, obj: int) -> int:
+        """How long a list is in the beginning."""
+        return len(getattr(self.heap.pools[struct][obj - 1], name))
+
+    def word(self, kind: Scalar, obj: Any) -> int | None:
+        """The integer that stands for an object; None if it was not there."""
+        if is_struct(type(obj)) and id(obj) not in self.heap.index:
+            return None
+        return self.heap.encode(kind, obj)
+
+    def ignored(self, property: str) -> bool:
+        return property in self.ignore
+
+    @staticmethod
+    def attribute(number: int, name: str) -> Any:
+        """An attribute of an object that is no part of the program's state: an era, a configuration."""
+        return getattr(_BYSTANDERS[number], name)
+
+    def attribute_of(self, obj: Any, name: str) -> Any:
+        """The same, of the object. Raises AttributeError."""
+        if isinstance(obj, ModuleType | type):
+            return getattr(obj, name)
+        _BYSTANDERS[id(obj)] = obj
+        return self.ask("attribute", id(obj), name)
+
+    # -- once all bodies are there ------------------------------------------------------------------------------------
+
+    def failure(self, number: int) -> int:
+        """A failure's number in the program."""
+        if number not in self.failures:
+            self.failures[number] = len(self.program.failures)
+            self.program.failures.append(FAILURES.items[number])
+        return self.failures[number]
+
+    def situation(self, number: int) -> int:
+        """The number in the program of what is reached."""
+        if number not in self.situations:
+            self.situations[number] = len(self.program.sometimes)
+            self.program.sometimes.append(SITUATIONS.items[number])
+        return self.situations[number]
+
+    def variables(self, declared: Iterable[tuple[str, Scalar | NoneT]]) -> list[ir.Local]:
+        return [ir.Local(name, *self.traits(kind)) for name, kind in declared]
+
+    # -- the heap -----------------------------------------------------------------------------------------------------
 
     def initial(self, struct: type, name: str, kind: Type, obj: int, at: int) -> int:
         """Encoded initial value; obj from 1."""
@@ -135,15 +218,11 @@ class Unit:
             return self.heap.encode(kind.elem, value[at]) if at < len(value) else 0
         return self.heap.encode(kind, value)
 
-    def field_id(self, struct: type, name: str) -> int:
-        """A field's number: what accesses carry until cells are placed."""
-        return self.fields.setdefault((struct, name), len(self.fields))
-
     def base(self, number: int) -> int:
         """The first cell of the field of this number, made at its first use: when it is known what is written."""
         if number in self.bases:
             return self.bases[number]
-        struct, name = list(self.fields)[number]
+        struct, name = FIELDS.items[number]
         kind = struct_fields(struct)[name]
         scalar = kind.elem if isinstance(kind, ListT) else kind
         assert not isinstance(scalar, NoneT)
@@ -185,23 +264,24 @@ class Unit:
     def cell_of(self, obj: Any, name: str) -> int:
         """The cell of an object's field."""
         struct = type(obj)
-        first = self.base(self.field_id(struct, name))
+        first = self.base(FIELDS((struct, name)))
         return first + (self.heap.index[id(obj)] - 1) * self.length(struct, name, struct_fields(struct)[name])
 
-    def table(self, struct: type, name: str, kind: Type) -> int:
-        """A constant field as a table over (object, place)."""
-        key = (struct, name)
-        if key not in self.tables:
-            length = self.length(struct, name, kind)
-            self.tables[key] = len(self.program.tables)
+    def table(self, number: int) -> int:
+        """A constant field, by its number, as a table over (object, place)."""
+        if number not in self.tables:
+            struct, name = FIELDS.items[number]
+            kind = struct_fields(struct)[name]
+            places = range(self.length(struct, name, kind))
+            self.tables[number] = len(self.program.tables)
             self.program.tables.append(
                 [
                     self.initial(struct, name, kind, obj, at)
                     for obj in range(1, self.heap.count(struct) + 1)
-                    for at in range(length)
+                    for at in places
                 ]
             )
-        return self.tables[key]
+        return self.tables[number]
 
     def traits(self, kind: Scalar | NoneT) -> tuple[int, int, Callable[[int], str], bool]:
         """What a local of this type is declared with."""
@@ -216,23 +296,6 @@ class Unit:
             self.kinds[kind] = known
         return known
 
-    def constant(self, value: int) -> int:
-        """The operand for a constant."""
-        operand = self.constants.get(value)
-        if operand is None:
-            operand = self.constants[value] = self.program.const(value)
-        return operand
 
-    def failure(self, property: str, message: str) -> int:
-        key = ir.Failure(property, message)
-        if key not in self.failure_ids:
-            self.failure_ids[key] = len(self.program.failures)
-            self.program.failures.append(key)
-        return self.failure_ids[key]
-
-    def source(self, function: Function, line: int) -> int:
-        key = (function.file, line)
-        if key not in self.source_ids:
-            self.source_ids[key] = len(self.program.sources)
-            self.program.sources.append(ir.Source(function.file, line, function.name, function.text(line).strip()))
-        return self.source_ids[key]
+_BYSTANDERS: dict[int, Any] = {}
+"""Objects that attributes were read of, by id: they live as long as the process."""

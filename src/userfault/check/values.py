@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def part(body: Body, val: Val, name: str, node: ast.AST) -> Val:
     """A field of a value type: local work."""
     assert isinstance(val.type, ValT)
-    fields, total = body.heap.layout(val.type.cls)
+    fields, total = body.unit.ask("layout", val.type.cls)
     if name not in fields:
         body.refuse(node, f"{val.type.cls.__name__} has no field `{name}`", f"one of {', '.join(fields)}")
     kind, shift, bits, lo = fields[name]
@@ -30,7 +30,7 @@ def part(body: Body, val: Val, name: str, node: ast.AST) -> Val:
 
 def construct(body: Body, cls: type, args: list[Sym], kwargs: dict[str, Sym], node: ast.AST) -> Val:
     """A value type from its fields."""
-    fields, _ = body.heap.layout(cls)
+    fields, _ = body.unit.ask("layout", cls)
     defaults: dict[str, Any] = cls._field_defaults  # type: ignore[attr-defined]
     given = dict(zip(fields, args, strict=False)) | kwargs
     kind = ValT(cls)
@@ -52,7 +52,7 @@ def method(body: Body, val: Val, name: str, args: list[Sym], kwargs: dict[str, S
         if callable(fn) and hasattr(fn, "__code__"):
             return body.call(fn, [val, *args], kwargs, node)
         body.refuse(node, f"`.{name}()` of a value type", "_replace(...)")
-    fields, _ = body.heap.layout(val.type.cls)
+    fields, _ = body.unit.ask("layout", val.type.cls)
     for field, given in kwargs.items():
         if field not in fields:
             body.refuse(node, f"{val.type.cls.__name__} has no field `{field}`", f"one of {', '.join(fields)}")

@@ -110,8 +110,7 @@ def _perform(job: Job, options: Options, engine: str) -> Outcome:
         if best is not None:
             result.schedule = best
     verdict, prop = expected(test, job.era, job.mutant or None)
-    unreached = tuple(name for name in program.sometimes if name not in result.reached)
-    missing = tuple(name for name in test.sometimes if name in unreached) if result.verdict == "holds" else ()
+    missing = tuple(name for name in test.sometimes if name not in result.reached) if result.verdict == "holds" else ()
     found = result.failure.property if result.failure is not None else ""
     return Outcome(
         test=job.test,
