@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import shutil
 import subprocess
 import time
@@ -14,6 +15,8 @@ from typing import Any, NoReturn
 import pytest
 import redis
 
+from userfault import paging
+from userfault.paging.pytest_plugin import check
 from userfault.paging.redis import RedisStore
 from userfault.paging.retry import RetryPolicy
 from userfault.paging.source import SourceError, Store
@@ -151,3 +154,23 @@ def test_a_key_in_the_url() -> None:
     assert RedisStore.parse("redis://u:p@h:1/2?key=a%20b&protocol=3") == ("redis://u:p@h:1/2?protocol=3", "a b")
     store: Any = open_source("redis://user:secret@host/0?key=k")
     assert store.name == "redis://user:***@host/0#k"
+
+
+@pytest.mark.usefixtures("can_page")
+def test_a_region_over_redis_is_written_back_and_read_again(server: RedisServer) -> None:
+    def child() -> None:
+        url, size = f"{server.url}&key=region", 300_001
+        oracle = bytearray(size)
+        with paging.open(url, access="r+", size_bytes=size, resident="128 KiB") as memory:
+            pick = random.Random(1)
+            for _round in range(3):
+                for _ in range(20):
+                    at = pick.randrange(size)
+                    memory[at] = oracle[at] = pick.randrange(256)
+                memory.flush()
+                memory.evict()
+                assert memory[:] == oracle
+        with paging.open(url) as memory:
+            assert memory[:] == oracle
+
+    check(child)

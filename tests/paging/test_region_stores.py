@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from userfault import paging
+from userfault.paging import RetryPolicy
 from userfault.paging.pytest_plugin import check
 from userfault.paging.source import SourceError
 from userfault.paging.tcp import HELLO
@@ -93,3 +97,49 @@ def test_the_side_door_is_for_this_user_only(path: Path) -> None:
         assert (done.stdout, done.stderr) == ("0\n", "")
         with worker.store() as store:
             assert store.size_bytes == SIZE
+
+
+def test_a_transient_error_is_tried_again_and_never_seen() -> None:
+    def child() -> None:
+        attempts: list[int] = []
+
+        def flaky(offset: int, view: memoryview) -> None:
+            attempts.append(offset)
+            if len(attempts) < 3:
+                raise ConnectionResetError(errno.ECONNRESET, "peer")
+            view[:] = bytes([len(attempts)]) * len(view)
+
+        retry = RetryPolicy(first_wait_s=0.001)
+        with paging.open(flaky, size_bytes=UNIT, retry=retry) as memory:
+            assert memory[UNIT - 1] == 3
+            assert not memory.stats().error_count
+
+    check(child)
+
+
+def test_a_source_that_never_returns_is_an_error_that_shows_where_it_stands() -> None:
+    def sleepy(offset: int, view: memoryview) -> None:
+        if offset:
+            time.sleep(1000)
+        view[:] = b"x" * len(view)
+
+    def child() -> None:
+        retry = RetryPolicy(deadline_s=0.2)
+        with paging.open(sleepy, size_bytes=2 * UNIT, retry=retry, prefetch_units=0) as memory:
+            with pytest.raises(SourceError, match=r"did not return within 0\.2 s") as caught:
+                memory.read_at(UNIT, 1)
+            assert "time.sleep(1000)" in caught.value.details
+            assert memory[0] == ord("x")
+
+    check(child)
+
+
+def test_data_that_end_inside_a_page_are_followed_by_zeros() -> None:
+    def child() -> None:
+        with paging.open(lambda offset, length: b"x" * length, size_bytes=UNIT + 100) as memory:
+            assert memory[:] == b"x" * (UNIT + 100)
+            # What the mapping has beyond the buffer's end, up to the end of its page.
+            rest = ctypes.string_at(memory._control.base + UNIT + 100, 4096 - 100)
+            assert rest == bytes(4096 - 100)
+
+    check(child)

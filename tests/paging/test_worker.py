@@ -1,7 +1,8 @@
+"""Workers as their owner sees them; what they do to faults is tested with regions."""
+
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import signal
 import socket
@@ -9,14 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
 
 import pytest
 
-from userfault.kernel.userfaultfd import Userfault
 from userfault.paging import wire
 from userfault.paging.callables import CallableSource
 from userfault.paging.client import Connection
@@ -25,9 +24,7 @@ from userfault.paging.source import Source, SourceError, Store
 from userfault.paging.wire import Kind, Message, WireError
 from userfault.paging.worker import Worker
 
-HARNESS = Path(__file__).with_name("harness.py")
 TIMEOUT_S = 20.0
-DEADLINE_S = 30.0
 
 
 @contextmanager
@@ -43,55 +40,6 @@ def read(connection: Connection, offset: int, length: int) -> bytes:
     buffer = bytearray(length)
     connection.read(offset, memoryview(buffer), TIMEOUT_S)
     return bytes(buffer)
-
-
-# Through real faults, in processes with a deadline.
-
-
-@pytest.fixture(scope="module")
-def paged(cannot_run: Callable[[str, str], NoReturn], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each scenario of the harness says."""
-    try:
-        Userfault().close()
-    except OSError as error:
-        cannot_run("userfaultfd is not to be had", str(error))
-    flag = tmp_path_factory.mktemp("harness") / "flag"
-    done = subprocess.run(
-        ["timeout", "-s", "KILL", str(DEADLINE_S), sys.executable, str(HARNESS)],
-        env={**os.environ, "HARNESS_FLAG": str(flag)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return {name: said for line in done.stdout.splitlines() for name, said in json.loads(line).items()}
-
-
-def test_a_worker_fills_pages_of_another_process(paged: dict[str, Any]) -> None:
-    assert paged["everything"] == {"bytes": True, "whole": True, "kernel": True}
-
-
-def test_an_exception_reaches_the_handler_with_its_traceback(paged: dict[str, Any]) -> None:
-    said = paged["an_error"]
-    assert said["seen"] == [1, 1, 0, 1]
-    assert (
-        "read 65536 bytes at offset 131072 of an_error.<locals>.picky failed: KeyError: 'no such chunk'"
-        in said["error"]
-    )
-    assert 'raise KeyError("no such chunk")' in said["error"]
-
-
-def test_a_successor_takes_over_from_a_killed_worker(paged: dict[str, Any]) -> None:
-    said = paged["a_kill"]
-    assert (said["seen"], said["told"]) == (2, {"dead": True})
-    assert "was killed by signal 9" in said["how"]
-    assert "runs" in said["successor"]
-
-
-def test_a_transient_error_is_retried_and_never_seen(paged: dict[str, Any]) -> None:
-    assert paged["a_retry"] == {"seen": 3, "attempts_here": 0}
-
-
-# Without faults.
 
 
 def test_a_closure_sees_what_it_closed_over() -> None:
