@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from userfault.model import era as eras
-from userfault.model.errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
+from userfault.model.errno import EAGAIN, EBUSY, EEXIST, EFAULT, EHWPOISON, EINVAL, ENOENT, ENOMEM
 from userfault.model.fork import sys_fork
 from userfault.model.fs_userfaultfd import (
     userfaultfd_copy,
@@ -18,9 +18,11 @@ from userfault.model.fs_userfaultfd import (
 )
 from userfault.model.machine import attach, boot, new_mm
 from userfault.model.madvise import MADV, sys_madvise
+from userfault.model.mlock import sys_mlock, sys_munlock
 from userfault.model.mm_types import PteKind, mm_struct, pte_t, userfaultfd_ctx, vm
 from userfault.model.mmap import sys_mmap, sys_munmap
 from userfault.model.mprotect import sys_mprotect
+from userfault.model.mremap import mremap_fixed
 from userfault.model.user import load, peek, poke, store
 
 from .scene import settled
@@ -178,4 +180,60 @@ def test_protections_are_the_entries_too(mm: mm_struct) -> None:
     assert store(mm, 0, 2) == SIGSEGV
     assert sys_mprotect(mm, 0, 1, RW) == 0
     assert pte(mm, 0).write, "a page that is the process's alone is made writable at once"
+    settled()
+
+
+def test_a_mapping_moves_with_its_pages(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    store(mm, 0, 1)
+    page = pte(mm, 0).page
+    assert mremap_fixed(mm, 0, 2, 3, 20) == 0
+    assert pte(mm, 20).page is page and load(mm, 20) == 1
+    assert load(mm, 0) == SIGSEGV
+    assert layout(mm) == [(2, 8), (8, 16), (20, 22)]
+    assert mremap_fixed(mm, 20, 2, 7, 24) == 0
+    assert load(mm, 24) == 1 and load(mm, 20) == 0, "MREMAP_DONTUNMAP leaves an empty mapping"
+    assert mremap_fixed(mm, 8, 8, 3, 9) == -EINVAL, "they overlap"
+    assert mremap_fixed(mm, 18, 2, 3, 28) == -EFAULT, "a hole at the start"
+    assert mremap_fixed(mm, 7, 2, 3, 28) == -EFAULT, "a registered one does not move together with others"
+    settled()
+
+
+def test_a_registered_mapping_that_moves_leaves_its_monitor_and_takes_its_neighbour_along(
+    mm: mm_struct, ctx: userfaultfd_ctx
+) -> None:
+    """F-13: the kernel does so."""
+    assert userfaultfd_register(ctx, 0, 2, 1)[0] == 0
+    assert load(mm, 9) == SIGBUS
+    assert mremap_fixed(mm, 0, 2, 3, 16) == 0
+    assert layout(mm) == [(2, 8), (8, 18)]
+    assert load(mm, 9) == 0
+    settled()
+
+
+def test_locked_pages_are_there_and_stay(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    assert sys_mlock(mm, 0, 2, False) == 0
+    assert pte(mm, 1).kind == PteKind.PRESENT
+    assert sys_madvise(mm, 0, 2, MADV.PAGEOUT) == -EINVAL
+    assert sys_madvise(mm, 0, 2, MADV.DONTNEED) == -EINVAL
+    assert userfaultfd_move(ctx, mm, 8, 0, 1, 0) == (-EINVAL, -EINVAL), "locked and not locked"
+    assert sys_mlock(mm, 8, 1, False) == -ENOMEM, "a page that is missing can't be locked"
+    assert sys_mlock(mm, 9, 1, True) == 0
+    assert userfaultfd_move(ctx, mm, 9, 0, 1, 0) == (0, 1)
+    assert sys_munlock(mm, 0, 20) == -ENOMEM
+    assert layout(mm) == [(0, 8), (8, 16)]
+    settled()
+
+
+def test_populate(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    assert sys_madvise(mm, 0, 2, MADV.POPULATE_READ) == 0
+    assert pte(mm, 1).special
+    assert sys_madvise(mm, 0, 2, MADV.POPULATE_WRITE) == 0
+    assert not pte(mm, 1).special
+    assert sys_madvise(mm, 7, 2, MADV.POPULATE_WRITE) == -EFAULT
+    assert sys_madvise(mm, 15, 2, MADV.POPULATE_READ) == -EFAULT
+    assert userfaultfd_poison(ctx, 8, 1, 0) == (0, 1)
+    assert sys_madvise(mm, 8, 1, MADV.POPULATE_READ) == -EHWPOISON
+    assert sys_madvise(mm, 20, 1, MADV.POPULATE_READ) == -ENOMEM
+    assert sys_mprotect(mm, 0, 1, int(vm.READ)) == 0
+    assert sys_madvise(mm, 0, 1, MADV.POPULATE_WRITE) == -EINVAL
     settled()

@@ -92,9 +92,12 @@ def command(
                     "seed": seed,
                     "operations": done,
                     "sequences": sequences,
+                    "unrepeated": progress.unrepeated,
                     "rate": round(rate),
                 }
                 shown = f"{name}: {done} operations agree ({sequences} sequences, seed {seed}), {rate:.0f} a second"
+                if progress.unrepeated:
+                    shown += f"; {progress.unrepeated} divergences did not come again"
                 click.echo(json.dumps(summary) if as_json else shown)
     except (ConformError, KernelError, OSError, ValueError) as error:
         click.echo(f"userfault conform: {error}", err=True)

@@ -13,7 +13,7 @@ from .operations import Op, Outcome
 from .sandbox import prepare
 from .world import State, Window, World
 
-SECONDS = 6.0
+SECONDS = 15.0
 
 
 @dataclass(frozen=True)

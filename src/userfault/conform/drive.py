@@ -29,15 +29,23 @@ class ConformError(Exception):
 
 @dataclass
 class Progress:
-    """How far a run is. done: numbers of the sequences that agree; operations: in these."""
+    """How far a run is. done: numbers of the sequences that agree; operations: in these; unrepeated: times that a
+    sequence diverged and did not when it was done again (a deadline on a busy machine, a page that the kernel migrated)."""
 
     profile: str
     seed: int
     done: set[int]
     operations: int = 0
+    unrepeated: int = 0
 
     def save(self, path: Path) -> None:
-        data = {"profile": self.profile, "seed": self.seed, "operations": self.operations, "done": sorted(self.done)}
+        data = {
+            "profile": self.profile,
+            "seed": self.seed,
+            "operations": self.operations,
+            "unrepeated": self.unrepeated,
+            "done": sorted(self.done),
+        }
         fresh = path.with_suffix(path.suffix + ".new")
         fresh.write_text(json.dumps(data))
         fresh.replace(path)
@@ -49,7 +57,7 @@ class Progress:
             return Progress(profile, seed, set())
         try:
             data = json.loads(path.read_text())
-            found = Progress(data["profile"], data["seed"], set(data["done"]), data["operations"])
+            found = Progress(data["profile"], data["seed"], set(data["done"]), data["operations"], data["unrepeated"])
         except (ValueError, KeyError, TypeError) as error:
             raise ConformError(f"{path} is no file of a run ({error}): name another one, or remove it") from None
         if (found.profile, found.seed) != (profile, seed):
@@ -106,6 +114,10 @@ def chunk(name: str, seed: int, numbers: Sequence[int]) -> list[tuple[int, Diver
     profile = profile_named(name)
     for number in numbers:
         result = compare(agent_for(name), profile.window, steps_of(profile, seed, number))
+        if isinstance(result, Divergence):
+            again = compare(agent_for(name), profile.window, steps_of(profile, seed, number))
+            out += [(-1, 0)] if not isinstance(again, Divergence) else []
+            result = again
         out.append((number, result))
         if isinstance(result, Divergence):
             break
@@ -150,6 +162,9 @@ def _collect(results: Iterator[list[tuple[int, Divergence | int]]], now: Progres
             if isinstance(result, Divergence):
                 yield result
                 return
+            if number < 0:
+                now.unrepeated += 1
+                continue
             now.done.add(number)
             now.operations += result
         yield now

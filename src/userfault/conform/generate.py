@@ -112,7 +112,36 @@ SWAPS = Profile(
     {**FORKS.weights, "pageout": 16, "load": 24, "writeprotect": 8},
     swap=True,
 )
-PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS)}
+REMAPS = Profile(
+    "remaps",
+    "mappings that change their address, are locked, split and merged, with forks and userfaultfds",
+    Window(BASE, HUGE_PAGES - 16, 28),
+    120,
+    {
+        "mmap": 4,
+        "munmap": 2,
+        "load": 12,
+        "store": 24,
+        "populate_write": 5,
+        "dontneed": 5,
+        "register": 8,
+        "unregister": 2,
+        "move": 16,
+        "copy": 4,
+        "zeropage": 2,
+        "poison": 1,
+        "writeprotect": 6,
+        "mprotect": 5,
+        "guard_install": 2,
+        "guard_remove": 1,
+        "mremap": 24,
+        "mlock": 6,
+        "munlock": 4,
+        "fork": 3,
+        "exit": 3,
+    },
+)
+PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS)}
 
 
 RW = int(vm.READ | vm.WRITE)
@@ -224,6 +253,10 @@ class Generator:
             )
         return value
 
+    def astray(self, addr: int) -> int:
+        """Now and then an address that nothing can be mapped at."""
+        return self.rng.choice((addr + 1, 1 << 47, -(1 << 46))) if self.maybe(0.03) else addr
+
     def range_in(self, mm: mm_struct, flags: int = 0) -> tuple[int, int]:
         """A range for an operation that changes what is mapped: whatever is wrong with it, it ends in the window."""
         vma = self.vma(mm, flags)
@@ -273,6 +306,21 @@ class Generator:
     def draw_store(self, mm: mm_struct) -> tuple[int, ...]:
         vma = self.vma(mm, RW) if self.maybe(0.95) else None
         return (self.page_in(mm, vma) + 8 * self.rng.randrange(512), self.rng.randrange(1, 1 << 16))
+
+    def draw_mremap(self, mm: mm_struct) -> tuple[int, ...]:
+        addr, length = self.range_in(mm)
+        to, _ = self.inside(self.page(), length)
+        window = self.profile.window
+        to = min(to, (window.first + window.pages) * PAGE - max(length, 0))
+        return (
+            addr,
+            length,
+            self.rng.choices((3, 7, 1, 2, 11), (20, 10, 1, 1, 1))[0],
+            self.astray(max(to, window.first * PAGE)),
+        )
+
+    def draw_mlock(self, mm: mm_struct) -> tuple[int, ...]:
+        return (*self.range_in(mm), int(self.maybe(0.3)))
 
     def draw_mprotect(self, mm: mm_struct) -> tuple[int, ...]:
         return (*self.range_in(mm), self.rng.choices((3, 1, 0, 7, 2), (14, 5, 3, 1, 1))[0])

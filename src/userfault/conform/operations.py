@@ -9,13 +9,14 @@ from typing import NamedTuple
 from ..kernel.agent import EXIT, FORK, LOAD, MASK, STORE, SYSCALL, Answer, Command
 from ..kernel.uapi import Ioctl
 from ..model import fs_userfaultfd as uffd
-from ..model import madvise, mmap, mprotect, user
+from ..model import madvise, mlock, mmap, mprotect, mremap, user
 from ..model.errno import EEXIST, EINVAL, ESRCH
 from ..model.madvise import MADV
 from ..model.mm_types import mm_struct, vm
 from .world import World
 
 SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_IOCTL, SYS_MADVISE = 9, 10, 11, 16, 28
+SYS_MREMAP, SYS_MUNLOCK, SYS_MLOCK2 = 25, 150, 325
 MAP_FIXED_PRIVATE_ANONYMOUS = 0x32
 PROT = {1: vm.READ, 2: vm.WRITE, 4: vm.EXEC}
 UNWRITTEN = 57005
@@ -176,6 +177,24 @@ KINDS: dict[str, Kind] = {
 }
 
 
+KINDS["mremap"] = Kind(
+    ("@addr", ":length", "flags", "@to"),
+    "mremap, the length unchanged",
+    lambda base, process, a: Command(SYSCALL, process, SYS_MREMAP, (base + a[0], a[1], a[1], a[2], base + a[3])),
+    lambda world, mm, addr, length, flags, to: Outcome(mremap.mremap_fixed(mm, addr, length, flags, to)),
+)
+KINDS["mlock"] = Kind(
+    ("@addr", ":length", "flags"),
+    "mlock2",
+    lambda base, process, a: Command(SYSCALL, process, SYS_MLOCK2, (base + a[0], a[1], a[2])),
+    lambda world, mm, addr, length, flags: Outcome(mlock.sys_mlock(mm, addr, length, flags == 1)),
+)
+KINDS["munlock"] = Kind(
+    ("@addr", ":length"),
+    "munlock",
+    lambda base, process, a: Command(SYSCALL, process, SYS_MUNLOCK, (base + a[0], a[1])),
+    lambda world, mm, addr, length: Outcome(mlock.sys_munlock(mm, addr, length)),
+)
 KINDS["fork"] = Kind(("child",), "fork", lambda base, process, a: Command(FORK, process, 0, a), fork_process)
 KINDS["exit"] = Kind((), "exit, and be waited for", lambda base, process, a: Command(EXIT, process), exit_process)
 KINDS["mprotect"] = Kind(
@@ -239,7 +258,7 @@ def command(op: Op, base: int) -> Command:
 def outcome(op: Op, answer: Answer) -> Outcome:
     """What the kernel gave back. A mapping's address is not compared: it was given."""
     found = KINDS[op.name].outcome(answer)
-    if op.name == "mmap" and found.result > 0:
+    if op.name in ("mmap", "mremap") and found.result > 0:
         return Outcome(0)
     return found
 

@@ -143,9 +143,9 @@ def copy_present_page(dst: page_table, vma: vm_area_struct, p: page, addr: int) 
 def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vma: vm_area_struct) -> None:
     """Every entry of one VMA, under the child's PTL and then the parent's.
 
-    A VMA without an anon_vma is left to the child's faults: at most the zero page is there.
+    A VMA without an anon_vma is left to the child's faults: at most the zero page is there, unless it had guards.
     """
-    if vma.anon_vma is None:
+    if vma.anon_vma is None and not (era.markers and vma.vm_flags & vm.MAYBE_GUARD):
         return
     if era.anon_exclusive:
         write_protect_count(mm)
@@ -217,7 +217,7 @@ def dup_vma(tmp: vm_area_struct, vma: vm_area_struct, child: mm_struct) -> None:
     tmp.vm_start = vma.vm_start
     tmp.vm_end = vma.vm_end
     tmp.vm_pgoff = vma.vm_pgoff
-    tmp.vm_flags = vma.vm_flags & ~vm.LOCKED
+    tmp.vm_flags = vma.vm_flags & ~(vm.LOCKED | vm.LOCKONFAULT)
     if era.uffdio_move:
         # dup_userfaultfd: the child is not registered, unless its monitor asked for fork events.
         tmp.vm_flags &= ~(vm.USERFAULT | vm.UFFD_WP)

@@ -95,6 +95,19 @@ def unmap_detached(mm: mm_struct, addr: int, end: int) -> None:
             vm_area_free(vma)
 
 
+def do_munmap(mm: mm_struct, addr: int, length: int) -> None:
+    """As sys_munmap, for who holds mmap_sem for writing already, and goes on to."""
+    end = addr + length
+    split_at(mm, addr)
+    split_at(mm, end)
+    while True:
+        gone = vma_within(mm, addr, end)
+        if gone is None:
+            break
+        detach_vma(mm, gone)
+    unmap_detached(mm, addr, end)
+
+
 def split_at(mm: mm_struct, addr: int) -> None:
     """No VMA crosses the address any more."""
     vma = find_vma(mm, addr)

@@ -9,6 +9,7 @@ from .lang import raw
 from .locks import down_write, spin_lock, spin_unlock, up_write
 from .machine import config
 from .memory import pte_alloc
+from .mlock import populate_vma_page_range
 from .mm_types import PmdKind, PteKind, mm_struct, page_table, pte_t, vm, vm_area_struct
 from .pgtable import flush_tlb_range, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte
 from .rmap import PageAnon
@@ -84,13 +85,12 @@ def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> 
     flush_tlb_range(mm, start, end)
 
 
-@modelled(
-    "mm/mprotect.c", versions="v6.6 .. v6.18", section="C.2", steps=3, omits="limits; locked VMAs are not populated"
-)
+@modelled("mm/mprotect.c", versions="v6.6 .. v6.18", section="C.2", steps=3, omits="limits")
 def mprotect_fixup(mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int) -> vm_area_struct:
     """Give a part of a VMA new access flags. Returns the VMA that has them."""
     if flags == vma.vm_flags:
         return vma
+    old = vma.vm_flags
     if flags & vm.WRITE:
         if not vma.vm_flags & (vm.ACCOUNT | vm.WRITE | vm.SHARED):
             flags |= int(vm.ACCOUNT)
@@ -99,6 +99,8 @@ def mprotect_fixup(mm: mm_struct, vma: vm_area_struct, start: int, end: int, fla
     vma = vma_modify(mm, vma, start, end, flags, vma.ctx)
     vma.vm_flags = flags | (vma.vm_flags & int(vm.MAYBE_GUARD))
     change_protection(vma, start, end, MM_CP_TRY_CHANGE_WRITABLE if flags & vm.WRITE else 0)
+    if old & (vm.WRITE | vm.SHARED | vm.LOCKED) == vm.LOCKED and flags & vm.WRITE:
+        populate_vma_page_range(mm, vma, start, end)
     return vma
 
 

@@ -6,12 +6,13 @@ from .catalogue import modelled
 from .era import era
 from .errno import EFAULT, EINVAL
 from .ghost import walk_put_back
-from .lang import atomic, exhausted, reached
+from .huge_split import split_huge_pmd
+from .lang import NULL, atomic, exhausted, reached
 from .locks import down_write, spin_lock, spin_lock_nested, spin_unlock, up_write
 from .machine import config
 from .memory import pte_alloc
-from .mm_types import PmdKind, PteKind, mm_struct, page_table, vm_area_struct
-from .mmap import detach_vma, find_vma, unmap_detached
+from .mm_types import PmdKind, PteKind, mm_struct, page_table, pte_t, vm, vm_area_struct
+from .mmap import detach_vma, do_munmap, find_vma, unmap_detached
 from .pgtable import (
     flush_tlb_page,
     flush_tlb_range,
@@ -21,9 +22,12 @@ from .pgtable import (
     ptep_get_and_clear,
     set_pte,
 )
-from .rmap import anon_vma_clone
+from .rmap import anon_vma_clone, anon_vma_lock_write, anon_vma_unlock_write, unlink_anon_vmas
 from .slab import vm_area_alloc
-from .vma import vma_link
+from .vma import copied_range_merged, vma_link
+
+MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
+UFFD_FLAGS = int(vm.USERFAULT | vm.UFFD_WP)
 
 
 @modelled(
@@ -65,14 +69,21 @@ def dup_vma_at(new: vm_area_struct, vma: vm_area_struct, addr: int) -> None:
     omits="the run of PTEs under one hold of the locks: here they are let go after each",
     errs="false alarm",
 )
-def move_ptes(mm: mm_struct, old: page_table, old_addr: int, new: page_table, new_addr: int) -> None:
-    """One PTE to its new place. The order of the two locks is free: mmap_sem is held for writing."""
+def move_ptes(
+    mm: mm_struct, old: page_table, old_addr: int, new: page_table, new_addr: int, forget: bool = False
+) -> None:
+    """One PTE to its new place. The order of the two locks is free: mmap_sem is held for writing.
+
+    forget: the monitor did not ask for remap events, so that its write-protection stays behind.
+    """
     old_ptep, new_ptep = pte_offset(old, old_addr), pte_offset(new, new_addr)
     spin_lock(pte_lockptr(old))
     if new is not old:
         spin_lock_nested(pte_lockptr(new))
     if old_ptep.pte.kind != PteKind.NONE:
         pte = ptep_get_and_clear(old_ptep)
+        if era.markers and forget:
+            pte = without_write_protection(pte)
         set_pte(new_ptep, pte)
         if pte.kind == PteKind.PRESENT and not pte.special:
             walk_put_back(pte.page)
@@ -82,6 +93,10 @@ def move_ptes(mm: mm_struct, old: page_table, old_addr: int, new: page_table, ne
     if new is not old:
         spin_unlock(pte_lockptr(new))
     spin_unlock(pte_lockptr(old))
+
+
+def without_write_protection(pte: pte_t) -> pte_t:
+    return pte_t() if pte.kind == PteKind.WP_MARKER else pte._replace(uffd_wp=False)
 
 
 @modelled(
@@ -143,3 +158,153 @@ def sys_mremap(mm: mm_struct, new_addr: int, old_addr: int, length: int) -> int:
     up_write(mm.mmap_sem)
     reached("a mapping was moved")
     return 0
+
+
+# -- parts of VMAs, several VMAs, and what lies at the new place (v6.18) --------------------------------------------------
+
+
+@modelled(
+    "mm/mremap.c",
+    function="move_page_tables (part of a VMA)",
+    versions="v6.13 .. v6.18",
+    section="C.16",
+    steps=3,
+    omits="whole tables and huge pages, which are split",
+)
+def move_range(vma: vm_area_struct, old_addr: int, new_addr: int, length: int, need_rmap_locks: bool) -> None:
+    """Move what is mapped in a range."""
+    mm = vma.vm_mm
+    for at in range(length >> config.PAGE_SHIFT):
+        offset = at << config.PAGE_SHIFT
+        pmdp = pmd_offset(mm, old_addr + offset)
+        pmd = pmdp.pmd
+        if pmd.kind == PmdKind.HUGE:
+            split_huge_pmd(vma, pmdp)
+            pmd = pmdp.pmd
+        if pmd.kind == PmdKind.TABLE:
+            table = pte_alloc(mm, new_addr + offset)
+            if need_rmap_locks and vma.anon_vma is not None:
+                anon_vma_lock_write(vma.anon_vma)
+            move_ptes(mm, pmd.table, old_addr + offset, table, new_addr + offset, vma.ctx is not None)
+            if need_rmap_locks and vma.anon_vma is not None:
+                anon_vma_unlock_write(vma.anon_vma)
+
+
+@modelled(
+    "mm/vma.c",
+    function="copy_vma (with the merge)",
+    versions="v6.13 .. v6.18",
+    section="C.16",
+    steps=3,
+    omits="failure for want of memory",
+)
+def copy_or_merge_vma(vma: vm_area_struct, addr: int, length: int, pgoff: int) -> vm_area_struct:
+    """The VMA that will hold what moves: a neighbour of the new place made longer, or a copy."""
+    mm = vma.vm_mm
+    if vma.anon_vma is None:
+        pgoff = addr >> config.PAGE_SHIFT
+    merged = copied_range_merged(mm, vma, addr, addr + length, pgoff)
+    if merged is not None:
+        return merged
+    new = vm_area_alloc()
+    new.vm_mm = mm
+    new.vm_start = addr
+    new.vm_end = addr + length
+    new.vm_pgoff = pgoff
+    new.vm_flags = vma.vm_flags
+    new.vm_file = vma.vm_file
+    new.ctx = vma.ctx
+    new.anon_vma = vma.anon_vma
+    if vma.anon_vma is not None:
+        anon_vma_clone(new, vma)
+    vma_link(mm, new)
+    return new
+
+
+@modelled("mm/mremap.c", versions="v6.17 .. v6.18", section="C.16", steps=4, omits="accounting")
+def move_vma(mm: mm_struct, vma: vm_area_struct, addr: int, new_addr: int, length: int, dontunmap: bool) -> None:
+    """Move a part of a VMA to a place where nothing is mapped."""
+    pgoff = vma.vm_pgoff + ((addr - vma.vm_start) >> config.PAGE_SHIFT)
+    new = copy_or_merge_vma(vma, new_addr, length, pgoff)
+    # The new place may have been merged with the old one.
+    if new.vm_start <= addr and addr < new.vm_end:
+        vma = new
+    move_range(vma, addr, new_addr, length, new.vm_pgoff <= vma.vm_pgoff and new is not vma)
+    if new.ctx is not None:
+        # mremap_userfaultfd_prep: the whole VMA leaves its monitor, also what was there before.
+        new.ctx = NULL
+        new.vm_flags = new.vm_flags & ~UFFD_FLAGS
+    if dontunmap:
+        vma.vm_flags = vma.vm_flags & ~int(vm.LOCKED | vm.LOCKONFAULT)
+        if new is not vma and addr == vma.vm_start and addr + length == vma.vm_end:
+            unlink_anon_vmas(vma)
+            vma.anon_vma = NULL
+    else:
+        do_munmap(mm, addr, length)
+
+
+@modelled(
+    "mm/mremap.c",
+    function="do_mremap, remap_move, mremap_to",
+    versions="v6.17 .. v6.18",
+    section="C.16",
+    steps=5,
+    omits="everything but MREMAP_FIXED with an unchanged length",
+)
+def mremap_fixed(mm: mm_struct, addr: int, length: int, flags: int, new_addr: int) -> int:
+    """Move [addr, addr + length) to `new_addr`, in place of what is there. 0, -EINVAL, -EFAULT.
+
+    Several VMAs are moved one after the other (since v6.17), unless one of them is registered with a userfaultfd.
+    """
+    mask = (1 << config.PAGE_SHIFT) - 1
+    length = (length + mask) & ~mask
+    if flags & ~7 or addr & mask or length == 0 or length > config.TASK_SIZE:
+        return -EINVAL
+    if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        # Neither a new length nor a new address.
+        return 0 if find_vma(mm, addr) is not None else -EFAULT
+    if (
+        new_addr < config.MMAP_MIN_ADDR
+        or new_addr > config.TASK_SIZE - length
+        or new_addr & mask
+        or not flags & MREMAP_MAYMOVE
+    ):
+        return -EINVAL
+    if addr + length > new_addr and new_addr + length > addr:
+        return -EINVAL
+    down_write(mm.mmap_sem)
+    err = remap_move(mm, addr, addr + length, new_addr, flags & MREMAP_DONTUNMAP != 0)
+    up_write(mm.mmap_sem)
+    return err
+
+
+def remap_move(mm: mm_struct, start: int, end: int, new_addr: int, dontunmap: bool) -> int:
+    """Each VMA of the range in turn, the gaps between them kept."""
+    at = start
+    seen = False
+    while at < end:
+        vma = first_vma(mm, at, end)
+        if vma is None:
+            break
+        if not seen and start < vma.vm_start:
+            return -EFAULT
+        addr = max(at, vma.vm_start)
+        length = min(end, vma.vm_end) - addr
+        if vma.vm_flags & UFFD_FLAGS and (seen or vma.vm_end < end):
+            return -EFAULT
+        target = new_addr + (addr - start)
+        at = min(end, vma.vm_end)
+        do_munmap(mm, target, length)
+        again = find_vma(mm, addr)
+        if again is None:
+            return -EFAULT
+        move_vma(mm, again, addr, target, length, dontunmap)
+        seen = True
+    return 0 if seen else -EFAULT
+
+
+def first_vma(mm: mm_struct, start: int, end: int) -> vm_area_struct | None:
+    for vma in mm.mmap:
+        if vma.vm_end > start and vma.vm_start < end:
+            return vma
+    return None

@@ -255,6 +255,63 @@ def vma_modify(
     return vma
 
 
+@modelled("mm/vma.c", versions="v6.13 .. v6.18", section="C.1", steps=3, omits="files, failure for want of memory")
+def vma_merge_new_range(
+    mm: mm_struct,
+    copied: vm_area_struct | None,
+    start: int,
+    end: int,
+    flags: int,
+    ctx: userfaultfd_ctx,
+    pgoff: int,
+) -> vm_area_struct | None:
+    """Make neighbours longer by a range where nothing is mapped, which will hold what `copied` holds now (None: nothing)."""
+    pages = (end - start) >> config.PAGE_SHIFT
+    av = copied.anon_vma if copied is not None else NULL
+    prev, after = vma_before(mm, start), vma_from(mm, end)
+    if prev is not None:
+        length = (prev.vm_end - prev.vm_start) >> config.PAGE_SHIFT
+        if not can_merge(prev, copied, av, flags, ctx, pgoff - length):
+            prev = None
+    if after is not None:
+        if not can_merge(after, copied, av, flags, ctx, pgoff + pages):
+            after = None
+        elif prev is not None and prev.anon_vma is not None and after.anon_vma is not None:
+            if prev.anon_vma is not after.anon_vma:
+                after = None
+    sticky = flags & STICKY
+    if prev is not None:
+        if after is not None:
+            sticky |= after.vm_flags & STICKY
+            share_anon_vma(prev, after)
+        if copied is not None:
+            share_anon_vma(prev, copied)
+        lock_trees(prev)
+        prev.vm_end = end
+        unlock_trees(prev)
+        if after is not None:
+            absorb(mm, prev, after)
+        prev.vm_flags |= sticky
+        return prev
+    if after is not None:
+        if copied is not None:
+            share_anon_vma(after, copied)
+        lock_trees(after)
+        mm.mmap.remove(after)
+        after.vm_start = start
+        after.vm_pgoff -= pages
+        vma_link(mm, after)
+        unlock_trees(after)
+        after.vm_flags |= sticky
+        return after
+    return None
+
+
+def copied_range_merged(mm: mm_struct, vma: vm_area_struct, start: int, end: int, pgoff: int) -> vm_area_struct | None:
+    """vma_merge_copied_range: the neighbour that mremap made longer, or None."""
+    return vma_merge_new_range(mm, vma, start, end, vma.vm_flags, vma.ctx, pgoff)
+
+
 @modelled(
     "mm/vma.c",
     function="__mmap_region",
@@ -265,37 +322,10 @@ def vma_modify(
 )
 def mmap_region(mm: mm_struct, start: int, end: int, flags: int) -> vm_area_struct:
     """A new anonymous mapping where nothing is mapped: it makes a neighbour longer, or is a VMA of its own."""
-    pages = (end - start) >> config.PAGE_SHIFT
     pgoff = start >> config.PAGE_SHIFT
-    prev, after = vma_before(mm, start), vma_from(mm, end)
-    if prev is not None:
-        length = (prev.vm_end - prev.vm_start) >> config.PAGE_SHIFT
-        if not can_merge(prev, None, NULL, flags, NULL, pgoff - length):
-            prev = None
-    if after is not None:
-        if not can_merge(after, None, NULL, flags, NULL, pgoff + pages):
-            after = None
-        elif prev is not None and prev.anon_vma is not None and after.anon_vma is not None:
-            if prev.anon_vma is not after.anon_vma:
-                after = None
-    if prev is not None:
-        if after is not None:
-            share_anon_vma(prev, after)
-        lock_trees(prev)
-        prev.vm_end = end
-        unlock_trees(prev)
-        if after is not None:
-            prev.vm_flags |= after.vm_flags & STICKY
-            absorb(mm, prev, after)
-        return prev
-    if after is not None:
-        lock_trees(after)
-        mm.mmap.remove(after)
-        after.vm_start = start
-        after.vm_pgoff -= pages
-        vma_link(mm, after)
-        unlock_trees(after)
-        return after
+    merged = vma_merge_new_range(mm, None, start, end, flags, NULL, pgoff)
+    if merged is not None:
+        return merged
     vma = vm_area_alloc()
     vma.vm_mm = mm
     vma.vm_start = start
