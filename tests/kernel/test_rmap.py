@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -316,27 +315,24 @@ def test_the_command(area: Mapping) -> None:
     assert wrong.exit_code == 2 and "is no address or range" in wrong.output
 
 
-def test_watching_prints_what_changed(area: Mapping) -> None:
-    area.tag_pages()
-    timer = threading.Timer(0.1, lambda: area.madvise(Advice.DONTNEED))
-    timer.start()
-    done = CliRunner().invoke(
-        command, [str(os.getpid()), f"{area.address:x}", "--watch", "--interval", "0.05", "--times", "12"]
-    )
-    timer.join()
-    assert done.output.count("anonymous  frame") == 1 and done.output.rstrip().endswith("none")
+def watch(pid: int, area: Mapping, between: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The output of three looks, with something done before the second one."""
+    todo = [between]
+    monkeypatch.setattr("userfault.cli.rmap.time.sleep", lambda _: todo.pop()() if todo else None)
+    return CliRunner().invoke(command, [str(pid), f"{area.address:x}", "--watch", "--times", "3"]).output
 
 
-def test_watching_ends_with_the_process(area: Mapping) -> None:
+def test_watching_prints_what_changed(area: Mapping, monkeypatch: pytest.MonkeyPatch) -> None:
     area.tag_pages()
-    child = Child(idle)
-    child.step()
-    timer = threading.Timer(0.1, child.kill)
-    timer.start()
-    done = CliRunner().invoke(command, [str(child.pid), f"{area.address:x}", "--watch", "--interval", "0.05"])
-    timer.join()
-    child.__exit__(None, None, None)
-    assert "has ended" in done.output
+    output = watch(os.getpid(), area, lambda: area.madvise(Advice.DONTNEED), monkeypatch)
+    assert output.count("anonymous  frame") == output.count("  none") == 1 and output.rstrip().endswith("none")
+
+
+def test_watching_ends_with_the_process(area: Mapping, monkeypatch: pytest.MonkeyPatch) -> None:
+    area.tag_pages()
+    with Child(idle) as child:
+        child.step()
+        assert watch(child.pid, area, child.kill, monkeypatch).rstrip().endswith(f"process {child.pid} has ended")
 
 
 def test_the_kinds_of_runs() -> None:
