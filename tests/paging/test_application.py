@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from userfault import paging
 from userfault.paging import PagingError
+from userfault.paging.inject import inject
 from userfault.paging.pytest_plugin import check, run
 
 pytestmark = pytest.mark.usefixtures("can_page")
@@ -200,6 +202,22 @@ def test_munmap_touching_it_is_sigsegv_and_the_rest_lives() -> None:
     assert run(child).signal == signal.SIGSEGV
 
 
+def test_unmapped_while_it_is_filled() -> None:
+    def child() -> None:
+        with paging.open(DATA, unit="64 KiB", prefetch_units=0) as memory:
+            base = memory._control.base
+            with inject(memory, "installed", "delay", 100_000):
+                # It goes on when the page is there, while its unit is still in work.
+                assert memory[0] == DATA[0]
+                libc.munmap(base + 4096, 4096)
+                while memory.state_of(0) == "filling":
+                    time.sleep(0.001)
+            assert memory.state_of(0) == "gone"
+            assert memory.stats().resident_bytes == 0
+
+    check(child)
+
+
 def test_daemonize(path: Path, tmp_path: Path) -> None:
     """The usual double fork: the region stays with the process that opened it, the daemon opens its own."""
 
@@ -239,8 +257,6 @@ def test_subprocesses_are_not_disturbed(mode: str) -> None:
 
 def test_faulthandler_before_and_after() -> None:
     def child() -> None:
-        import time
-
         faulthandler.enable()
         memory = paging.open(DATA, mode="sigbus", unit="4 KiB", prefetch_units=0)
         assert memory[0] == DATA[0]
