@@ -24,6 +24,7 @@ from ..model.mm_types import (
     page,
     page_table,
     register,
+    rmap_item,
     stable_node,
     tlb_t,
     userfaultfd_ctx,
@@ -104,7 +105,7 @@ class Builder:
         huge = any(each.huge for each in vmas) or "hugepage" in {flag for each in vmas for flag in each.flags}
         machines.boot(
             cpus=len(test.threads),
-            ksm=any(line.what == "ksm" for line in setups),
+            ksm="ksm" in words or any(line.what == "ksm" for line in setups),
             huge=huge or not words.isdisjoint({"collapse", "split"}),
         )
         remaps = [op.args for column in test.threads for op in column.operations if op.name == "mremap"]
@@ -270,6 +271,7 @@ class Builder:
         self.ensure(machine.swap_slots, sum(n.swap_slots for n in needs), machines.new_swap_slot)
         for _ in range(sum(n.stable_nodes for n in needs)):
             machine.stable_nodes.append(stable_node())
+            machine.rmap_items.append(rmap_item())
         for _ in range(sum(n.vmas for n in needs)):
             machine.vmas.append(vm_area_struct())
 

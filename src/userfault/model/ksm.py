@@ -7,12 +7,12 @@ from .era import era
 from .errno import EAGAIN
 from .ghost import walk_put_back
 from .lang import atomic, exhausted, raw, reached
-from .locks import down_read, spin_lock, spin_unlock, trylock_page, unlock_page, up_read
+from .locks import down_read, lock_page, spin_lock, spin_unlock, trylock_page, unlock_page, up_read
 from .machine import machine
-from .mm_types import PmdKind, PteKind, mm_struct, page, pte_t, stable_node, vm_area_struct
+from .mm_types import PmdKind, PteKind, anon_vma, mm_struct, page, pte_t, rmap_item, stable_node, vm_area_struct
 from .mmap import find_vma
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, ptep_clear_flush, set_pte
-from .rmap import PageAnon, PageKsm, page_check_address, page_mapcount_inc, page_mapped, page_remove_rmap
+from .rmap import PageAnon, PageKsm, get_anon_vma, page_check_address, page_mapcount_inc, page_mapped, page_remove_rmap
 from .slab import atomic_read, get_page, put_page
 from .swap import try_to_free_swap
 
@@ -35,6 +35,43 @@ def new_stable_node() -> stable_node:
     made = stable_node()
     machine.stable_nodes.append(made)
     return made
+
+
+@atomic
+@raw
+def alloc_rmap_item(mm: mm_struct, addr: int, av: anon_vma) -> rmap_item:
+    """The place's item, which holds a reference to the anon_vma of its VMA."""
+    for each in machine.rmap_items:
+        if not each.allocated:
+            return fill_rmap_item(each, mm, addr, av)
+    exhausted("rmap_item")
+    made = new_rmap_item()
+    return fill_rmap_item(made, mm, addr, av)
+
+
+def new_rmap_item() -> rmap_item:
+    made = rmap_item()
+    machine.rmap_items.append(made)
+    return made
+
+
+@raw
+def fill_rmap_item(item: rmap_item, mm: mm_struct, addr: int, av: anon_vma) -> rmap_item:
+    item.allocated = True
+    item.mm = mm
+    item.address = addr
+    item.anon_vma = av
+    return item
+
+
+@modelled("mm/ksm.c", versions="v3.10 .. v6.8", section="C.17", steps=3, omits="the limit on a node's items (v4.13)")
+def stable_tree_append(kpage: page, item: rmap_item) -> None:
+    """The place is found by walks from now on; the page's lock keeps them out. mmap_sem is not held any more."""
+    lock_page(kpage)
+    node = kpage.mapping
+    if isinstance(node, stable_node):
+        node.hlist.append(item)
+    unlock_page(kpage)
 
 
 @modelled("mm/ksm.c", versions="v3.10 .. v6.8", section="C.17", steps=6, omits="the mmu notifier")
@@ -111,7 +148,7 @@ def follow_page(mm: mm_struct, addr: int) -> page | None:
     versions="v3.10 .. v6.8",
     section="C.17",
     steps=5,
-    omits="the trees, checksums and rmap items: one page becomes stable, and is then neither unmapped nor migrated; VM_MERGEABLE",
+    omits="the trees and checksums; the moment in which the page is KSM but has no node yet; items are never removed; VM_MERGEABLE",
     errs="missed bug",
 )
 def ksm_make_stable(mm: mm_struct, addr: int) -> int:
@@ -129,17 +166,20 @@ def ksm_make_stable(mm: mm_struct, addr: int) -> int:
         put_page(p)
         up_read(mm.mmap_sem)
         return -EAGAIN
-    ret = -EAGAIN
+    item: rmap_item | None = None
     if write_protect_page(vma, p, addr):
         p.mapping = alloc_stable_node(p)
         if era.folios:
             p.dirty = True
-        ret = 0
+        get_anon_vma(vma.anon_vma)
+        item = alloc_rmap_item(mm, addr, vma.anon_vma)
         reached("a page became a KSM page")
     unlock_page(p)
-    put_page(p)
     up_read(mm.mmap_sem)
-    return ret
+    if item is not None:
+        stable_tree_append(p, item)
+    put_page(p)
+    return 0 if item is not None else -EAGAIN
 
 
 @modelled("mm/ksm.c", function="try_to_merge_with_ksm_page", versions="v3.10 .. v6.8", section="C.17", steps=4)
@@ -154,7 +194,7 @@ def ksm_merge(mm: mm_struct, addr: int, kpage: page) -> int:
     if p is None:
         up_read(mm.mmap_sem)
         return -EAGAIN
-    ret = -EAGAIN
+    item: rmap_item | None = None
     if p is not kpage and trylock_page(p):
         if write_protect_page(vma, p, addr) and p.data == kpage.data and PageKsm(kpage):
             pmd = pmd_offset(mm, addr).pmd
@@ -162,8 +202,12 @@ def ksm_merge(mm: mm_struct, addr: int, kpage: page) -> int:
                 orig = pte_offset(pmd.table, addr).pte
                 if orig.kind == PteKind.PRESENT and orig.page is p and not orig.write:
                     if replace_page(vma, p, kpage, addr, orig):
-                        ret = 0
+                        get_anon_vma(vma.anon_vma)
+                        item = alloc_rmap_item(mm, addr, vma.anon_vma)
         unlock_page(p)
     put_page(p)
     up_read(mm.mmap_sem)
-    return ret
+    if item is None:
+        return -EAGAIN
+    stable_tree_append(kpage, item)
+    return 0

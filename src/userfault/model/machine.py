@@ -22,6 +22,7 @@ from .mm_types import (
     pmd_slot,
     pte_slot,
     register,
+    rmap_item,
     rw_semaphore,
     spinlock_t,
     stable_node,
@@ -44,6 +45,7 @@ class Machine:
     page_tables: list[page_table] = field(default_factory=list)
     swap_slots: list[swap_slot] = field(default_factory=list)
     stable_nodes: list[stable_node] = field(default_factory=list)
+    rmap_items: list[rmap_item] = field(default_factory=list)
     files: list[address_space] = field(default_factory=list)
     registers: list[register] = field(default_factory=list)
     swap_lock: spinlock_t = field(default_factory=spinlock_t)
@@ -120,6 +122,7 @@ def boot(
         new_swap_slot()
     for _ in range(stable_nodes):
         machine.stable_nodes.append(stable_node())
+        machine.rmap_items.append(rmap_item())
     return machine
 
 

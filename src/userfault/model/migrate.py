@@ -6,11 +6,21 @@ from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN
 from .ghost import count_migration_entries
-from .lang import NULL, atomic, check, ghost, reached
+from .lang import NULL, atomic, check, ghost, raw, reached
 from .locks import down_read, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, wait_on_page_locked
-from .mm_types import PmdKind, PteKind, anon_vma, page, page_table, pte_slot, pte_t, vm_area_struct
+from .machine import config
+from .mm_types import PmdKind, PteKind, anon_vma, page, page_table, pte_slot, pte_t, stable_node, vm_area_struct
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte, vma_address
-from .rmap import PageAnon, PageKsm, page_get_anon_vma, page_mapcount_inc, page_mapped, put_anon_vma, try_to_unmap
+from .rmap import (
+    PageAnon,
+    PageKsm,
+    item_may_lie,
+    page_get_anon_vma,
+    page_mapcount_inc,
+    page_mapped,
+    put_anon_vma,
+    try_to_unmap,
+)
 from .slab import alloc_page, atomic_read, get_page, get_page_unless_zero, put_page
 from .vmscan import isolate_lru_page, page_freeze
 
@@ -63,6 +73,8 @@ def remove_migration_ptes(old: page, new: page) -> None:
     # v3.10 trusts what it reads before the lock: the page is locked.
     pgoff = 0 if era.folios else new.index
     mapping = new.mapping
+    if config.CONFIG_KSM and isinstance(mapping, stable_node):
+        remove_migration_ptes_ksm(mapping, old, new)
     if not isinstance(mapping, anon_vma):
         return
     av = mapping
@@ -77,6 +89,29 @@ def remove_migration_ptes(old: page, new: page) -> None:
     up_read(av.root.rwsem)
 
 
+@modelled("mm/ksm.c", function="rmap_walk_ksm", versions="v3.10 (migration only) .. v6.8", section="C.17", steps=5)
+def remove_migration_ptes_ksm(node: stable_node, old: page, new: page) -> None:
+    """The same for a KSM page: by the places that were merged, then by what forks made of them."""
+    for search_new_forks in (False, True):
+        for item in node.hlist:
+            av = item.anon_vma
+            down_read(av.root.rwsem)
+            for avc in av.rb_root:
+                vma = avc.vma
+                if item_may_lie(item, vma, search_new_forks):
+                    remove_migration_pte(old, new, vma, item.address)
+            up_read(av.root.rwsem)
+
+
+@atomic
+@raw
+def ksm_migrate_page(new: page, p: page) -> None:
+    """mm/ksm.c: the node's page is the new one; the old one is a KSM page without a node, which nobody can look up."""
+    node = new.mapping
+    if isinstance(node, stable_node):
+        node.page = new
+
+
 @ghost
 def no_migration_entry_is_left(p: page) -> None:
     """I9: when migration unlocks the page, no entry to it remains: a fault on one would never be resolved."""
@@ -89,7 +124,7 @@ def no_migration_entry_is_left(p: page) -> None:
     versions="v3.10 .. v6.8",
     section="C.8",
     steps=7,
-    omits="file, KSM and huge pages, writeback, balloon pages",
+    omits="file and huge pages, writeback, balloon pages",
 )
 def migrate_page(p: page) -> int:
     """Move an anonymous page to a new one. Returns 0, or -EAGAIN if it has users that can't be told."""
@@ -98,12 +133,13 @@ def migrate_page(p: page) -> int:
     if not trylock_page(p):
         put_page(p)
         return -EAGAIN
-    if not PageAnon(p) or PageKsm(p) or p.compound:
+    if not PageAnon(p) or (PageKsm(p) and not config.CONFIG_KSM) or p.compound:
         unlock_page(p)
         put_page(p)
         return -EAGAIN
+    ksm = config.CONFIG_KSM and PageKsm(p)
     av = page_get_anon_vma(p)
-    if av is None and p.swapcache is None and not era.folios:
+    if av is None and p.swapcache is None and not era.folios and not ksm:
         unlock_page(p)
         put_page(p)
         return -EAGAIN
@@ -114,7 +150,7 @@ def migrate_page(p: page) -> int:
     moved = False
     if not page_mapped(p):
         moved = move_to_new_page(new, p)
-    if av is not None:
+    if av is not None or ksm:
         remove_migration_ptes(p, new if moved else p)
     if moved:
         unlock_page(new)
@@ -151,6 +187,8 @@ def move_to_new_page(new: page, p: page) -> bool:
     if p.swapcache is not None:
         replace_in_swap_cache(new, p)
     new.data = p.data
+    if config.CONFIG_KSM and PageKsm(new):
+        ksm_migrate_page(new, p)
     return True
 
 

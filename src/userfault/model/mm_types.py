@@ -106,11 +106,21 @@ class anon_vma_chain:
 
 
 @struct
+class rmap_item:
+    """mm/ksm.c: a place that was merged. Its VMA, and the copies that forks made of it, are found by the anon_vma."""
+
+    mm: mm_struct = NULL  # ksmd's own
+    address: Annotated[int, Range(0, 31)] = 0  # ksmd's own
+    anon_vma: anon_vma_p = NULL  # ksmd's own; a reference is held
+    allocated: bool = False  # slab
+
+
+@struct
 class stable_node:
     """mm/ksm.c: what page->mapping of a KSM page points to."""
 
     page: page_p = NULL  # page lock of the KSM page
-    rmap: list[anon_vma_chain] = field(default_factory=list)  # page lock: the places that were merged
+    hlist: list[rmap_item] = field(default_factory=list)  # page lock of the KSM page: the places that were merged
 
 
 class vm(enum.IntFlag):

@@ -26,6 +26,7 @@ from .mm_types import (
     page,
     pte_slot,
     pte_t,
+    rmap_item,
     stable_node,
     vm,
     vm_area_struct,
@@ -688,9 +689,39 @@ def make_migration_entry(p: page, pte: pte_t, exclusive: bool) -> pte_t:
     return pte_t(kind=PteKind.MIGRATION, page=p, write=pte.write, exclusive=exclusive)
 
 
-@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=4, omits="KSM pages (see ksm.py), file pages")
+@modelled("mm/ksm.c", versions="v3.10 .. v6.8 (since v3.14 rmap_walk_ksm)", section="C.17", steps=6)
+def try_to_unmap_ksm(p: page, migration: bool) -> bool:
+    """Every merged place first, then what forks made of them. The page is locked. True if nobody maps it any more."""
+    node = p.mapping
+    if not isinstance(node, stable_node):
+        return False
+    for search_new_forks in (False, True):
+        for item in node.hlist:
+            av = item.anon_vma
+            anon_vma_lock_read(av)
+            for avc in av.rb_root:
+                vma = avc.vma
+                if not item_may_lie(item, vma, search_new_forks):
+                    continue
+                if not try_to_unmap_one(p, vma, item.address, migration) or not page_mapped(p):
+                    anon_vma_unlock_read(av)
+                    return not page_mapped(p)
+            anon_vma_unlock_read(av)
+    return not page_mapped(p)
+
+
+def item_may_lie(item: rmap_item, vma: vm_area_struct, search_new_forks: bool) -> bool:
+    """Does the VMA cover the place, in the process that was scanned, or (the second time) in another?"""
+    if item.address < vma.vm_start or item.address >= vma.vm_end:
+        return False
+    return (item.mm is vma.vm_mm) != search_new_forks
+
+
+@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.7", steps=4, omits="file pages")
 def try_to_unmap(p: page, migration: bool) -> bool:
     """Unmap the page everywhere; it is locked. True if nobody maps it any more."""
+    if config.CONFIG_KSM and PageKsm(p):
+        return try_to_unmap_ksm(p, migration)
     av = page_lock_anon_vma_read(p)
     if av is None:
         return not page_mapped(p)

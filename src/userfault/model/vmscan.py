@@ -6,6 +6,7 @@ from .catalogue import modelled
 from .era import era
 from .lang import atomic, raw, reached
 from .locks import trylock_page, unlock_page
+from .machine import config
 from .mm_types import page
 from .rmap import PageAnon, PageKsm, page_mapped, page_referenced_anon, try_to_unmap
 from .slab import atomic_read, free_page, put_page
@@ -93,7 +94,7 @@ def shrink_page(p: page) -> int:
     if not trylock_page(p):
         put_page(p)
         return 0
-    if not PageAnon(p) or PageKsm(p) or p.compound:
+    if not PageAnon(p) or (PageKsm(p) and not config.CONFIG_KSM) or p.compound:
         unlock_page(p)
         put_page(p)
         return 0
