@@ -6,7 +6,7 @@ import pytest
 
 from userfault.check.engine import run
 from userfault.litmus import compile_test, expected, load
-from userfault.litmus.matrix import CONFIGURATIONS, known, known_in
+from userfault.litmus.matrix import CONFIGURATIONS, in_pairs, known
 
 ONCE_WRONG = [
     ("swap/load+reclaim+reclaim", "v3.10+seed"),  # reclaim had a page that was being read in
@@ -31,7 +31,12 @@ def test_a_triple_looks_past_what_its_pairs_break() -> None:
 
 def test_a_triple_with_a_livelock_among_its_pairs_has_it() -> None:
     assert expected(load("matrix/page/move+referenced+ksm"), "v3.10+seed") == ("violated", "termination")
-    assert known_in("page", ["ksm", "move"], "v3.10+seed") == ["termination"]
+    assert in_pairs("page", ["ksm", "move"], "v3.10+seed") == ["termination"]
+
+
+def test_a_triple_may_be_known_by_itself() -> None:
+    assert expected(load("matrix/page/move+dontneed+ksm"), "v3.10+seed") == ("holds", "")
+    assert expected(load("matrix/page/move+referenced+munmap"), "v3.10+seed") == ("violated", "use_after_free")
 
 
 def test_everything_known_is_a_test_of_the_matrix() -> None:
