@@ -63,12 +63,13 @@ CONFIGURATIONS = {
         },
     ),
     "huge": Configuration(
-        "A:0-2 = huge P; A:4-6 userfault;",
+        "A:0-2 = huge P; A:4-6 userfault; pool page 2;",
         {
             "move": "move 4 <- 0 2",
             "movepart": "move 4 <- 0 1",
             "split": "split P",
             "referenced": "referenced P",
+            "pinwrite": "pinwrite 0 6",
             "store": "store 0 5",
             "munmap": "munmap 0 2",
             "munmapdst": "munmap 4 2",

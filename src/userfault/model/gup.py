@@ -6,10 +6,10 @@ from .catalogue import modelled
 from .era import era
 from .errno import EFAULT
 from .lang import atomic, check, ghost, raw
-from .machine import this_cpu
+from .machine import config, this_cpu
 from .mm_types import PmdKind, PteKind, mm_struct, page
 from .pgtable import pmd_offset, pte_offset
-from .slab import compound_head, put_page
+from .slab import compound_head, hpage_nr, nth_page, put_page
 
 
 @atomic
@@ -49,7 +49,7 @@ def gup_pin_page(p: page) -> bool:
     versions="v3.10 (arch/x86/mm/gup.c) .. v6.8",
     section="C.18",
     steps=6,
-    omits="ranges, huge entries go the slow way",
+    omits="ranges; before v4.5 huge entries go the slow way",
     errs="missed bug",
 )
 def gup_fast(mm: mm_struct, addr: int) -> page | None:
@@ -62,6 +62,16 @@ def gup_fast(mm: mm_struct, addr: int) -> page | None:
     local_irq_disable()
     pmdp = pmd_offset(mm, addr)
     pmd = pmdp.pmd
+    if config.TRANSPARENT_HUGEPAGE and era.pte_mapped_huge and pmd.kind == PmdKind.HUGE:
+        p = nth_page(pmd.page, (addr >> config.PAGE_SHIFT) & (hpage_nr() - 1))
+        if not pmd.write or not gup_pin_page(p):
+            local_irq_enable()
+            return None
+        if pmdp.pmd != pmd:
+            local_irq_enable()
+            unpin_user_page(p)
+            return None
+        return gup_fast_end(mm, p, seq)
     if pmd.kind != PmdKind.TABLE:
         local_irq_enable()
         return None
@@ -81,6 +91,11 @@ def gup_fast(mm: mm_struct, addr: int) -> page | None:
             return None
     else:
         gup_get_page(p)
+    return gup_fast_end(mm, p, seq)
+
+
+def gup_fast_end(mm: mm_struct, p: page, seq: int) -> page | None:
+    """The walk is over; the page is the caller's unless a fork came in between."""
     local_irq_enable()
     if era.anon_exclusive:
         # A fork that write-protects meanwhile may have shared the page before it could see the pin.
