@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -291,3 +292,53 @@ def test_the_fixture(page_fault_injection: Callable[..., Injection], in_child: C
     assert rule.struck_count == 0
     assert in_child(os.getpid) != os.getpid()
     memory.close()
+
+
+def test_a_fault_on_a_unit_that_is_leaving_waits_and_is_served() -> None:
+    def child() -> None:
+        with paging.open(DATA, **WRITABLE) as memory:
+            memory[0] = 7
+            with inject(memory, "taken", "delay", 200_000):
+                leaving = threading.Thread(target=memory.evict, args=(0, 1))
+                leaving.start()
+                while memory.state_of(0) != "evicting":
+                    pass
+                time.sleep(0.05)
+                assert memory[0] == 7
+                leaving.join()
+
+    check(child)
+
+
+def test_the_background_leaves_faults_to_the_handlers() -> None:
+    def child() -> None:
+        with paging.open(DATA, **WRITABLE) as memory:
+            for at in range(0, SIZE, 4096):
+                memory[at] = 1
+            with inject(memory, "move_out", "errno", errno.EAGAIN, times=20_000):
+                for at in range(0, SIZE, 4096):
+                    memory.will_need(at, 4096)
+                    assert memory[(at * 7 + 4096) % SIZE] == 1
+
+    check(child)
+
+
+def test_an_older_state_in_the_swap_file_is_forgotten() -> None:
+    def child() -> None:
+        with paging.open(DATA, **WRITABLE) as memory:
+            for how in (memory.mark, memory.dirty):
+                memory[0] = 1
+                memory.evict()
+                memory[0] = 2
+                how()
+                memory.evict()
+                assert memory[0] == 2
+            memory[0] = 3
+            memory.evict()
+            memory[0] = 4
+            with inject(memory, "swap_write", "errno", errno.ENOSPC), contextlib.suppress(paging.PagingError):
+                memory.evict()
+            memory.evict()
+            assert memory[0] == 4
+
+    check(child)

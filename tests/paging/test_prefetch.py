@@ -112,6 +112,24 @@ def test_a_policy_in_c(tmp_path: Path) -> None:
         with paging.open(DATA, resident=8 * UNIT, prefetch_units=0, policy=choose) as memory:
             for unit in range(40):
                 assert memory[unit * UNIT] == DATA[unit * UNIT]
+                # Until it says so it is no candidate.
+                while memory.state_of(unit * UNIT) != "present":
+                    time.sleep(0.001)
             assert [memory.state_of(unit * UNIT) for unit in range(7)] == ["present"] * 7
+
+    check(child)
+
+
+def test_lru_does_not_wait_for_a_unit_in_work() -> None:
+    """A unit that was evicted by name still has its place among the candidates, and the oldest stamp, when it is fetched again."""
+
+    def child() -> None:
+        with paging.open(DATA, resident=2 * UNIT, prefetch_units=0, policy="lru") as memory:
+            assert memory[0] == DATA[0]
+            time.sleep(0.01)
+            assert memory[UNIT] == DATA[UNIT]
+            memory.evict(0, UNIT)
+            assert memory[2 * UNIT] == DATA[2 * UNIT]
+            assert memory[0] == DATA[0]
 
     check(child)

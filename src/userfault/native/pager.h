@@ -124,7 +124,7 @@ typedef struct {
     au64 eagain_count, eexist_count, ebusy_count, partial_count, gone_count;
     au64 retry_count, poison_count, error_count, stall_count;
     au64 handler_restart_count, worker_restart_count, remap_count, unmap_count;
-    au64 over_budget_count, resident_max_units;
+    au64 resident_max_units;
     au64 latency[BUCKETS];
 } counters;
 

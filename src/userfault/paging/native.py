@@ -79,7 +79,6 @@ COUNTERS = [
     "worker_restart_count",
     "remap_count",
     "unmap_count",
-    "over_budget_count",
     "resident_max_units",
 ]
 

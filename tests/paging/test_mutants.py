@@ -1,0 +1,142 @@
+"""Each protection of the C pager is there for something: without it, a named test fails. USERFAULT_LONG=1 builds and runs them.
+
+A mutant is a copy of the package with one place of the C code changed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 200
+
+
+class Mutant(NamedTuple):
+    file: str
+    old: str
+    new: str
+    killed_by: str
+
+
+MUTANTS = {
+    "a page that looked clean is dropped, whoever faulted meanwhile": Mutant(
+        "pager_evict.c",
+        "dirty < count && faults_so_far() != before",
+        "0",
+        "test_inject.py::test_a_write_between_look_and_move_is_not_lost",
+    ),
+    "an older state in the swap file passes for the page's": Mutant(
+        "pager_evict.c",
+        "            forget_swap(p, first + i);\n        }\n        if (w ||",
+        "        }\n        if (w ||",
+        "test_inject.py::test_an_older_state_in_the_swap_file_is_forgotten",
+    ),
+    "a sweep leaves the older state in the swap file": Mutant(
+        "pager.c",
+        "left; left &= left - 1) forget_swap",
+        "0 && left; left &= left - 1) forget_swap",
+        "test_inject.py::test_an_older_state_in_the_swap_file_is_forgotten",
+    ),
+    "a successor does not finish what a dead handler began": Mutant(
+        "pager_threads.c", "        repair(p, s, by);\n", "", "test_inject.py::test_a_handler_dies_at_every_step"
+    ),
+    "nobody is put in a dead handler's place": Mutant(
+        "pager_threads.c",
+        "        COUNT(handler_restart_count);\n",
+        "        return;\n",
+        "test_inject.py::test_all_handlers_die_at_once",
+    ),
+    "who was put off is not woken": Mutant(
+        "pager_fill.c",
+        "    if (!(old & WAITED)) return;\n",
+        "    return;\n",
+        "test_inject.py::test_a_fault_on_a_unit_that_is_leaving_waits_and_is_served",
+    ),
+    "what can't be filled is not poisoned": Mutant(
+        "pager_fill.c",
+        "    int poisoned = sys_poison(p, s, at, length);\n",
+        "    int poisoned = 0;\n",
+        "test_region.py::test_a_truncated_file_is_a_loud_sigbus_elsewhere",
+    ),
+    "the handlers use the application's descriptors": Mutant(
+        "pager_threads.c", "if (unshare(CLONE_FILES)) return;", "return;", "test_application.py::test_close_range"
+    ),
+    "the budget is not looked at": Mutant(
+        "pager_evict.c",
+        "    while (p->budget_units && (count = atomic_load(&p->resident_units)) > p->budget_units) {",
+        "    while (0) {",
+        "test_region.py::test_reads_are_the_source",
+    ),
+    "a unit unmapped while it was in work comes back as present": Mutant(
+        "pager_threads.c",
+        "in_work ? old | DOOMED : GONE",
+        "in_work ? old : GONE",
+        "test_application.py::test_unmapped_while_it_is_filled",
+    ),
+    "a policy may choose units in work": Mutant(
+        "pager_evict.c",
+        "n += STATE(atomic_load(&states(p)[units[n]])) == PRESENT;",
+        "n++;",
+        "test_prefetch.py::test_lru_does_not_wait_for_a_unit_in_work",
+    ),
+}
+
+
+def run(directory: Path, test: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        "timeout",
+        "-k",
+        "1",
+        str(TIMEOUT_S),
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(directory / "src"),
+        "USERFAULT_LONG": "",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    arguments = [*command, f"tests/paging/{test}"]
+    return subprocess.run(
+        arguments, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_place_is_there(name: str) -> None:
+    mutant = MUTANTS[name]
+    assert (ROOT / "src/userfault/native" / mutant.file).read_text().count(mutant.old) == 1
+    file, _, test = mutant.killed_by.partition("::")
+    assert f"def {test}(" in (ROOT / "tests/paging" / file).read_text()
+
+
+@pytest.mark.skipif(not os.environ.get("USERFAULT_LONG"), reason="half a minute each: set USERFAULT_LONG=1")
+@pytest.mark.usefixtures("can_page")
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_mutant_is_killed(name: str, tmp_path: Path) -> None:
+    mutant = MUTANTS[name]
+    for part in ("src", "tests"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", "*.so*"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    native = tmp_path / "src/userfault/native"
+    code = (native / mutant.file).read_text()
+    (native / mutant.file).write_text(code.replace(mutant.old, mutant.new))
+    sources = sorted(map(str, native.glob("*.c")))
+    flags = ["-std=c11", "-O2", "-fvisibility=hidden", "-pthread", "-fPIC", "-shared", "-w"]
+    subprocess.run(["cc", *flags, "-o", str(native / "_userfault.so"), *sources], check=True)
+    done = run(tmp_path, mutant.killed_by)
+    assert done.returncode in (1, 124, 137), done.stdout
+    assert " failed" in done.stdout or done.returncode != 1, done.stdout
