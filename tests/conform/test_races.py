@@ -113,6 +113,15 @@ def test_the_model_allows_what_this_kernel_shows(name: str, need: Callable[..., 
     assert done.comparison.mismatches == ()
 
 
+def test_a_thread_that_forks_is_not_hurt_by_the_threads_that_were_here(need: Callable[..., None]) -> None:
+    need("userfaultfd", "move")
+    # Their stacks are reused by the C library, and what the caller has is kept from a round's children.
+    for _ in range(2):
+        done = run_test(load("move+fork"), rounds=20, comparing=True)
+        assert done.seen is not None and done.seen.failures == 0
+        assert sum(done.seen.counts.values()) == 20
+
+
 def test_a_condition_that_fails_here_is_a_surprise(tmp_path: Path, need: Callable[..., None]) -> None:
     need("userfaultfd", "move")
     wrong = tmp_path / "wrong.litmus"

@@ -32,6 +32,7 @@
 #define SMALL 4096L
 #define BLOCK (2L << 20)
 #define ARENA (24 * BLOCK)
+#define STACK (256 * 1024)
 #define MAX_THREADS 8
 #define MAX_MMS 8
 #define MAX_FIELDS 24
@@ -78,8 +79,10 @@ static const struct test *test;
 static char *arena;
 static _Atomic uint32_t number_of_round;
 static UNUSED int uffd = -1, pagemap = -1; // of this process
-static _Thread_local sigjmp_buf on_signal;
-static _Thread_local volatile sig_atomic_t guarded;
+// In the thread's own block, whoever loads this: a forked child has nothing else of the heap.
+#define OWN _Thread_local __attribute__((tls_model("initial-exec")))
+static OWN sigjmp_buf on_signal;
+static OWN volatile sig_atomic_t guarded;
 
 #define FUTEX(at, op, value) syscall(SYS_futex, at, op, value, 0, 0, 0)
 
@@ -298,8 +301,7 @@ struct uffd_copy { uint64_t dst, src, len, mode; int64_t copy; };
 // z: 2 makes the page write-protected.
 OP(copy)
 {
-    static _Thread_local long page[SMALL / sizeof(long)] __attribute__((aligned(4096)));
-    page[0] = y;
+    long page[SMALL / sizeof(long)] = {y};
     struct uffd_copy args = {(uintptr_t)base + (uint64_t)x, (uintptr_t)page, SMALL, (uint64_t)z, 0};
     return ret(ioctl(uffd, UFFD_COPY, &args));
 }
@@ -762,8 +764,12 @@ static long run_rounds(int64_t rounds, int64_t ns)
     for (int t = 0; t < test->threads; t++) {
         if (test->mm_of[t] != 0 || t == mine) continue;
         pthread_t thread;
+        pthread_attr_t own;
         numbers[t] = t;
-        int error = pthread_create(&thread, 0, worker_main, &numbers[t]);
+        // A stack of its own making: a reused one may be kept from children.
+        void *stack = mmap(0, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (stack == MAP_FAILED || pthread_attr_init(&own) || pthread_attr_setstack(&own, stack, STACK)) return -ENOMEM;
+        int error = pthread_create(&thread, &own, worker_main, &numbers[t]);
         if (error) return -error;
     }
     pthread_t helper;
