@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -9,6 +10,15 @@ import pytest
 
 from userfault.kernel.errors import Unavailable
 from userfault.kernel.machine import Machine, Swap, machine
+
+
+@pytest.fixture
+def one_cpu() -> Iterator[None]:
+    """Pages on their way to the LRU lists wait in a batch of their CPU, which MADV_PAGEOUT only drains where it runs."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture

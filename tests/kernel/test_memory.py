@@ -29,6 +29,8 @@ from userfault.kernel.uapi import (
     RemapFlag,
 )
 
+pytestmark = pytest.mark.usefixtures("one_cpu")
+
 PAGE = PAGE_SIZE_BYTES
 OWN = "PX:c1:ANON,SWAPBACKED,ANON_EXCLUSIVE"
 

@@ -24,6 +24,8 @@ from userfault.kernel.snapshot import Observer
 from userfault.kernel.uapi import HUGE_SIZE_BYTES, PAGE_SIZE_BYTES, Advice, Feature, MoveMode, RegisterMode
 from userfault.kernel.userfaultfd import Progress, Userfault, supported_features
 
+pytestmark = pytest.mark.usefixtures("one_cpu")
+
 PAGE = PAGE_SIZE_BYTES
 HOLES = int(MoveMode.ALLOW_SRC_HOLES)
 OWN = "PX:c1:ANON,SWAPBACKED,ANON_EXCLUSIVE"

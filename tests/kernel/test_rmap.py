@@ -23,6 +23,8 @@ from userfault.kernel.rmap import MappedPage, reverse_map
 from userfault.kernel.uapi import HUGE_SIZE_BYTES, PAGE_SIZE_BYTES, Advice, PageFlag, RemapFlag
 from userfault.kernel.userfaultfd import Userfault
 
+pytestmark = pytest.mark.usefixtures("one_cpu")
+
 PAGE = PAGE_SIZE_BYTES
 ME = os.getpid()
 

@@ -13,14 +13,14 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterator
-from ctypes import addressof
+from ctypes import Structure, addressof, get_errno
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from . import uapi
 from .errors import KernelError
-from .syscalls import Result, errno_name, ioctl, userfaultfd
+from .syscalls import Result, errno_name, ioctl, libc, userfaultfd
 from .uapi import (
     Event,
     Feature,
@@ -38,6 +38,8 @@ DEVICE = "/dev/userfaultfd"
 BUSY_S = 0.02
 """How long EBUSY is taken for something that passes."""
 _PAUSE_S = 50e-6
+_COPY, _ZEROPAGE, _MOVE = int(Ioctl.COPY), int(Ioctl.ZEROPAGE), int(Ioctl.MOVE)
+_CONTINUE, _POISON = int(Ioctl.CONTINUE), int(Ioctl.POISON)
 
 
 class Outcome(enum.Enum):
@@ -227,6 +229,11 @@ class Userfault:
     ) -> None:
         self.close()
 
+    def _errno_of(self, request: int, it: Structure) -> int:
+        """Of the ioctls that are called by the thousand: the errno, with nothing around it."""
+        fd = self._fd if self._fd >= 0 else self.fileno()
+        return get_errno() if libc.ioctl(fd, request, addressof(it)) else 0
+
     def register(self, start: int, length: int, mode: RegisterMode = RegisterMode.MISSING) -> Result:
         """UFFDIO_REGISTER: faults of [start, start+length) come here. The value is the mask of ioctls for the range (`Ioctl.bit`)."""
         it = uapi.uffdio_register((start, length), int(mode))
@@ -248,17 +255,17 @@ class Userfault:
     def copy(self, dst: int, src: int, length: int, mode: int = 0) -> Progress:
         """UFFDIO_COPY: fill missing pages at `dst` with what is at `src` in this process."""
         it = uapi.uffdio_copy(dst, src, length, mode, UNTOUCHED)
-        return _progress(ioctl(self.fileno(), Ioctl.COPY, addressof(it)), it.copy)
+        return Progress(self._errno_of(_COPY, it), None if it.copy == UNTOUCHED else it.copy)
 
     def zeropage(self, start: int, length: int, mode: int = 0) -> Progress:
         """UFFDIO_ZEROPAGE: map the zero page at missing pages."""
         it = uapi.uffdio_zeropage((start, length), mode, UNTOUCHED)
-        return _progress(ioctl(self.fileno(), Ioctl.ZEROPAGE, addressof(it)), it.zeropage)
+        return Progress(self._errno_of(_ZEROPAGE, it), None if it.zeropage == UNTOUCHED else it.zeropage)
 
     def move(self, dst: int, src: int, length: int, mode: int = 0) -> Progress:
         """UFFDIO_MOVE: the pages at `src` become those at `dst`, and `src` becomes missing. Both lie in this process."""
         it = uapi.uffdio_move(dst, src, length, mode, UNTOUCHED)
-        return _progress(ioctl(self.fileno(), Ioctl.MOVE, addressof(it)), it.move, moves=True)
+        return Progress(self._errno_of(_MOVE, it), None if it.move == UNTOUCHED else it.move, True)
 
     def writeprotect(self, start: int, length: int, mode: int = int(WriteprotectMode.WP)) -> Result:
         """UFFDIO_WRITEPROTECT: set (WP) or clear (0) the protection of the pages. It reports no progress: all or an errno."""
@@ -268,12 +275,12 @@ class Userfault:
     def continue_(self, start: int, length: int, mode: int = 0) -> Progress:
         """UFFDIO_CONTINUE: map what the page cache of the shared memory holds (minor faults)."""
         it = uapi.uffdio_continue((start, length), mode, UNTOUCHED)
-        return _progress(ioctl(self.fileno(), Ioctl.CONTINUE, addressof(it)), it.mapped)
+        return Progress(self._errno_of(_CONTINUE, it), None if it.mapped == UNTOUCHED else it.mapped)
 
     def poison(self, start: int, length: int, mode: int = 0) -> Progress:
         """UFFDIO_POISON: whoever touches these missing pages gets SIGBUS, also after the userfaultfd is closed."""
         it = uapi.uffdio_poison((start, length), mode, UNTOUCHED)
-        return _progress(ioctl(self.fileno(), Ioctl.POISON, addressof(it)), it.updated)
+        return Progress(self._errno_of(_POISON, it), None if it.updated == UNTOUCHED else it.updated)
 
     def copy_all(self, dst: int, src: int, length: int, mode: int = 0, *, deadline_s: float = 1.0) -> Progress:
         """`copy` until all is copied or an error is final: see `until_done`."""
@@ -325,10 +332,6 @@ class Userfault:
         except BlockingIOError:
             return []
         return list(_decode(data))
-
-
-def _progress(answer: Result, field: int, *, moves: bool = False) -> Progress:
-    return Progress(answer.errno, None if field == UNTOUCHED else field, moves)
 
 
 def until_done(
