@@ -54,6 +54,7 @@ class Swap:
 
     @property
     def synchronous(self) -> bool:
+        """Whether reading a page back is over when the access is, so that the same calls do the same each time."""
         return self.kind != "file"
 
 

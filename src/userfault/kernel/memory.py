@@ -206,10 +206,12 @@ class Mapping:
 
     @property
     def end(self) -> int:
+        """The first address after it, in bytes."""
         return self.address + self.length_bytes
 
     @property
     def page_count(self) -> int:
+        """How many pages it has."""
         return self.length_bytes // PAGE_SIZE_BYTES
 
     def at(self, page_index: int) -> int:

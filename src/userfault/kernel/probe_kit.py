@@ -34,6 +34,7 @@ HUGETLB_FLAGS = memory.MAP_PRIVATE | memory.MAP_ANONYMOUS | 0x40000
 
 
 def ok(answer: Result | object, what: str, since: str = "") -> None:
+    """Raise Missing where the answer is an error; `since`: the version that brought the call."""
     number = getattr(answer, "errno", 0)
     if number:
         remedy = f"{NEWER} ({what} came with v{since})" if since else f"{NEWER}, or {ROOT}"
@@ -43,6 +44,7 @@ def ok(answer: Result | object, what: str, since: str = "") -> None:
 
 
 def has(feature: Feature, since: str) -> None:
+    """Raise Missing where this kernel does not offer the feature."""
     if not supported_features() & feature:
         with suppress(OSError), Userfault():
             raise Missing(f"this kernel does not offer UFFD_FEATURE_{feature.name}", f"{NEWER} (it came with v{since})")
@@ -55,6 +57,7 @@ def leaked() -> Mapping:
 
 
 def touch(work: Callable[[], object]) -> threading.Thread:
+    """Do something in a thread that may wait for ever."""
     # It may wait for ever: the child that runs this ends without it.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -62,11 +65,13 @@ def touch(work: Callable[[], object]) -> threading.Thread:
 
 
 def message(uffd: Userfault) -> Message:
+    """The next message of a userfaultfd."""
     assert uffd.wait(5), "nothing is reported"
     return uffd.read()[0]
 
 
 def fault(uffd: Userfault, work: Callable[[], object]) -> Pagefault:
+    """The page fault that the work in a thread makes."""
     touch(work)
     told = message(uffd)
     assert isinstance(told, Pagefault), told
@@ -74,6 +79,7 @@ def fault(uffd: Userfault, work: Callable[[], object]) -> Pagefault:
 
 
 def event(feature: Feature, act: Callable[[Mapping], object]) -> str:
+    """Ask for an event of a registered page, and say what came when `act` was done to it."""
     has(feature, "4.11")
     area = leaked()
     with Userfault(feature) as uffd:
@@ -85,12 +91,14 @@ def event(feature: Feature, act: Callable[[Mapping], object]) -> str:
 
 
 def moves(src: Mapping, dst: Mapping, length: int) -> None:
+    """Move pages, or raise Missing."""
     with Userfault(Feature.SIGBUS) as uffd:
         ok(uffd.register(dst.address, length), "UFFDIO_REGISTER")
         ok(uffd.move_all(dst.address, src.address, length), "UFFDIO_MOVE")
 
 
 def shared(contents: bytes = b"") -> Mapping:
+    """A page of shared memory."""
     fd = os.memfd_create("probe")
     os.ftruncate(fd, PAGE)
     if contents:
@@ -99,11 +107,13 @@ def shared(contents: bytes = b"") -> Mapping:
 
 
 def size(area: Mapping, name: str) -> int:
+    """A size of smaps (bytes) of the mapping."""
     vma = vma_at(area.address)
     return vma.sizes_bytes.get(name, 0) if vma else 0
 
 
 def huge(area: Mapping) -> None:
+    """Touch memory that should become a huge page; raise Missing or Unclear where it does not."""
     if not THP.is_dir():
         raise Missing("no transparent huge pages", "a kernel with CONFIG_TRANSPARENT_HUGEPAGE")
     area.tag_pages()
@@ -117,6 +127,7 @@ def huge(area: Mapping) -> None:
 
 
 def advised(advice: Advice, since: str) -> str:
+    """Give an advice to a page of memory."""
     with Mapping(PAGE) as area:
         area.tag_pages()
         ok(area.madvise(advice), f"MADV_{advice.name}", since)
@@ -124,6 +135,7 @@ def advised(advice: Advice, since: str) -> str:
 
 
 def private(kind: str) -> str:
+    """Make a private swap device of this kind, and take it away."""
     if os.geteuid():
         raise Missing("swapon needs privilege", ROOT)
     try:

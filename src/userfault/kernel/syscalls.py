@@ -35,6 +35,7 @@ class Result(NamedTuple):
 
     @property
     def ok(self) -> bool:
+        """The call succeeded."""
         return self.errno == 0
 
     def or_raise(self, what: str) -> int:

@@ -310,18 +310,26 @@ USER_MODE_ONLY = 1
 
 
 class uffdio_range(ctypes.Structure):
+    """Argument of UFFDIO_UNREGISTER and UFFDIO_WAKE (bytes)."""
+
     _fields_ = [("start", ctypes.c_uint64), ("len", ctypes.c_uint64)]
 
 
 class uffdio_api(ctypes.Structure):
+    """Argument of UFFDIO_API. features: in what is wanted, out all that the kernel has."""
+
     _fields_ = [("api", ctypes.c_uint64), ("features", ctypes.c_uint64), ("ioctls", ctypes.c_uint64)]
 
 
 class uffdio_register(ctypes.Structure):
+    """Argument of UFFDIO_REGISTER. ioctls: out, what can be done to the range."""
+
     _fields_ = [("range", uffdio_range), ("mode", ctypes.c_uint64), ("ioctls", ctypes.c_uint64)]
 
 
 class uffdio_copy(ctypes.Structure):
+    """Argument of UFFDIO_COPY. copy: out, bytes done or -errno; some refusals leave it as it was."""
+
     _fields_ = [
         ("dst", ctypes.c_uint64),
         ("src", ctypes.c_uint64),
@@ -332,10 +340,14 @@ class uffdio_copy(ctypes.Structure):
 
 
 class uffdio_zeropage(ctypes.Structure):
+    """Argument of UFFDIO_ZEROPAGE. zeropage: out, as `uffdio_copy.copy`."""
+
     _fields_ = [("range", uffdio_range), ("mode", ctypes.c_uint64), ("zeropage", ctypes.c_int64)]
 
 
 class uffdio_move(ctypes.Structure):
+    """Argument of UFFDIO_MOVE. move: out, as `uffdio_copy.copy`."""
+
     _fields_ = [
         ("dst", ctypes.c_uint64),
         ("src", ctypes.c_uint64),
@@ -346,18 +358,26 @@ class uffdio_move(ctypes.Structure):
 
 
 class uffdio_writeprotect(ctypes.Structure):
+    """Argument of UFFDIO_WRITEPROTECT. It has no field for progress."""
+
     _fields_ = [("range", uffdio_range), ("mode", ctypes.c_uint64)]
 
 
 class uffdio_continue(ctypes.Structure):
+    """Argument of UFFDIO_CONTINUE. mapped: out, as `uffdio_copy.copy`."""
+
     _fields_ = [("range", uffdio_range), ("mode", ctypes.c_uint64), ("mapped", ctypes.c_int64)]
 
 
 class uffdio_poison(ctypes.Structure):
+    """Argument of UFFDIO_POISON. updated: out, as `uffdio_copy.copy`."""
+
     _fields_ = [("range", uffdio_range), ("mode", ctypes.c_uint64), ("updated", ctypes.c_int64)]
 
 
 class pm_scan_arg(ctypes.Structure):
+    """Argument of PAGEMAP_SCAN. vec_len counts regions; walk_end: out, where it stopped."""
+
     _fields_ = [
         (name, ctypes.c_uint64)
         for name in (
@@ -378,6 +398,8 @@ class pm_scan_arg(ctypes.Structure):
 
 
 class page_region(ctypes.Structure):
+    """A run of pages with the same categories, [start, end) in bytes."""
+
     _fields_ = [("start", ctypes.c_uint64), ("end", ctypes.c_uint64), ("categories", ctypes.c_uint64)]
 
 

@@ -89,6 +89,7 @@ class Progress(NamedTuple):
 
     @property
     def outcome(self) -> Outcome:
+        """What a caller can do about it."""
         if self.moves and self.errno == errno.ENOENT:
             return Outcome.LOST_RACE
         return _GENERAL.get(self.errno, Outcome.REFUSED)
