@@ -8,6 +8,7 @@ from . import ir
 from .ir import READS_A, READS_B, WRITES_D, Op
 from .ranges import bound
 from .template import Row
+from .types import NoneT, Scalar
 from .unit import Unit
 
 
@@ -24,7 +25,7 @@ def successors(code: list[ir.Instr], pc: int) -> tuple[int, ...]:
 
 
 def settle(
-    unit: Unit, rows: list[Row], variables: list[ir.Local]
+    unit: Unit, rows: list[Row], variables: list[tuple[str, Scalar | NoneT]]
 ) -> tuple[list[ir.Instr], list[ir.Local], dict[int, int]]:
     """Emitted code as instructions, its locals numbered anew, and which of them are alive where (`ir.Thread.live`).
 
@@ -34,7 +35,8 @@ def settle(
     placed, place = in_order(rows, unit)
     blocks = _blocks(placed, place)
     lasting, gen, kill = _lasting(placed, blocks, len(variables))
-    bound(unit.program, placed, variables, lasting)
+    traits = unit.declared(kind for _, kind in variables)
+    narrowed = bound(unit.program, placed, [(lo, hi) for lo, hi, *_ in traits], lasting)
     block_of = {first: number for number, (first, _) in enumerate(blocks)}
     live = _flow_back(gen, kill, [[block_of[to] for to in _after(placed, place, end - 1)] for _, end in blocks])
     code: list[ir.Instr] = []
@@ -63,7 +65,10 @@ def settle(
                 base = place[base]
             code.append(ir.Instr(op, d, a, b, base, lo, hi, step, source))
         scratch = max(scratch, fresh)
-    kept = [variables[local] for local in lasting] + [ir.Local("", 0, 0)] * (scratch - len(lasting))
+    kept = [
+        ir.Local(variables[local][0], *narrowed.get(local, traits[local][:2]), *traits[local][2:]) for local in lasting
+    ]
+    kept += [ir.Local("", 0, 0)] * (scratch - len(lasting))
     return code, kept, {first: live[number] for number, (first, _) in enumerate(blocks) if code[first].step}
 
 

@@ -520,10 +520,7 @@ class Body:
         unit.log = outer
         source = self.sources[-1]
         if source != CALLER:
-            for at in range(first_row, len(self.rows)):
-                row = self.rows[at]
-                if row[8] == CALLER:
-                    self.rows[at] = (*row[:8], source)
+            self.rows[first_row:] = [(*row[:8], source) if row[8] == CALLER else row for row in template.rows]
         if result is None:
             raise Unreachable
         return result

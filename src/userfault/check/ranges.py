@@ -12,15 +12,15 @@ UNDECLARED = (-128, 127)
 """The range of an integer of which nothing is declared."""
 
 
-def bound(program: ir.Program, code: list[Row], variables: list[ir.Local], wanted: Iterable[int]) -> None:
-    """Narrow the ranges of integers without a declared one to what their definitions can give.
+def bound(
+    program: ir.Program, code: list[Row], declared: list[tuple[int, int]], wanted: Iterable[int]
+) -> dict[int, tuple[int, int]]:
+    """The ranges of integers without a declared one, as far as their definitions can be told to give.
 
     wanted: the locals for which that matters. The engines report a value outside a range as a violation of `range`, so an
     unsound bound can't pass silently.
     """
-    known: list[tuple[int, int] | None] = [
-        None if (local.lo, local.hi) == UNDECLARED else (local.lo, local.hi) for local in variables
-    ]
+    known: list[tuple[int, int] | None] = [None if each == UNDECLARED else each for each in declared]
     definitions: dict[int, list[Row]] = {}
     for row in code:
         if row[0] in WRITES_D and known[row[1]] is None:
@@ -39,7 +39,7 @@ def bound(program: ir.Program, code: list[Row], variables: list[ir.Local], wante
     for at, row in enumerate(open_ended):
         for local in _reads(row):
             readers.setdefault(local, []).append(at)
-    rounds = [0] * len(variables)
+    rounds = [0] * len(declared)
 
     def of(operand: int) -> tuple[int, int] | None:
         if operand < 0:
@@ -64,17 +64,14 @@ def bound(program: ir.Program, code: list[Row], variables: list[ir.Local], wante
             if merged != old:
                 rounds[d] += 1
                 if rounds[d] > 12:
-                    merged = min(merged[0], variables[d].lo), max(merged[1], variables[d].hi)
+                    merged = min(merged[0], declared[d][0]), max(merged[1], declared[d][1])
                     if rounds[d] > 14:
                         continue
                 known[d] = merged
                 changed = True
                 for reader in readers.get(d, ()):
                     stale[reader] = True
-    for local in needed:
-        bounds = known[local]
-        if bounds is not None:
-            variables[local].lo, variables[local].hi = bounds
+    return {local: bounds for local in needed if (bounds := known[local]) is not None}
 
 
 def _reads(row: Row) -> list[int]:

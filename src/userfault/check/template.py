@@ -93,12 +93,20 @@ class Template:
         """Columns of indices into the list that `place` makes (at the first use: most templates have none)."""
         numbers: dict[int, int] = {}
         plain = len(self.params) + len(self.locals)
+        shift, place_of = len(self.params) - self.first_local, {local: at for at, local in enumerate(self.params)}
 
         def column(at: int, operands: frozenset[Op]) -> tuple[int, ...]:
-            return tuple(
-                self.relative(row[at]) if row[0] in operands else plain + numbers.setdefault(row[at], len(numbers))
-                for row in self.rows
-            )
+            out = []
+            for row in self.rows:
+                number = row[at]
+                if row[0] not in operands:
+                    number = plain + numbers.setdefault(number, len(numbers))
+                elif number >= self.first_local:
+                    number += shift
+                elif number >= 0:
+                    number = place_of[number]
+                out.append(number)
+            return tuple(out)
 
         moved = [column(1, WRITES_D), column(2, READS_A), column(3, READS_B)]
         fixed = list(zip(*self.rows, strict=True))

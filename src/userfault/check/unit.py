@@ -14,6 +14,9 @@ from .names import FAILURES, FIELDS, SITUATIONS
 from .template import SHARED, Access, Fact, Log, Template
 from .types import IntT, ListT, NoneT, RefT, Scalar, Type, is_struct, struct_fields
 
+Traits = tuple[int, int, Callable[[int], str], bool]
+"""Of a type: its least and greatest word, how a word is shown, whether it names a thread."""
+
 
 class Unit:
     """A program while it is compiled.
@@ -48,7 +51,7 @@ class Unit:
         self.tables: dict[int, int] = {}
         self.failures: dict[int, int] = {}
         self.situations: dict[int, int] = {}
-        self.kinds: dict[Scalar | NoneT, tuple[int, int, Callable[[int], str], bool]] = {}
+        self.kinds: dict[Scalar | NoneT, Traits] = {}
 
     # -- what code rests on -------------------------------------------------------------------------------------------
 
@@ -206,8 +209,16 @@ class Unit:
             self.program.sometimes.append(SITUATIONS.items[number])
         return self.situations[number]
 
-    def variables(self, declared: Iterable[tuple[str, Scalar | NoneT]]) -> list[ir.Local]:
-        return [ir.Local(name, *self.traits(kind)) for name, kind in declared]
+    def declared(self, kinds: Iterable[Scalar | NoneT]) -> list[Traits]:
+        """What locals of these types are declared with. (A type is hashed slowly, and most are the same few objects.)"""
+        known: dict[int, Traits] = {}
+        out = []
+        for kind in kinds:
+            traits = known.get(id(kind))
+            if traits is None:
+                traits = known[id(kind)] = self.traits(kind)
+            out.append(traits)
+        return out
 
     # -- the heap -----------------------------------------------------------------------------------------------------
 
@@ -283,7 +294,7 @@ class Unit:
             )
         return self.tables[number]
 
-    def traits(self, kind: Scalar | NoneT) -> tuple[int, int, Callable[[int], str], bool]:
+    def traits(self, kind: Scalar | NoneT) -> Traits:
         """What a local of this type is declared with."""
         known = self.kinds.get(kind)
         if known is None:

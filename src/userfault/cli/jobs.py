@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -175,6 +176,11 @@ def perform_all(
             yield perform(job, options, engine)
         return
     with ProcessPoolExecutor(cores, mp_context=get_context("fork"), initializer=gc.disable) as pool:
-        futures = [pool.submit(perform, job, options, engine) for job in jobs]
-        for future in futures:
-            yield future.result()
+        # The eras of one test have much code in common: they follow each other in one process.
+        alike = [list(group) for _, group in groupby(jobs, key=lambda job: job.test)]
+        for future in [pool.submit(_perform_each, group, options, engine) for group in alike]:
+            yield from future.result()
+
+
+def _perform_each(jobs: Sequence[Job], options: Options, engine: str) -> list[Outcome]:
+    return [perform(job, options, engine) for job in jobs]
