@@ -17,7 +17,7 @@ from .layout import Layout, Place
 from .reduce import Reduction
 from .result import Options
 
-MAX_WORDS, MAX_THREADS, MAX_INVARIANTS, MAX_FIELDS, MAX_SOMETIMES = 31, 16, 64, 64, 256
+MAX_WORDS, MAX_THREADS, MAX_INVARIANTS, MAX_FIELDS, MAX_SOMETIMES = 47, 16, 64, 64, 256
 
 (MOV, ADD, SUB, MUL, AND, OR, XOR, SHL, SHR, EQ, NE, LT, LE, NOT) = range(14)
 (LD, ST, LDX, STX, LDK, BR, JMP, WAIT, FAIL, CHOOSE, REACH, KEEP, SETPC, RET) = range(14, 28)

@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 
 #define EXPORT __attribute__((visibility("default")))
-#define MAX_WORDS 32
+#define MAX_WORDS 48
 #define MAX_CHOICES 16
 #define MAX_THREADS 16
 #define MAX_WORKERS 64
