@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -89,14 +90,15 @@ def test_the_kernel_refuses(
     assert not stats.poison_count
 
 
-NEEDS_WORKER = {"submitted"}
+KINDS = {"4K-r": BOUNDED, "4K-c": WRITABLE, "64K-r": BIG, "64K-c": {**BIG, "access": "c"}}
+DEATHS = [
+    (step, kind) for step in STEPS for kind in KINDS if step != "submitted" and (step != "tick" or kind == "4K-c")
+]
 
 
-@pytest.mark.parametrize(
-    "options", [BOUNDED, WRITABLE, BIG, {**BIG, "access": "c"}], ids=["4K-r", "4K-c", "64K-r", "64K-c"]
-)
-@pytest.mark.parametrize("step", [step for step in STEPS if step not in NEEDS_WORKER])
-def test_a_handler_dies_at_every_step(step: Point, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("step", "kind"), DEATHS)
+def test_a_handler_dies_at_every_step(step: Point, kind: str) -> None:
+    options = KINDS[kind]
     never = not options.get("access") and step in ("taken", "before_take")
 
     def child() -> None:
@@ -254,7 +256,7 @@ def test_a_stall_is_named() -> None:
 
     ended = run(child)
     assert not ended.code
-    assert "has waited 0.1 s for offset 0 of region 'slow one'" in ended.stderr
+    assert re.search(r"has waited 0\.\d s for offset 0 of region 'slow one'", ended.stderr)
 
 
 def test_a_write_between_look_and_move_is_not_lost() -> None:
