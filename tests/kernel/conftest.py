@@ -12,6 +12,9 @@ from userfault.kernel.errors import Unavailable
 from userfault.kernel.machine import Machine, Swap, machine
 
 
+_given_up: list[Unavailable] = []
+
+
 @pytest.fixture
 def one_cpu() -> Iterator[None]:
     """Pages on their way to the LRU lists wait in a batch of their CPU, which MADV_PAGEOUT only drains where it runs."""
@@ -25,9 +28,11 @@ def one_cpu() -> Iterator[None]:
 def held(cannot_run: Callable[[str, str], NoReturn]) -> Iterator[Machine]:
     """The right to change this machine's settings, for one test."""
     try:
-        borrowed = machine()
+        # Whoever holds it for long is waited for once, and not by every test.
+        borrowed = machine(timeout_s=0 if _given_up else 20)
         one = borrowed.__enter__()
     except Unavailable as error:
+        _given_up.append(error)
         cannot_run(error.reason, error.remedy)
     try:
         yield one
