@@ -11,7 +11,6 @@ import pytest
 from userfault.kernel.errors import Unavailable
 from userfault.kernel.machine import Machine, Swap, machine
 
-
 _given_up: list[Unavailable] = []
 
 
