@@ -5,13 +5,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ..kernel.agent import Agent, Seen
 from ..model.lang import ModelError, WouldBlock
 from . import operations
+from .generate import Profile
 from .operations import Op, Outcome
 from .sandbox import prepare
-from .world import State, Window, World
+from .world import State, World
 
 SECONDS = 15.0
 
@@ -54,10 +56,11 @@ def perform(op: Op, world: World) -> Step:
     return Step(op, outcome, tuple(world.observe()))
 
 
-def compare(agent: Agent, window: Window, steps: Sequence[Step], slice: int = 0) -> Divergence | int:
+def compare(agent: Agent, profile: Profile, steps: Sequence[Step]) -> Divergence | int:
     """Do on the kernel what was done on the model. The first divergence, or how many operations agree."""
-    commands = [operations.command(step.op, window.base) for step in steps]
-    run = agent.run(commands, prepare, seconds=SECONDS, slice=slice)
+    slice = profile.slice
+    commands = [operations.command(step.op, profile.window.base) for step in steps]
+    run = agent.run(commands, partial(prepare, profile.huge), seconds=SECONDS, slice=slice)
     done = tuple(step.op for step in steps)
     for at, step in enumerate(steps):
         op = step.op

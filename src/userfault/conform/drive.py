@@ -15,7 +15,7 @@ from ..kernel.agent import Agent
 from .compare import Divergence, Step, compare, perform
 from .generate import PROFILES, Generator, Profile
 from .operations import Op
-from .sandbox import swap
+from .sandbox import huge_pages, swap
 from .shrink import shrink
 from .world import World
 
@@ -105,7 +105,7 @@ def check(profile: Profile, sequence: Sequence[Op]) -> Divergence | int:
         steps.append(perform(op, world))
         if steps[-1].broken:
             break
-    return compare(agent, profile.window, steps)
+    return compare(agent, profile, steps)
 
 
 def chunk(name: str, seed: int, numbers: Sequence[int]) -> list[tuple[int, Divergence | int]]:
@@ -113,9 +113,9 @@ def chunk(name: str, seed: int, numbers: Sequence[int]) -> list[tuple[int, Diver
     out: list[tuple[int, Divergence | int]] = []
     profile = profile_named(name)
     for number in numbers:
-        result = compare(agent_for(name), profile.window, steps_of(profile, seed, number))
+        result = compare(agent_for(name), profile, steps_of(profile, seed, number))
         if isinstance(result, Divergence):
-            again = compare(agent_for(name), profile.window, steps_of(profile, seed, number))
+            again = compare(agent_for(name), profile, steps_of(profile, seed, number))
             out += [(-1, 0)] if not isinstance(again, Divergence) else []
             result = again
         out.append((number, result))
@@ -137,7 +137,9 @@ def run(
 
 def surroundings(profile: Profile) -> AbstractContextManager[None]:
     """What the machine must be like for a profile. Raises Unavailable where it can't be."""
-    return swap() if profile.swap else nullcontext()
+    if profile.swap:
+        return swap()
+    return huge_pages() if profile.huge else nullcontext()
 
 
 def _run(now: Progress, jobs: int, wanted: int) -> Iterator[Progress | Divergence]:

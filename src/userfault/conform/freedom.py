@@ -40,7 +40,7 @@ FREEDOM = (
     Free(
         "huge pages appear and go",
         "khugepaged collapses in its own time, and an allocation may find no huge page.",
-        "PR_SET_THP_DISABLE in profiles of small pages.",
+        "PR_SET_THP_DISABLE in profiles of small pages; a khugepaged that sleeps in the others.",
     ),
     Free(
         "how a page comes back from swap",

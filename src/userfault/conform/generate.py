@@ -19,7 +19,8 @@ BASE = 0x2000_0000_0000
 class Profile:
     """What sequences are like. length: operations in one; weights: how often each operation comes.
 
-    swap: the machine must have swap on a RAM disk.
+    swap: the machine must have swap on a RAM disk. huge: huge pages are allowed. slice: pages whose contents are looked at after
+    each operation (0: all).
     """
 
     name: str
@@ -28,6 +29,8 @@ class Profile:
     length: int
     weights: dict[str, int] = field(default_factory=dict)
     swap: bool = False
+    huge: bool = False
+    slice: int = 0
 
 
 MOVES = Profile(
@@ -141,7 +144,26 @@ REMAPS = Profile(
         "exit": 3,
     },
 )
-PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS)}
+HUGE = Profile(
+    "huge",
+    "huge pages that appear, move whole or in part, are split and forgotten in part",
+    Window(BASE, 0, 4 * HUGE_PAGES),
+    60,
+    {
+        "mmap": 2,
+        "hugepage": 5,
+        "munmap": 2,
+        "load": 14,
+        "store": 22,
+        "dontneed": 8,
+        "register": 3,
+        "move": 30,
+        "populate_write": 2,
+    },
+    huge=True,
+    slice=256,
+)
+PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, HUGE)}
 
 
 RW = int(vm.READ | vm.WRITE)
@@ -164,6 +186,8 @@ class Generator:
         self.at += 1
         window = self.profile.window
         half = window.pages // 2
+        if self.profile.huge and self.at <= 4:
+            return self.huge_start(half)
         if self.at <= 2:
             return Op(0, "mmap", ((window.first + (self.at - 1) * half) * PAGE, (half - 1) * PAGE, 3))
         if self.at == 3:
@@ -187,8 +211,20 @@ class Generator:
         mm = self.world.processes[process]
         assert mm is not None
         draw = getattr(self, f"draw_{name}", self.range_in)
+        if self.profile.huge and self.maybe(0.5):
+            draw = getattr(self, f"huge_{name}", draw)
         args: tuple[int, ...] = draw(mm)
         return Op(process, name, args)
+
+    def huge_start(self, half: int) -> Op:
+        """Two halves, the upper one registered, the lower one for huge pages."""
+        lower, upper = (0, half * PAGE, 3), (half * PAGE, half * PAGE, 3)
+        return (
+            Op(0, "mmap", lower),
+            Op(0, "mmap", upper),
+            Op(0, "register", (self.main, half * PAGE, half * PAGE, 1)),
+            Op(0, "hugepage", (0, half * PAGE)),
+        )[self.at - 1]
 
     # -- the state ----------------------------------------------------------------------------------------------------
 
@@ -348,6 +384,21 @@ class Generator:
             length = min(length, source.vm_end - src)
         mode = self.rng.choices((0, 2, 1, 3, 4), (12, 8, 2, 2, 1))[0]
         return (fd, self.odd(dst), self.odd(src), self.odd(length), mode)
+
+    def huge_place(self) -> int:
+        return self.rng.randrange(self.profile.window.pages // HUGE_PAGES) * HUGE_PAGES * PAGE
+
+    def huge_range(self, mm: mm_struct) -> tuple[int, ...]:
+        return (self.huge_place(), HUGE_PAGES * PAGE)
+
+    huge_dontneed = huge_munmap = huge_hugepage = huge_range
+
+    def huge_mmap(self, mm: mm_struct) -> tuple[int, ...]:
+        return (*self.huge_range(mm), 3)
+
+    def huge_move(self, mm: mm_struct) -> tuple[int, ...]:
+        length = self.rng.choice((HUGE_PAGES, HUGE_PAGES, HUGE_PAGES, 2, HUGE_PAGES - 1)) * PAGE
+        return (self.fd(), self.huge_place(), self.huge_place(), length, self.rng.choice((0, 2)))
 
     def draw_copy(self, mm: mm_struct) -> tuple[int, ...]:
         fd, dst, length = self.registered(mm)

@@ -38,12 +38,21 @@ def lines(found: Divergence, first_page: int) -> Iterator[str]:
         if state.vmas != seen.vmas:
             yield f"P{state.process} VMAs, model:  {vmas(state.vmas, first_page)}"
             yield f"P{state.process} VMAs, kernel: {vmas(seen.vmas, first_page)}"
+    said = ""
     for which, at in found.places:
         state, seen = found.model_states[which], found.kernel_states[which]
+        model, kernel = words.describe(state.words[at], True), words.describe(seen.words[at], True)
+        line = f"model {model:50s} kernel {kernel}"
+        if line == said:
+            # So do the pages after it.
+            continue
+        said = line
         model, kernel = words.describe(state.words[at]), words.describe(seen.words[at])
         yield f"P{state.process} page {first_page + at}: model {model:50s} kernel {kernel}"
         if model == kernel:
             yield f"    contents: model {state.contents[at]:#x}, kernel {seen.contents[at]:#x}"
+    if len(found.places) > 1:
+        yield f"({len(found.places)} pages differ; a page that differs as the one before it is not listed)"
 
 
 def vmas(found: tuple[tuple[int, int, int], ...], first_page: int) -> str:

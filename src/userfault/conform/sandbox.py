@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..kernel.machine import VM, machine
+from ..kernel.machine import THP, VM, machine
 from ..kernel.uapi import Feature
 from ..kernel.userfaultfd import Userfault
 from .operations import CONTEXT_FD
@@ -23,12 +23,12 @@ SWAP_BYTES = 512 << 20
 VMA_READAHEAD = "/sys/kernel/mm/swap/vma_ra_enabled"
 
 
-def prepare() -> None:
-    """In the agent's process: one CPU, no huge pages, the userfaultfds. Raises OSError."""
+def prepare(huge: bool) -> None:
+    """In the agent's process: one CPU, huge pages only where advised or (not `huge`) nowhere, the userfaultfds. Raises OSError."""
     # Batches of pages that are on their way to the LRU lists are kept by CPU.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0):
+    if not huge and libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_THP_DISABLE)")
     for number, features in enumerate(CONTEXTS):
         # The descriptor is the agent's from here on: it has its own number and is not closed.
@@ -42,4 +42,14 @@ def swap() -> Iterator[None]:
         held.private_swap(SWAP_BYTES, kinds=("zram", "brd"))
         held.set(VM / "page-cluster", 0)
         held.set(VMA_READAHEAD, "false")
+        yield
+
+
+@contextmanager
+def huge_pages() -> Iterator[None]:
+    """Huge pages where they are advised, and a khugepaged that sleeps: what becomes huge then depends on the operations alone."""
+    with machine(timeout_s=600) as held:
+        held.set(THP / "enabled", "madvise")
+        held.set(THP / "use_zero_page", 1)
+        held.set(THP / "khugepaged" / "scan_sleep_millisecs", 1 << 30)
         yield

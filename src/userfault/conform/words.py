@@ -14,8 +14,13 @@ WPALLOWED, WRITTEN, FILE, PRESENT, SWAPPED, PFNZERO, HUGE, SOFT_DIRTY, SCAN_GUAR
 ANON, AE, THP, HEAD, TAIL, KSM, ZERO, SWAPCACHE = (1 << (FLAGS_AT + at) for at in range(8))
 
 
-def describe(word: int) -> str:
-    """A word in the letters of its sources: `PX:c1:ANON,AE #17 [PRESENT,WRITTEN]`; `-` for nothing at all."""
+def describe(word: int, alike: bool = False) -> str:
+    """A word in the letters of its sources: `PX:c1:ANON,AE #17 [PRESENT,WRITTEN]`; `-` for nothing at all.
+
+    alike: without what neighbours can't have in common: the class, head and tail.
+    """
+    if alike:
+        word &= (1 << CLASS_AT) - 1 & ~(HEAD | TAIL)
     pagemap = "".join(name for at, name in enumerate(PAGEMAP) if word >> at & 1)
     scan = ",".join(name for at, name in enumerate(SCAN) if word >> (SCAN_AT + at) & 1)
     flags = ",".join(name for at, name in enumerate(FLAGS) if word >> (FLAGS_AT + at) & 1)

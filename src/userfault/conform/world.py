@@ -100,6 +100,7 @@ class World:
 
     def _observe(self, process: int, mm: mm_struct, seen: dict[object, int], offset: int) -> State:
         first, pages = self.window.first, self.window.pages
+        pool = machines.machine.pages
         words = array("Q", bytes(8 * pages))
         contents = array("Q", bytes(8 * pages))
         vmas = []
@@ -129,10 +130,16 @@ class World:
                         else:
                             p = pte.page
                             count = p.mapcount.counter
+                            head = p
+                            if p.compound:
+                                # The flags of a part are its huge page's, AE among them.
+                                head = pool[p.pfn & -HUGE_PAGES]
+                                count += head.entire_mapcount
+                                word |= w.THP | (w.HEAD if p is head else w.TAIL)
                             if count == 1:
                                 word |= w.X
                             word |= w.ANON | count << w.COUNT_AT
-                            if p.anon_exclusive:
+                            if head.anon_exclusive:
                                 word |= w.AE
                             if isinstance(p.mapping, stable_node):
                                 word |= w.KSM
@@ -153,7 +160,21 @@ class World:
                     elif kind == PteKind.GUARD_MARKER:
                         word |= w.S | w.G | w.SWAPPED | w.WRITTEN | w.SCAN_GUARD
                 elif pmd.kind == PmdKind.HUGE:
-                    raise NotImplementedError
+                    p = pool[pmd.page.pfn + (number & 511)]
+                    count = pmd.page.entire_mapcount + p.mapcount.counter
+                    word |= w.P | w.PRESENT | w.WRITTEN | w.HUGE | w.ANON | w.THP | count << w.COUNT_AT
+                    word |= w.TAIL if number & 511 else w.HEAD
+                    if count == 1:
+                        word |= w.X
+                    if pmd.page.anon_exclusive:
+                        word |= w.AE
+                    word |= seen.setdefault(p, offset + at) << w.CLASS_AT
+                    contents[at] = self.content(p) if readable else 1
+                elif pmd.kind == PmdKind.HUGE_ZERO:
+                    word |= w.P | w.F | w.PRESENT | w.WRITTEN | w.HUGE | w.PFNZERO | w.THP | w.ZERO
+                    word |= w.TAIL if number & 511 else w.HEAD
+                    word |= seen.setdefault((ZERO_KEY, number & 511), offset + at) << w.CLASS_AT
+                    contents[at] = 0 if readable else 1
                 elif flags & vm.UFFD_WP:
                     # So does one without a table, where write-protection could have marked it.
                     word |= w.WRITTEN

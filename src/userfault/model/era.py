@@ -60,6 +60,12 @@ class Era:
     source of v6.18.35 still tries again)."""
     move_keeps_clean: bool = False
     """A moved entry is dirty only if it was (v6.8 makes it dirty)."""
+    huge_zero_page_is_replaced: bool = False
+    """A write to the huge zero page maps a huge page in its place (since v6.13); before, the mapping is split."""
+    split_maps_zero_page: bool = False
+    """A split maps the zero page in place of parts that hold zeroes only (since v6.13)."""
+    empty_tables_are_freed: bool = False
+    """MADV_DONTNEED frees the page tables that it empties (CONFIG_PT_RECLAIM, since v6.14)."""
     swapin_maps_writable: bool = False
     """A swapped-in page that is the process's alone is mapped writable even by a read (v6.18; v6.8 only by a write)."""
     markers: bool = False
@@ -102,6 +108,9 @@ V6_18 = replace(
     move_keeps_eagain=True,
     move_split_is_busy=True,
     move_keeps_clean=True,
+    huge_zero_page_is_replaced=True,
+    split_maps_zero_page=True,
+    empty_tables_are_freed=True,
     swapin_maps_writable=True,
     markers=True,
     huge_move_clears_first=True,

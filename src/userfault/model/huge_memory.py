@@ -146,6 +146,25 @@ def do_huge_pmd_fault(vma: vm_area_struct, addr: int, write: bool, pmd: pmd_t) -
     return 0
 
 
+@modelled("mm/huge_memory.c", versions="v6.13 .. v6.18", section="C.2", steps=4, omits="no huge page to be had")
+def do_huge_zero_wp_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pmd_t) -> None:
+    """A write to the huge zero page: a huge page takes its place."""
+    anon_vma_prepare(vma)
+    p = alloc_hugepage()
+    for at in range(hpage_nr()):
+        nth_page(p, at).data = 0
+    spin_lock(pmd_lockptr(pmdp))
+    if pmdp.pmd != orig:
+        spin_unlock(pmd_lockptr(pmdp))
+        put_page(p)
+        return
+    set_pmd(pmdp, pmd_t())
+    flush_tlb_pmd(vma.vm_mm, addr & -hpage_size())
+    hugepage_add_new_anon_rmap(p, vma, addr & -hpage_size())
+    set_pmd(pmdp, mk_huge_pmd(p, vma))
+    spin_unlock(pmd_lockptr(pmdp))
+
+
 def make_pmd_writable(pmdp: pmd_slot, pmd: pmd_t) -> None:
     set_pmd(pmdp, pmd._replace(write=True, dirty=True, young=True))
 
@@ -160,7 +179,10 @@ def make_pmd_writable(pmdp: pmd_slot, pmd: pmd_t) -> None:
 def do_huge_pmd_wp_page(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pmd_t) -> int:
     """A write to a read-only huge entry: reuse the page if it is ours alone, or split the mapping."""
     if orig.kind == PmdKind.HUGE_ZERO:
-        split_huge_pmd(vma, pmdp)
+        if era.huge_zero_page_is_replaced:
+            do_huge_zero_wp_pmd(vma, pmdp, addr, orig)
+        else:
+            split_huge_pmd(vma, pmdp)
         return 0
     spin_lock(pmd_lockptr(pmdp))
     if pmdp.pmd != orig or orig.kind != PmdKind.HUGE:

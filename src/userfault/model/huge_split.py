@@ -313,7 +313,7 @@ def split_folio(p: page) -> int:
         if page_freeze(p, 1):
             split_frozen(p)
             ret = 0
-        remap_folio(p, av)
+        remap_folio(p, av, era.split_maps_zero_page and ret == 0)
     if ret == 0:
         reached("a huge page was split")
         for at in range(1, hpage_nr()):
@@ -372,7 +372,7 @@ def split_frozen(p: page) -> None:
 
 
 @modelled("mm/huge_memory.c", function="remap_page", versions="v4.5 .. v6.8", section="C.9", steps=1)
-def remap_folio(p: page, av: anon_vma) -> None:
+def remap_folio(p: page, av: anon_vma, use_zero_page: bool = False) -> None:
     """remove_migration_ptes with the rmap lock held, for every page that the folio was or still is."""
     pgoff = p.index
     for avc in av.rb_root:
@@ -380,4 +380,4 @@ def remap_folio(p: page, av: anon_vma) -> None:
         for at in range(hpage_nr()):
             addr = vma_address(vma, pgoff + at)
             if addr >= 0:
-                remove_migration_pte(nth_page(p, at), nth_page(p, at), vma, addr)
+                remove_migration_pte(nth_page(p, at), nth_page(p, at), vma, addr, use_zero_page)

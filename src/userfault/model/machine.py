@@ -71,6 +71,7 @@ class Config:
     TASK_SIZE = 1 << 30
     MMAP_MIN_ADDR = 0
     WRAP_AT = 1 << 30
+    ZEROES: int | bytes = 0
 
 
 config = Config()
@@ -102,6 +103,7 @@ def boot(
     disk, and a slot with one user is read past the swap cache. addresses: the lowest for users, the
     first that is none, and where they wrap.
     """
+    config.ZEROES = bytes(1 << page_shift) if page_shift else 0
     config.SPLIT_VMAS, config.SYNCHRONOUS_SWAP = split_vmas, synchronous_swap
     config.MMAP_MIN_ADDR, config.TASK_SIZE, config.WRAP_AT = addresses
     config.PAGE_SHIFT, config.HPAGE_PMD_ORDER = page_shift, huge_order

@@ -9,7 +9,7 @@ from .ghost import count_migration_entries
 from .lang import NULL, atomic, check, ghost, raw, reached
 from .locks import down_read, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, wait_on_page_locked
 from .machine import config
-from .mm_types import PmdKind, PteKind, anon_vma, page, page_table, pte_slot, pte_t, stable_node, vm_area_struct
+from .mm_types import PmdKind, PteKind, anon_vma, page, page_table, pte_slot, pte_t, stable_node, vm, vm_area_struct
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte, vma_address
 from .rmap import (
     PageAnon,
@@ -43,9 +43,19 @@ def migration_entry_wait(table: page_table, ptep: pte_slot) -> None:
     put_page(pte.page)
 
 
+@ghost
+@raw
+def is_zero_filled(p: page) -> bool:
+    """Does the page hold nothing but zeroes? (The kernel looks at it, unmapped and locked.)"""
+    return p.data == 0 or p.data == config.ZEROES
+
+
 @modelled("mm/migrate.c", versions="v3.10 .. v6.8", section="C.8", steps=4, omits="file pages, soft-dirty")
-def remove_migration_pte(old: page, new: page, vma: vm_area_struct, addr: int) -> None:
-    """One migration entry back to a present PTE; the lock is taken unconditionally: this look may not miss (E-15)."""
+def remove_migration_pte(old: page, new: page, vma: vm_area_struct, addr: int, use_zero_page: bool = False) -> None:
+    """One migration entry back to a present PTE; the lock is taken unconditionally: this look may not miss (E-15).
+
+    use_zero_page: a page of zeroes is not mapped again, the zero page takes its place (RMP_USE_SHARED_ZEROPAGE).
+    """
     pmd = pmd_offset(vma.vm_mm, addr).pmd
     if pmd.kind != PmdKind.TABLE:
         return
@@ -53,6 +63,10 @@ def remove_migration_pte(old: page, new: page, vma: vm_area_struct, addr: int) -
     spin_lock(pte_lockptr(pmd.table))
     pte = ptep.pte
     if pte.kind == PteKind.MIGRATION and pte.page is old:
+        if use_zero_page and is_zero_filled(new) and not vma.vm_flags & vm.LOCKED:
+            set_pte(ptep, pte_t(kind=PteKind.PRESENT, special=True, uffd_wp=pte.uffd_wp))
+            spin_unlock(pte_lockptr(pmd.table))
+            return
         get_page(new)
         dirty = pte.dirty and new.dirty
         present = pte_t(kind=PteKind.PRESENT, page=new, write=pte.write, young=pte.young, dirty=dirty)
