@@ -97,7 +97,7 @@ def command(
                 }
                 shown = f"{name}: {done} operations agree ({sequences} sequences, seed {seed}), {rate:.0f} a second"
                 if progress.unrepeated:
-                    shown += f"; {progress.unrepeated} divergences did not come again"
+                    shown += "".join(f"\ndid not come again: {each}" for each in progress.unrepeated)
                 click.echo(json.dumps(summary) if as_json else shown)
     except (ConformError, KernelError, OSError, ValueError) as error:
         click.echo(f"userfault conform: {error}", err=True)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -29,14 +29,14 @@ class ConformError(Exception):
 
 @dataclass
 class Progress:
-    """How far a run is. done: numbers of the sequences that agree; operations: in these; unrepeated: times that a
-    sequence diverged and did not when it was done again (a deadline on a busy machine, a page that the kernel migrated)."""
+    """How far a run is. done: numbers of the sequences that agree; operations: in these; unrepeated: where a sequence
+    diverged and did not when it was done again (a deadline on a busy machine, a page that the kernel migrated)."""
 
     profile: str
     seed: int
     done: set[int]
     operations: int = 0
-    unrepeated: int = 0
+    unrepeated: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         data = {
@@ -108,15 +108,16 @@ def check(profile: Profile, sequence: Sequence[Op]) -> Divergence | int:
     return compare(agent, profile, steps)
 
 
-def chunk(name: str, seed: int, numbers: Sequence[int]) -> list[tuple[int, Divergence | int]]:
+def chunk(name: str, seed: int, numbers: Sequence[int]) -> list[tuple[int, Divergence | int | str]]:
     """What a worker does: some sequences, up to the first that diverges."""
-    out: list[tuple[int, Divergence | int]] = []
+    out: list[tuple[int, Divergence | int | str]] = []
     profile = profile_named(name)
     for number in numbers:
         result = compare(agent_for(name), profile, steps_of(profile, seed, number))
         if isinstance(result, Divergence):
             again = compare(agent_for(name), profile, steps_of(profile, seed, number))
-            out += [(-1, 0)] if not isinstance(again, Divergence) else []
+            if not isinstance(again, Divergence):
+                out.append((number, f"sequence {number}, operation {result.at}: {result.what}"))
             result = again
         out.append((number, result))
         if isinstance(result, Divergence):
@@ -147,7 +148,7 @@ def _run(now: Progress, jobs: int, wanted: int) -> Iterator[Progress | Divergenc
     left = [number for number in range(wanted) if number not in now.done]
     chunks = [left[at : at + CHUNK] for at in range(0, len(left), CHUNK)]
     if jobs == 1:
-        results: Iterator[list[tuple[int, Divergence | int]]] = (chunk(name, seed, each) for each in chunks)
+        results: Iterator[list[tuple[int, Divergence | int | str]]] = (chunk(name, seed, each) for each in chunks)
         yield from _collect(results, now)
         return
     with ProcessPoolExecutor(jobs) as pool:
@@ -158,14 +159,16 @@ def _run(now: Progress, jobs: int, wanted: int) -> Iterator[Progress | Divergenc
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _collect(results: Iterator[list[tuple[int, Divergence | int]]], now: Progress) -> Iterator[Progress | Divergence]:
+def _collect(
+    results: Iterator[list[tuple[int, Divergence | int | str]]], now: Progress
+) -> Iterator[Progress | Divergence]:
     for part in results:
         for number, result in part:
             if isinstance(result, Divergence):
                 yield result
                 return
-            if number < 0:
-                now.unrepeated += 1
+            if isinstance(result, str):
+                now.unrepeated.append(result)
                 continue
             now.done.add(number)
             now.operations += result
