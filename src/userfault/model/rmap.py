@@ -506,10 +506,10 @@ def page_remove_rmap(p: page) -> None:
 @modelled(
     "mm/rmap.c",
     function="__page_check_address",
-    versions="v3.10 .. v4.9",
+    versions="v3.10 .. v6.8 (since v4.10 page_vma_mapped_walk)",
     section="C.7",
     steps=5,
-    omits="hugetlb",
+    omits="hugetlb; entries of migration, which have a look of their own",
 )
 def page_check_address(p: page, vma: vm_area_struct, addr: int, sync: bool) -> pte_slot | None:
     """The PTE at this address if it maps the page, its PTL held; without `sync` an unlocked peek comes first."""
