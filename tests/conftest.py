@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -36,3 +37,13 @@ def cannot_run() -> Callable[[str, str], NoReturn]:
         pytest.skip(f"{reason}: {remedy}")
 
     return give_up
+
+
+@pytest.fixture(scope="session")
+def children() -> Callable[[], set[str]]:
+    """The process ids of this process's children, zombies included: other tests may have some that live on."""
+
+    def of_all_threads() -> set[str]:
+        return {pid for each in Path("/proc/self/task").glob("*/children") for pid in each.read_text().split()}
+
+    return of_all_threads

@@ -226,18 +226,28 @@ def test_hidden_mappers_are_not_passed_over(monkeypatch: pytest.MonkeyPatch, are
     assert "counts 2 mappings, 1 were found" in page.why and "may not be looked into" in page.why
 
 
+def replace_pages(area: Mapping) -> int:
+    """Fresh pages in `area`; the address that the old ones moved to, where they keep their frames from being given out again."""
+    flags = RemapFlag.MAYMOVE | RemapFlag.DONTUNMAP
+    moved = memory.mremap(area.address, area.length_bytes, area.length_bytes, flags).or_raise("mremap")
+    area.tag_pages()
+    return moved
+
+
 def test_a_page_that_keeps_moving_is_said_to(monkeypatch: pytest.MonkeyPatch, area: Mapping) -> None:
     area.tag_pages()
     real = rmap._search
+    old: list[int] = []
 
     def meanwhile(*arguments: object) -> object:
         found = real(*arguments)  # type: ignore[arg-type]
-        area.madvise(Advice.DONTNEED)
-        area.tag_pages()
+        old.append(replace_pages(area))
         return found
 
     monkeypatch.setattr(rmap, "_search", meanwhile)
     page = one(area.address)
+    for address in old:
+        memory.munmap(address, area.length_bytes)
     assert page.complete is None and "changed while it was looked for" in page.why
 
 
@@ -248,14 +258,12 @@ def test_a_page_that_moved_once_is_looked_for_again(monkeypatch: pytest.MonkeyPa
 
     def meanwhile(*arguments: object) -> object:
         found = real(*arguments)  # type: ignore[arg-type]
-        if not looks:
-            area.madvise(Advice.DONTNEED)
-            area.tag_pages()
-        looks.append(1)
+        looks.append(0 if looks else replace_pages(area))
         return found
 
     monkeypatch.setattr(rmap, "_search", meanwhile)
     assert one(area.address).complete is True and len(looks) == 2
+    memory.munmap(looks[0], area.length_bytes)
 
 
 def test_a_terabyte_of_nothing_is_not_read(area: Mapping) -> None:
