@@ -201,7 +201,7 @@ def test_a_mapping_moves_with_its_pages(mm: mm_struct, ctx: userfaultfd_ctx) -> 
 def test_a_registered_mapping_that_moves_leaves_its_monitor_and_takes_its_neighbour_along(
     mm: mm_struct, ctx: userfaultfd_ctx
 ) -> None:
-    """F-13: the kernel does so."""
+    """F-15: the kernel does so."""
     assert userfaultfd_register(ctx, 0, 2, 1)[0] == 0
     assert load(mm, 9) == SIGBUS
     assert mremap_fixed(mm, 0, 2, 3, 16) == 0
