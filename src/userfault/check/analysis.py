@@ -11,6 +11,10 @@ from .template import Row
 from .types import NoneT, Scalar
 from .unit import Unit
 
+NOT, LOAD, STORE, LOADK, REACH = Op.NOT, Op.LOAD, Op.STORE, Op.LOADK, Op.REACH
+BR, JMP, FAIL, END = Op.BR, Op.JMP, Op.FAIL, Op.END
+"""An enumeration's member costs a look-up, once for every instruction of a program."""
+
 
 def successors(code: list[ir.Instr], pc: int) -> tuple[int, ...]:
     """The instructions that may execute after the one at `pc`."""
@@ -40,6 +44,7 @@ def settle(
     block_of = {first: number for number, (first, _) in enumerate(blocks)}
     live = _flow_back(gen, kill, [[block_of[to] for to in _after(placed, place, end - 1)] for _, end in blocks])
     code: list[ir.Instr] = []
+    new = tuple.__new__
     everywhere = len(blocks)
     number_of = [-1] * len(variables)
     home = [-1] * len(variables)
@@ -59,11 +64,11 @@ def settle(
                     home[d], number_of[d] = number, fresh
                     fresh += 1
                 d = number_of[d]
-            elif op is Op.BR:
+            elif op is BR:
                 base, lo = place[base], place[lo]
-            elif op is Op.JMP:
+            elif op is JMP:
                 base = place[base]
-            code.append(ir.Instr(op, d, a, b, base, lo, hi, step, source))
+            code.append(new(ir.Instr, (op, d, a, b, base, lo, hi, step, source)))
         scratch = max(scratch, fresh)
     kept = [
         ir.Local(variables[local][0], *narrowed.get(local, traits[local][:2]), *traits[local][2:]) for local in lasting
@@ -72,7 +77,7 @@ def settle(
     return code, kept, {first: live[number] for number, (first, _) in enumerate(blocks) if code[first].step}
 
 
-def in_order(rows: list[Row], unit: Unit) -> tuple[list[Row], dict[int, int]]:
+def in_order(rows: list[Row], unit: Unit) -> tuple[list[Row], list[int]]:
     """The rows that can be reached, without jumps to jumps, and where each went; what they name by number is now the
     program's own. Jumps name their targets' old places."""
     failing: dict[tuple[int, int], int] = {}
@@ -80,55 +85,69 @@ def in_order(rows: list[Row], unit: Unit) -> tuple[list[Row], dict[int, int]]:
     def through(pc: int) -> int:
         row = rows[pc]
         seen = 0
-        while row[0] is Op.JMP and not row[7] and seen < len(rows):
+        while row[0] is JMP and not row[7] and seen < len(rows):
             pc += row[4]
             row = rows[pc]
             seen += 1
         # The same failure of the same line needs to be there once.
-        return failing.setdefault((row[4], row[8]), pc) if row[0] is Op.FAIL else pc
+        return failing.setdefault((row[4], row[8]), pc) if row[0] is FAIL else pc
 
-    place: dict[int, int] = {}
+    place = [-1] * len(rows)
     out: list[Row] = []
     work = [through(0)]
     while work:
         pc = work.pop()
-        while pc not in place:
+        while place[pc] < 0:
             place[pc] = len(out)
             row = rows[pc]
             op = row[0]
-            if op is Op.BR:
+            if op <= NOT:
+                # Most of the code: nothing of it depends on the program.
+                out.append(row)
+                pc += 1
+                after = rows[pc]
+                if after[0] is FAIL or after[0] is JMP:
+                    pc = through(pc)
+                if place[pc] >= 0:
+                    out.append((JMP, 0, 0, 0, pc, 0, 0, False, row[8]))
+                    break
+                continue
+            if op is BR:
                 yes, no = through(pc + row[4]), through(pc + row[5])
                 out.append((op, 0, row[2], 0, yes, no, 0, row[7], row[8]))
                 work += [no, yes]
                 break
-            if op is Op.LOAD:
-                row = (op, row[1], row[2], 0, row[4] + unit.base(row[3]), *row[5:])
-            elif op is Op.STORE:
-                row = (op, 0, *row[2:4], row[4] + unit.base(row[1]), *row[5:])
-            elif op is Op.LOADK:
-                row = (*row[:4], unit.table(row[4]), *row[5:])
-            elif op is Op.REACH:
+            if op is LOAD:
+                number = row[3]
+                row = (op, row[1], row[2], 0, row[4] + unit.base(number), *row[5:])
+            elif op is STORE:
+                number = row[1]
+                row = (op, 0, *row[2:4], row[4] + unit.base(number), *row[5:])
+            elif op is LOADK:
+                number = row[4]
+                row = (*row[:4], unit.table(number), *row[5:])
+            elif op is REACH:
                 row = (*row[:4], unit.situation(row[4]), *row[5:])
-            elif op is Op.FAIL:
+            elif op is FAIL:
                 out.append((*row[:4], unit.failure(row[4]), *row[5:]))
                 break
-            elif op is Op.END:
+            elif op is END:
                 out.append(row)
                 break
-            following = pc + row[4] if op is Op.JMP else pc + 1
+            following = pc + row[4] if op is JMP else pc + 1
             after = rows[following]
-            if after[0] is Op.FAIL or (after[0] is Op.JMP and not after[7]):
+            if after[0] is FAIL or (after[0] is JMP and not after[7]):
                 following = through(following)
-            out.append((op, 0, 0, 0, following, 0, 0, row[7], row[8]) if op is Op.JMP else row)
-            if following in place:
+            out.append((op, 0, 0, 0, following, 0, 0, row[7], row[8]) if op is JMP else row)
+            if place[following] >= 0:
                 # Falls into code that stands elsewhere.
-                out.append((Op.JMP, 0, 0, 0, following, 0, 0, False, row[8]))
+                out.append((JMP, 0, 0, 0, following, 0, 0, False, row[8]))
                 break
             pc = following
     return out, place
 
 
-def _after(placed: list[Row], place: dict[int, int], pc: int) -> list[int]:
+def _after(placed: list[Row], place: list[int], pc: int) -> list[int]:
     row = placed[pc]
     if row[0] is Op.BR:
         return [place[row[4]], place[row[5]]]
@@ -137,19 +156,21 @@ def _after(placed: list[Row], place: dict[int, int], pc: int) -> list[int]:
     return [] if row[0] is Op.END or row[0] is Op.FAIL else [pc + 1]
 
 
-def _blocks(placed: list[Row], place: dict[int, int]) -> list[tuple[int, int]]:
+def _blocks(placed: list[Row], place: list[int]) -> list[tuple[int, int]]:
     """The basic blocks: a step begins one."""
     leads = bytearray(len(placed) + 1)
     leads[0] = leads[len(placed)] = 1
     for pc, row in enumerate(placed):
-        op = row[0]
         if row[7]:
             leads[pc] = 1
-        if op is Op.BR:
+        op = row[0]
+        if op < BR:
+            continue
+        if op is BR:
             leads[pc + 1] = leads[place[row[4]]] = leads[place[row[5]]] = 1
-        elif op is Op.JMP:
+        elif op is JMP:
             leads[pc + 1] = leads[place[row[4]]] = 1
-        elif op is Op.END or op is Op.FAIL:
+        elif op is END or op is FAIL:
             leads[pc + 1] = 1
     starts = [pc for pc, lead in enumerate(leads) if lead]
     return list(pairwise(starts))
@@ -195,21 +216,24 @@ def _flow_back(gen: list[int], kill: list[int], after_of: list[list[int]]) -> li
         for after in following:
             before_of[after].append(number)
     live = [0] * len(gen)
-    work = list(range(len(gen)))
-    queued = [True] * len(gen)
-    while work:
-        number = work.pop()
-        queued[number] = False
-        out = 0
-        for after in after_of[number]:
-            out |= live[after]
-        now = gen[number] | (out & ~kill[number])
-        if now != live[number]:
-            live[number] = now
-            for before in before_of[number]:
-                if not queued[before]:
-                    queued[before] = True
-                    work.append(before)
+    stale = bytearray(b"\1") * len(gen)
+    again = True
+    while again:
+        # Against the order of the code: most of what follows a block is settled before it.
+        again = False
+        for number in range(len(gen) - 1, -1, -1):
+            if not stale[number]:
+                continue
+            stale[number] = 0
+            out = 0
+            for after in after_of[number]:
+                out |= live[after]
+            now = gen[number] | (out & ~kill[number])
+            if now != live[number]:
+                live[number] = now
+                for before in before_of[number]:
+                    stale[before] = 1
+                    again |= before >= number
     return live
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 class Op(enum.IntEnum):
@@ -69,8 +70,7 @@ READS_B = READS_A - {Op.MOV, Op.NOT, Op.LOAD, Op.LOADK, Op.BR, Op.WAIT}
 """The operations whose `b` is an operand that they read."""
 
 
-@dataclass(slots=True)
-class Instr:
+class Instr(NamedTuple):
     """One instruction; see the module's table for the meaning of the fields per `op`."""
 
     op: Op
