@@ -119,13 +119,13 @@ def in_order(rows: list[Row], unit: Unit) -> tuple[list[Row], list[int]]:
                 break
             if op is LOAD:
                 number = row[3]
-                row = (op, row[1], row[2], 0, row[4] + unit.base(number), *row[5:])
+                row = (op, row[1], row[2], 0, row[4] + unit.base(number), row[5], row[6] + unit.span(number), *row[7:])
             elif op is STORE:
                 number = row[1]
-                row = (op, 0, *row[2:4], row[4] + unit.base(number), *row[5:])
+                row = (op, 0, *row[2:4], row[4] + unit.base(number), row[5], row[6] + unit.span(number), *row[7:])
             elif op is LOADK:
                 number = row[4]
-                row = (*row[:4], unit.table(number), *row[5:])
+                row = (*row[:4], unit.table(number), row[5], row[6] + unit.span(number), *row[7:])
             elif op is REACH:
                 row = (*row[:4], unit.situation(row[4]), *row[5:])
             elif op is FAIL:

@@ -319,7 +319,7 @@ class Body:
             if fixed is not None and objects is not None:
                 return fixed
             # Even where the value is known, the pointer may be NULL: the look-up finds out.
-            index, lo, hi, shift = self.address(struct, obj, at, length)
+            index, lo, hi, shift = self.address(obj, at, length)
             d = self.local(name, scalar)
             self.emit(Op.LOADK, d=d, a=index.operand, base=FIELDS((struct, name)), lo=lo, hi=hi, b=shift)
             if fixed is not None:
@@ -335,7 +335,7 @@ class Body:
                 self.hook(struct, obj, node)
             finally:
                 self.atomic -= 1
-        index, lo, hi, shift = self.address(struct, obj, at, length)
+        index, lo, hi, shift = self.address(obj, at, length)
         d = self.local(name, scalar)
         self.emit(Op.LOAD, d=d, a=index.operand, b=number, base=shift, lo=lo, hi=hi)
         return Val(scalar, d)
@@ -360,22 +360,22 @@ class Body:
                 self.hook(struct, obj, node)
             finally:
                 self.atomic -= 1
-        index, lo, hi, shift = self.address(struct, obj, at, length)
+        index, lo, hi, shift = self.address(obj, at, length)
         self.emit(Op.STORE, d=number, a=index.operand, b=value.operand, base=shift, lo=lo, hi=hi)
 
-    def address(self, struct: type, obj: Val, at: Val | None, length: int) -> tuple[Val, int, int, int]:
+    def address(self, obj: Val, at: Val | None, length: int) -> tuple[Val, int, int, int]:
         """(index operand, its least and greatest legal value, what to add to the base).
 
-        The cell of place `at` of object `obj` (from 1) is base + (obj - 1) * length + at.
+        The cell of place `at` of object `obj` (from 1) is base + (obj - 1) * length + at. The greatest value is told from
+        the number of the field's cells (Unit.span), so that the code does not depend on how many objects there are.
         """
-        count = self.unit.ask("count", struct)
         scaled = self.binary(Op.MUL, obj, self.const(INT, length))
         if at is None or at.operand < 0:
             place = self.value(at) if at is not None else 0
             if scaled.operand < 0:
-                return self.const(INT, self.value(scaled) - length + place), 0, count * length - 1, 0
-            return scaled, length, count * length, place - length
-        return self.binary(Op.ADD, scaled, at), length, count * length + length - 1, -length
+                return self.const(INT, self.value(scaled) - length + place), 0, -1, 0
+            return scaled, length, 0, place - length
+        return self.binary(Op.ADD, scaled, at), length, length - 1, -length
 
     def fail(self, property: str, message: str) -> None:
         self.emit(Op.FAIL, base=FAILURES(Failure(property, message)))

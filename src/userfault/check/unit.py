@@ -48,6 +48,7 @@ class Unit:
         """The template for a call, and how much was written when it was last found to hold."""
         self.unfit: set[int] = set()
         self.bases: dict[int, int] = {}
+        self.spans: dict[int, int] = {}
         self.tables: dict[int, int] = {}
         self.failures: dict[int, int] = {}
         self.situations: dict[int, int] = {}
@@ -271,6 +272,15 @@ class Unit:
                     )
                 )
         return first
+
+    def span(self, number: int) -> int:
+        """How many cells (or, of a constant field, words of a table) the field of this number has in all objects."""
+        span = self.spans.get(number)
+        if span is None:
+            struct, name = FIELDS.items[number]
+            span = self.heap.count(struct) * self.length(struct, name, struct_fields(struct)[name])
+            self.spans[number] = span
+        return span
 
     def cell_of(self, obj: Any, name: str) -> int:
         """The cell of an object's field."""
