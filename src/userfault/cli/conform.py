@@ -22,7 +22,7 @@ EXIT_DIVERGES, EXIT_USAGE = 1, 2
     "name",
     default="moves",
     show_default=True,
-    help="What sequences are like; `list` lists them, `freedom` what may differ.",
+    help="What sequences are like; `list` lists them, `freedom` what may differ, `quirks` what this kernel does otherwise.",
 )
 @click.option("--jobs", default=1, show_default=True, help="Processes; 0: one a CPU.")
 @click.option("--resume", type=click.Path(dir_okay=False, path_type=Path), help="Keep how far the run is here, go on.")
@@ -60,6 +60,12 @@ def command(
     if name == "freedom":
         for free in FREEDOM:
             click.echo(f"{free.what}: {free.why} {free.instead}")
+        return
+    if name == "quirks":
+        from ..conform import quirks
+
+        for line in quirks.lines(quirks.running()):
+            click.echo(line)
         return
     started = time.perf_counter()
     try:

@@ -38,6 +38,11 @@ FREEDOM = (
         "A sequence and its processes stay on one CPU, whose batch the kernel drains itself.",
     ),
     Free(
+        "soft-dirty bits",
+        "Kernels without CONFIG_MEM_SOFT_DIRTY have none, those with it set them in new VMAs; the model has none either.",
+        "Not looked at; what WP_ASYNC says of writes is.",
+    ),
+    Free(
         "huge pages appear and go",
         "khugepaged collapses in its own time, and an allocation may find no huge page.",
         "PR_SET_THP_DISABLE in profiles of small pages; a khugepaged that sleeps in the others.",

@@ -12,6 +12,7 @@ from ..model.fork import sys_fork
 from ..model.mm_types import PmdKind, PteKind, mm_struct, page, stable_node, userfaultfd_ctx, vm
 from ..model.user import page_bytes
 from . import words as w
+from .quirks import Quirks
 
 PAGE = 4096
 HUGE_PAGES = 512
@@ -44,9 +45,11 @@ class State(NamedTuple):
 class World:
     """A model machine with one process; addresses are bytes from the window's base."""
 
-    def __init__(self, window: Window, hash_page: Callable[[bytes], int], era: str = "v6.18") -> None:
-        self.window = window
+    def __init__(self, window: Window, hash_page: Callable[[bytes], int], quirks: Quirks, era: str = "v6.18") -> None:
+        self.window, self.quirks = window, quirks
         self.era = eras.use(era)
+        self.era.fills_replace_guards = quirks.fills_replace_guards
+        self._anon = w.ANON | (w.KSM if quirks.anon_shows_ksm else 0)
         addresses = (MMAP_MIN_ADDR - window.base, TASK_SIZE - window.base, (1 << 64) - window.base)
         machines.boot(page_shift=12, huge_order=9, split_vmas=True, synchronous_swap=True, addresses=addresses)
         self._span = -(-(window.first + window.pages) // HUGE_PAGES) * HUGE_PAGES
@@ -138,7 +141,7 @@ class World:
                                 word |= w.THP | (w.HEAD if p is head else w.TAIL)
                             if count == 1:
                                 word |= w.X
-                            word |= w.ANON | count << w.COUNT_AT
+                            word |= self._anon | count << w.COUNT_AT
                             if head.anon_exclusive:
                                 word |= w.AE
                             if isinstance(p.mapping, stable_node):
@@ -149,7 +152,7 @@ class World:
                             contents[at] = self.content(p) if readable else 1
                     elif kind == PteKind.NONE:
                         # A hole below a page table counts as written.
-                        word |= w.WRITTEN
+                        word |= w.WRITTEN if self.quirks.holes_are_written else 0
                     elif kind == PteKind.SWAP:
                         word |= w.S | w.SWAPPED | (w.W if pte.uffd_wp else w.WRITTEN)
                         word |= seen.setdefault(pte.slot, offset + at) << w.CLASS_AT
@@ -162,7 +165,7 @@ class World:
                 elif pmd.kind == PmdKind.HUGE:
                     p = pool[pmd.page.pfn + (number & 511)]
                     count = pmd.page.entire_mapcount + p.mapcount.counter
-                    word |= w.P | w.PRESENT | w.WRITTEN | w.HUGE | w.ANON | w.THP | count << w.COUNT_AT
+                    word |= w.P | w.PRESENT | w.WRITTEN | w.HUGE | self._anon | w.THP | count << w.COUNT_AT
                     word |= w.TAIL if number & 511 else w.HEAD
                     if count == 1:
                         word |= w.X
@@ -175,7 +178,7 @@ class World:
                     word |= w.TAIL if number & 511 else w.HEAD
                     word |= seen.setdefault((ZERO_KEY, number & 511), offset + at) << w.CLASS_AT
                     contents[at] = 0 if readable else 1
-                elif flags & vm.UFFD_WP:
+                elif flags & vm.UFFD_WP and self.quirks.holes_are_written:
                     # So does one without a table, where write-protection could have marked it.
                     word |= w.WRITTEN
                 words[at] = word

@@ -123,7 +123,7 @@ def run(
                     "-accel",
                     _OPTIONS.get(each, each),
                     "-cpu",
-                    "max",
+                    "max,la57=off",
                     "-m",
                     str(memory_mib),
                     "-smp",

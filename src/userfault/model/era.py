@@ -70,6 +70,8 @@ class Era:
     """A swapped-in page that is the process's alone is mapped writable even by a read (v6.18; v6.8 only by a write)."""
     markers: bool = False
     """Entries that mark a hole (write-protected, poisoned, guard) and write-protection by userfaultfd: modelled for v6.18."""
+    fills_replace_guards: bool = False
+    """UFFDIO_COPY and the like take a guard for a hole (seen up to v6.18; EEXIST in v7.1)."""
     huge_move_clears_first: bool = False
     """A huge page's mapping and index change only once its PMD is cleared and no pin was found (since v6.8.8)."""
 
@@ -113,6 +115,7 @@ V6_18 = replace(
     empty_tables_are_freed=True,
     swapin_maps_writable=True,
     markers=True,
+    fills_replace_guards=True,
     huge_move_clears_first=True,
 )
 ERAS = {each.name: each for each in (V3_10, V3_10_SEED, V6_8, V6_18)}

@@ -669,12 +669,12 @@ def mfill_atomic_install_pte(vma: vm_area_struct, addr: int, p: page, wp: bool) 
 
 
 def fillable(pte: pte_t) -> bool:
-    """pte_none_mostly: a hole, marked or not. Poison and even guards are overwritten."""
+    """pte_none_mostly: a hole, marked or not. Poison and, in some kernels, even guards are overwritten."""
     return (
         pte.kind == PteKind.NONE
         or pte.kind == PteKind.WP_MARKER
         or pte.kind == PteKind.POISON_MARKER
-        or pte.kind == PteKind.GUARD_MARKER
+        or (era.fills_replace_guards and pte.kind == PteKind.GUARD_MARKER)
     )
 
 

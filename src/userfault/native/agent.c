@@ -279,7 +279,7 @@ static void observe_pages(struct agent *a, int p, uint64_t *word, uint64_t *cont
 {
 	uint64_t n = a->pages, base = a->base, i, k;
 	struct scan_arg scan = {.size = sizeof(scan), .start = base, .end = base + n * PAGE, .vec = (uint64_t)region,
-				.vec_len = MAX_PAGES, .return_mask = 0x1ff};
+				.vec_len = MAX_PAGES, .return_mask = 0x17f}; // not soft-dirty
 	long found;
 
 	if (pread(a->pagemap[p], entry, n * 8, (off_t)(base / PAGE * 8)) != (ssize_t)(n * 8))

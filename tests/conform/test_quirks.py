@@ -1,0 +1,64 @@
+"""Each quirk changes what the model shows, and the running kernel's are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import NoReturn
+
+import pytest
+
+from userfault.conform import words as w
+from userfault.conform.compare import Step, perform
+from userfault.conform.operations import Op
+from userfault.conform.quirks import QUIRKS, Quirks, lines, running
+from userfault.conform.world import Window, World
+from userfault.model.errno import EEXIST
+
+
+def test_every_quirk_has_its_row() -> None:
+    assert [quirk.field for quirk in QUIRKS] == [each.name for each in fields(Quirks)]
+
+
+def test_the_running_kernel_has_an_answer_for_each(cannot_run: Callable[[str, str], NoReturn]) -> None:
+    try:
+        found = running()
+    except OSError as error:
+        cannot_run(f"no userfaultfd ({error})", "see `userfault probe`")
+    assert len(lines(found)) == len(QUIRKS)
+
+
+BASE = 1 << 40
+WINDOW = Window(BASE, 0, 4)
+PAGE = 4096
+AREA = [Op(0, "mmap", (0, 4 * PAGE, 3)), Op(0, "store", (0, 7))]
+GUARD = [
+    Op(0, "register", (0, 0, 4 * PAGE, 1)),
+    Op(0, "guard_install", (PAGE, PAGE)),
+    Op(0, "copy", (0, PAGE, 0, PAGE, 0)),
+]
+
+
+def last(operations: list[Op], quirks: Quirks) -> Step:
+    world = World(WINDOW, lambda data: 1, quirks)
+    steps = [perform(op, world) for op in operations]
+    assert not steps[-1].broken
+    return steps[-1]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_holes_count_as_written_or_not(written: bool) -> None:
+    words = last(AREA, replace(Quirks(), holes_are_written=written)).states[0].words
+    assert bool(words[1] & w.WRITTEN) == written and words[0] & w.WRITTEN
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_anonymous_pages_show_the_ksm_bit_or_not(shown: bool) -> None:
+    words = last(AREA, replace(Quirks(), anon_shows_ksm=shown)).states[0].words
+    assert bool(words[0] & w.KSM) == shown and not words[1] & w.KSM
+
+
+@pytest.mark.parametrize(("replaced", "result"), [(True, 0), (False, -EEXIST)])
+def test_a_fill_replaces_a_guard_or_not(replaced: bool, result: int) -> None:
+    outcome = last(AREA + GUARD, replace(Quirks(), fills_replace_guards=replaced)).outcome
+    assert outcome is not None and outcome.result == result
