@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from signal import SIGSEGV
 from typing import NoReturn
 
 import pytest
@@ -62,3 +63,9 @@ def test_anonymous_pages_show_the_ksm_bit_or_not(shown: bool) -> None:
 def test_a_fill_replaces_a_guard_or_not(replaced: bool, result: int) -> None:
     outcome = last(AREA + GUARD, replace(Quirks(), fills_replace_guards=replaced)).outcome
     assert outcome is not None and outcome.result == result
+
+
+def test_an_access_may_go_past_a_window_that_ends_with_a_page_table() -> None:
+    world = World(Window(BASE, 510, 2), lambda data: 1, Quirks())
+    step = perform(Op(0, "load", (512 * PAGE,)), world)
+    assert not step.broken and step.outcome is not None and step.outcome.signal == SIGSEGV

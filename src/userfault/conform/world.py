@@ -52,7 +52,8 @@ class World:
         self._anon = w.ANON | (w.KSM if quirks.anon_shows_ksm else 0)
         addresses = (MMAP_MIN_ADDR - window.base, TASK_SIZE - window.base, (1 << 64) - window.base)
         machines.boot(page_shift=12, huge_order=9, split_vmas=True, synchronous_swap=True, addresses=addresses)
-        self._span = -(-(window.first + window.pages) // HUGE_PAGES) * HUGE_PAGES
+        # One more than the window needs: accesses may go past its end.
+        self._span = (-(-(window.first + window.pages) // HUGE_PAGES) + 1) * HUGE_PAGES
         self.processes: list[mm_struct | None] = [None] * 8
         first = self.processes[0] = machines.new_mm(self._span)
         self.contexts = [
