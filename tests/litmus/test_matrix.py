@@ -11,6 +11,8 @@ from userfault.litmus.matrix import CONFIGURATIONS, in_pairs, known
 ONCE_WRONG = [
     ("swap/load+reclaim+reclaim", "v3.10+seed"),  # reclaim had a page that was being read in
     ("table/reclaim+migrate+store", "v6.8"),  # migration had one that a fault was about to map
+    ("huge/split+store+fork", "v3.10+seed"),  # a fault took an entry that a split had made invalid for one to copy
+    ("huge/movepart+store+fork", "v3.10+seed"),
     ("page/referenced+munmap+ksm", "v3.10"),  # the walk was blamed for an entry that KSM had taken out and put back
 ]
 

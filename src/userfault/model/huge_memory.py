@@ -27,6 +27,7 @@ from .pgtable import (
     flush_tlb_pmd,
     pmd_lockptr,
     pmd_offset,
+    pmd_trans_splitting,
     pte_offset,
     set_pmd,
     set_pte,
@@ -132,8 +133,7 @@ def pgtable_free(table: page_table) -> None:
 def do_huge_pmd_fault(vma: vm_area_struct, addr: int, write: bool, pmd: pmd_t) -> int:
     """The huge part of __handle_mm_fault: an entry that was found huge without its lock."""
     pmdp = pmd_offset(vma.vm_mm, addr)
-    if pmd.kind == PmdKind.SPLITTING:
-        wait_split_huge_page(vma)
+    if pmd_trans_splitting(pmd):
         return 0
     if write and not pmd.write:
         if era.pte_mapped_huge:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .era import era
 from .lang import atomic, wait_until
 from .machine import config, machine
 from .mm_types import (
@@ -44,6 +45,11 @@ def pte_offset(table: page_table, addr: int) -> pte_slot:
 def pmd_trans_huge(pmd: pmd_t) -> bool:
     """A huge entry, be it the huge zero page's, one that is being split or one that the hardware may not use."""
     return config.TRANSPARENT_HUGEPAGE and pmd.kind != PmdKind.NONE and pmd.kind != PmdKind.TABLE
+
+
+def pmd_trans_splitting(pmd: pmd_t) -> bool:
+    """arch/x86 pgtable.h, v3.10 .. v4.4: the bit stays set to the end of the split, while the entry is invalid too."""
+    return pmd.kind == PmdKind.SPLITTING or (pmd.kind == PmdKind.INVALID and not era.pte_mapped_huge)
 
 
 def pte_lockptr(table: page_table) -> spinlock_t:
