@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from userfault.litmus import LitmusError, compile_test, load, matrix_jobs
+from userfault.check.engine import run
+from userfault.litmus import LitmusError, compile_test, judged, load, matrix_jobs
 from userfault.litmus.ast import Formula
 from userfault.litmus.mutants import parse_mutant, patch
 from userfault.litmus.read import read
@@ -97,6 +98,22 @@ def test_the_matrix_holds_every_pair_once() -> None:
     assert len(jobs) == len(set(jobs))
     assert ("matrix/page/move+referenced", "v6.8", "") in jobs
     assert len(matrix_jobs(["v6.8"], 3)) > len(jobs)
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(1, ("holds", "")), (7, ("violated", "condition"))])
+def test_exists_asks_for_a_run_that_ends_so(value: int, wanted: tuple[str, str]) -> None:
+    test = read(GOOD.replace("forall (0:r0 = 1)", f"exists (0:r0 = {value})"), "t.litmus")
+    assert judged(test, run(compile_test(test, "v6.8")))[:2] == wanted
+
+
+def test_a_situation_that_is_never_reached_breaks_sometimes() -> None:
+    text = GOOD.replace("forall (0:r0 = 1)", 'sometimes "a page was moved" sometimes "a page was migrated"')
+    test = read(text, "t.litmus")
+    assert judged(test, run(compile_test(test, "v6.8"))) == (
+        "violated",
+        "sometimes",
+        "never reached: a page was migrated",
+    )
 
 
 def test_a_mutant_that_does_not_fit_is_refused() -> None:

@@ -50,8 +50,7 @@ def intrinsic(body: Body, name: str, args: list[Sym], node: ast.AST) -> Sym:
         raise Unreachable
     if name == "reached":
         assert isinstance(args[0], Py)
-        if not body.spec:
-            body.emit(Op.REACH, base=SITUATIONS(str(args[0].obj)))
+        body.emit(Op.REACH, base=SITUATIONS(str(args[0].obj)))
         return Py(None)
     if name == "choose":
         assert isinstance(args[0], Val | Py)

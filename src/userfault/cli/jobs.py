@@ -18,7 +18,7 @@ from ..check.errors import CheckError, TooLarge
 from ..check.ir import Failure, Program
 from ..check.result import Move, Options, Result
 from ..check.trace import decode_schedule, encode_schedule
-from ..litmus import compile_test, expected, load
+from ..litmus import compile_test, expected, judged, load
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class Outcome:
     replay: str
     expected: bool
     found: str
-    unreached: tuple[str, ...]
     engine: str
 
     def json(self) -> dict[str, object]:
@@ -110,23 +109,20 @@ def _perform(job: Job, options: Options, engine: str) -> Outcome:
         best = fewest_switches(program, result.failure, options, engine)
         if best is not None:
             result.schedule = best
-    verdict, prop = expected(test, job.era, job.mutant or None)
-    missing = tuple(name for name in test.sometimes if name not in result.reached) if result.verdict == "holds" else ()
-    found = result.failure.property if result.failure is not None else ""
+    verdict, prop, found = judged(test, result)
     return Outcome(
         test=job.test,
         era=job.era,
         mutant=job.mutant,
-        verdict=result.verdict,
-        property=found,
+        verdict=verdict,
+        property=prop,
         states=result.states,
         transitions=result.transitions,
         seconds=time.perf_counter() - started,
         steps=len(result.schedule),
         replay=replay_string(job, result) if result.schedule else "",
-        expected=result.verdict == verdict and found == prop and not missing,
-        found=result.failure.message if result.failure is not None else "",
-        unreached=missing,
+        expected=(verdict, prop) == expected(test, job.era, job.mutant or None),
+        found=found,
         engine=result.engine,
     )
 
@@ -147,7 +143,7 @@ class Journal:
             whole = text[: text.rfind("\n") + 1]
             for line in whole.splitlines():
                 row = json.loads(line)
-                each = Outcome(**{**row, "unreached": tuple(row["unreached"])})
+                each = Outcome(**row)
                 self.of[each.test, each.era, each.mutant] = each
             if whole != text:
                 path.write_text(whole)

@@ -17,8 +17,8 @@ def line(outcome: Outcome) -> str:
     verdict = outcome.verdict + (f" {outcome.property}" if outcome.property else "")
     colour = {"holds": "green", "violated": "yellow", "bound": "magenta"}[outcome.verdict]
     end = "as expected" if outcome.expected else click.style("UNEXPECTED", fg="red", bold=True)
-    if outcome.unreached:
-        end += f" (never reached: {', '.join(outcome.unreached)})"
+    if outcome.verdict == "violated" and not outcome.replay:
+        end += f" ({outcome.found})"
     return (
         f"{name:<26} {outcome.era:<11} {click.style(f'{verdict:<30}', fg=colour)}"
         f" {outcome.states:>9,} states {outcome.seconds:6.2f} s  {end}"

@@ -9,8 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..check.ir import Program
+from ..check.result import Result
 from ..model.era import ERAS
-from .ast import At, Atom, Formula, Test
+from .ast import EXISTS, At, Atom, Formula, Test
 from .errors import LitmusError
 from .matrix import generate, matrix_jobs
 from .mutants import Mutant, find_mutant, mutant_library
@@ -24,6 +25,7 @@ __all__ = [
     "compile_test",
     "expected",
     "jobs_for",
+    "judged",
     "library",
     "load",
     "matrix_jobs",
@@ -95,6 +97,21 @@ def expected(test: Test, era: str, mutant: str | None = None) -> tuple[str, str]
         if each.era == era:
             return each.verdict, each.property
     return "holds", ""
+
+
+def judged(test: Test, result: Result) -> tuple[str, str, str]:
+    """(verdict, property, what was found): a search's, or what a search that found nothing wrong has never seen.
+
+    `sometimes` is broken by a situation that is never reached, `condition` by an `exists` that no run makes true.
+    """
+    if result.verdict != "holds":
+        return result.verdict, *((result.failure.property, result.failure.message) if result.failure else ("", ""))
+    if test.quantifier == "exists" and EXISTS not in result.reached:
+        return "violated", "condition", "no run ends in a state that the test asks for"
+    missing = [name for name in test.sometimes if name not in result.reached]
+    if missing:
+        return "violated", "sometimes", f"never reached: {', '.join(missing)}"
+    return result.verdict, "", ""
 
 
 def jobs_for(tests: Sequence[str], eras: Sequence[str], mutant: str) -> list[tuple[str, str, str]]:

@@ -60,6 +60,10 @@ class Column:
     operations: tuple[Operation, ...]
 
 
+EXISTS = "the condition of the test"
+"""What is reached where the condition of a test that says `exists` is true."""
+
+
 @dataclass(frozen=True)
 class Value:
     """Part of a final state. kind: `register` (0:r0), `memory` ([A:2]), `mapcount` (mapcount(P)), or a page's state:

@@ -37,7 +37,7 @@ from ..model.properties import ALWAYS
 from ..model.rmap import anon_vma_prepare
 from ..model.slab import anon_vma_chain_new, get_page, put_page
 from ..model.vmscan import shrink_page
-from .ast import At, Atom, Column, Formula, Operation, Setup, Test, Value, Vma, atoms
+from .ast import EXISTS, At, Atom, Column, Formula, Operation, Setup, Test, Value, Vma, atoms
 from .errors import LitmusError, at_place
 from .mutants import substitutes
 from .operations import FAULT, HUGE_COPY, HUGE_FAULT, KERNEL_OPERATIONS, OPERATIONS
@@ -49,7 +49,6 @@ FLAGS = {
     "shared": vm.SHARED,
     "hugepage": vm.HUGEPAGE,
 }
-EXISTS = "the condition of the test"
 
 
 class Builder:
