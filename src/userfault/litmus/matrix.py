@@ -93,6 +93,7 @@ CONFIGURATIONS = {
 }
 
 
+MOVES = {"move", "movepart"}
 PASSING = {"walk_is_complete": ("walk_is_complete",), "page_is_linear": ("page_is_linear", "walk_is_complete")}
 """Properties that a run goes on after, nothing in the machine being out of joint; and what it then breaks too."""
 SPARE = " pool page 6; pool page_table 2; pool swap_slot 2;"
@@ -178,16 +179,23 @@ def generate(name: str) -> Test:
 
 
 def matrix_jobs(eras: Sequence[str], size: int, mutant: str = "") -> list[tuple[str, str, str]]:
-    """(test, era, mutant) for every choice of up to `size` operations, the pairs first."""
+    """(test, era, mutant) for every choice of up to `size` operations: the pairs first, then what races with a move."""
     if mutant:
         find_mutant(mutant)
     for era in eras:
         if era not in ERAS:
             raise LitmusError(f"there is no era {era!r}: one of {', '.join(ERAS)}")
-    jobs = []
-    for count in range(2, size + 1):
-        for configuration, chosen in CONFIGURATIONS.items():
-            for picked in combinations_with_replacement(chosen.operations, count):
-                name = f"matrix/{configuration}/{'+'.join(picked)}"
-                jobs += [(name, era, mutant) for era in _eras(configuration, picked) if not eras or era in eras]
-    return jobs
+    choices = [
+        (configuration, picked)
+        for count in range(2, size + 1)
+        for configuration, chosen in CONFIGURATIONS.items()
+        for picked in combinations_with_replacement(chosen.operations, count)
+    ]
+    # A run that is stopped early has asked about moves by then.
+    choices.sort(key=lambda choice: (len(choice[1]), MOVES.isdisjoint(choice[1])))
+    return [
+        (f"matrix/{configuration}/{'+'.join(picked)}", era, mutant)
+        for configuration, picked in choices
+        for era in _eras(configuration, picked)
+        if not eras or era in eras
+    ]
