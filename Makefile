@@ -7,7 +7,7 @@ INPUTS := pyproject.toml hatch_build.py $(wildcard src/userfault/native/*.[ch])
 # pip hides what a build prints, so a missing native core is reported here.
 REPORT_NATIVE := $(BIN)/python -c 'from userfault.native import why_missing as w; w() and print(w(), "(In this clone: make clean first.)")'
 
-.PHONY: check test clean
+.PHONY: check test findings clean
 
 check: $(VENV)/installed
 	$(BIN)/userfault check
@@ -17,6 +17,10 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2
+
+# The traces in findings/, after a change of the model.
+findings: $(VENV)/installed
+	$(BIN)/python findings/traces.py
 
 clean:
 	rm -rf $(VENV) src/userfault/native/_userfault.so
