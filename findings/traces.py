@@ -1,7 +1,7 @@
 """Make the traces in the findings anew: `make findings`, after a change of the model.
 
-A trace is the block behind a line that ends in a command: "`userfault check TEST --era ERA`:", with `--mutant M` or not. A block that begins
-with "broken:" is only the end of one, where the whole is too long to be read; `userfault replay` prints it.
+A trace is the block behind a line that ends in a command: "`userfault check TEST --era ERA`:", with `--mutant M` or not. A block that
+begins with "broken:" is only the end of one, where the whole is too long to be read; `userfault replay` prints it.
 """
 
 from __future__ import annotations
