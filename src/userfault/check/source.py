@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import linecache
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -57,26 +58,10 @@ class _Uses:
 @cache
 def parse(fn: Callable[..., Any]) -> Function:
     """Parse a function. A function made from patched text carries it as `__source__` (file, first line, lines)."""
-    given = getattr(fn, "__source__", None)
-    indent = 0
-    if given is None:
-        try:
-            file = fn.__code__.co_filename
-            lines, functions = _module(file)
-            node = functions[fn.__code__.co_firstlineno]
-        except (OSError, AttributeError, KeyError) as error:
-            raise CheckError(f"{fn!r} has no source that can be read: give the checker a function of a file") from error
-        first = 1
-    else:
-        file, first, lines = given
-        text = "\n".join(lines)
-        indent = len(text) - len(text.lstrip())
-        made = ast.parse(textwrap.dedent(text)).body[0]
-        if not isinstance(made, ast.FunctionDef):
-            raise CheckError(f"{file}:{first}: {fn!r} is not a plain `def`")
-        node = made
-    uses = _collect(node)
-    given_names = {arg.arg for arg in node.args.args}
+    file, first, lines, node = _text(fn)
+    uses, loops = _collect(node)
+    spec = node.args
+    given_names = {arg.arg for arg in [*spec.args, *spec.kwonlyargs]}
     direct = frozenset(name for name, use in uses.items() if name not in given_names and _is_direct(use))
     scope = dict(fn.__globals__)
     if fn.__closure__:
@@ -84,49 +69,65 @@ def parse(fn: Callable[..., Any]) -> Function:
             {name: cell.cell_contents for name, cell in zip(fn.__code__.co_freevars, fn.__closure__, strict=True)}
         )
     hints = get_type_hints(fn, include_extras=True)
-    spec = node.args
-    parameters = inspect.signature(fn).parameters
+    kinds = {name: _kind(hint, fn.__name__) for name, hint in hints.items()}
+    values = fn.__defaults__ or ()
+    defaults = dict(zip([arg.arg for arg in spec.args[len(spec.args) - len(values) :]], values, strict=True))
+    defaults |= fn.__kwdefaults__ or {}
     return Function(
         params=tuple(
-            (
-                arg.arg,
-                _kind(hints[arg.arg], fn.__name__) if arg.arg in hints else None,
-                parameters[arg.arg].default
-                if parameters[arg.arg].default is not inspect.Parameter.empty
-                else NO_DEFAULT,
-            )
-            for arg in [*spec.args, *spec.kwonlyargs]
+            (arg.arg, kinds.get(arg.arg), defaults.get(arg.arg, NO_DEFAULT)) for arg in [*spec.args, *spec.kwonlyargs]
         ),
         variadic=bool(spec.vararg or spec.kwarg or spec.posonlyargs),
         return_kinds=tuple(_kind(arg, fn.__name__) for arg in getattr(hints.get("return"), "__args__", ())),
-        kinds={name: _kind(hint, fn.__name__) for name, hint in hints.items()},
+        kinds=kinds,
         fn=fn,
         name=fn.__name__,
         file=_short(file),
         first_line=first,
         lines=lines,
-        indent=indent,
+        indent=len(lines[0]) - len(lines[0].lstrip()),
         node=node,
         hints=hints,
         scope=scope,
         direct=direct,
-        loops={loop: _stored(loop) for loop in ast.walk(node) if isinstance(loop, ast.For | ast.While)},
+        loops=loops,
         assigned=frozenset(name for name, use in uses.items() if use.stores),
     )
 
 
-@cache
-def _module(file: str) -> tuple[list[str], dict[int, ast.FunctionDef]]:
-    """The lines of a file, and its functions by the line that they (or their decorators) begin at: read and parsed once."""
-    lines = [line.rstrip("\n") for line in linecache.getlines(file)]
-    if not lines:
-        raise OSError(f"{file} can't be read")
-    functions = {
-        min([node.lineno, *(each.lineno for each in node.decorator_list)]): node
-        for node in ast.walk(ast.parse("\n".join(lines)))
-        if isinstance(node, ast.FunctionDef)
-    }
-    return lines, functions
+def _text(fn: Callable[..., Any]) -> tuple[str, int, list[str], ast.FunctionDef]:
+    """The file of a function, its first line, its lines, and the tree of them."""
+    given = getattr(fn, "__source__", None)
+    node: ast.stmt | None = None
+    if given is not None:
+        file, first, lines = given
+        node = ast.parse(textwrap.dedent("\n".join(lines))).body[0]
+    else:
+        code = getattr(fn, "__code__", None)
+        file, first = (code.co_filename, code.co_firstlineno) if code is not None else ("", 1)
+        lines, node = _block(linecache.getlines(file), first)
+        if node is None:
+            raise CheckError(f"{fn!r} has no source that can be read: give the checker a function of a file")
+    if not isinstance(node, ast.FunctionDef):
+        raise CheckError(f"{file}:{first}: {fn!r} is not a plain `def`")
+    return file, first, lines, node
+
+
+def _block(whole: list[str], first: int) -> tuple[list[str], ast.stmt | None]:
+    """The statement that begins at a line, and its tree. (To parse whole files takes as long as to compile a test.)"""
+    lines: list[str] = []
+    margin, began = -1, False
+    for line in chain(islice(whole, first - 1, None), ["end"]):
+        text = line.strip()
+        indent = len(line) - len(line.lstrip())
+        if began and text and text[0] not in "#)]}" and indent <= margin:
+            # Nothing is cut off: an open bracket or string would not parse.
+            with suppress(SyntaxError):
+                return lines, ast.parse(textwrap.dedent("\n".join(lines))).body[0]
+        margin = indent if margin < 0 else margin
+        began |= not text.startswith("@")
+        lines.append(line.rstrip("\n"))
+    return [], None
 
 
 def _kind(hint: Any, where: str) -> Type | None:
@@ -150,24 +151,31 @@ def _is_direct(use: _Uses) -> bool:
     return all(load[: len(loops)] == loops for load in use.loads)
 
 
-def _stored(loop: ast.stmt) -> tuple[str, ...]:
-    names = [sub.id for sub in ast.walk(loop) if isinstance(sub, ast.Name) and isinstance(sub.ctx, ast.Store)]
-    return tuple(dict.fromkeys(names))
-
-
-def _collect(node: ast.FunctionDef) -> dict[str, _Uses]:
+def _collect(node: ast.FunctionDef) -> tuple[dict[str, _Uses], dict[ast.stmt, tuple[str, ...]]]:
+    """Of each name, where it is assigned and used; of each loop, the names that it assigns."""
     uses: dict[str, _Uses] = {}
+    stored: dict[ast.stmt, dict[str, None]] = {}
+    around: list[ast.stmt] = []
+
+    def use(name: str, loops: tuple[int, ...], stores: int) -> None:
+        found = uses.setdefault(name, _Uses())
+        if stores:
+            found.stores += [loops] * stores
+            for loop in around:
+                stored[loop][name] = None
+        else:
+            found.loads.append(loops)
 
     def visit(tree: ast.AST, loops: tuple[int, ...]) -> None:
         if isinstance(tree, ast.Name):
-            use = uses.setdefault(tree.id, _Uses())
-            (use.loads if isinstance(tree.ctx, ast.Load) else use.stores).append(loops)
+            use(tree.id, loops, 0 if isinstance(tree.ctx, ast.Load) else 1)
             return
         if isinstance(tree, ast.AugAssign) and isinstance(tree.target, ast.Name):
-            use = uses.setdefault(tree.target.id, _Uses())
-            use.stores += [loops, loops]
+            use(tree.target.id, loops, 2)
         if isinstance(tree, ast.For | ast.While):
             inner = (*loops, id(tree))
+            stored[tree] = {}
+            around.append(tree)
             if isinstance(tree, ast.For):
                 visit(tree.iter, loops)
                 visit(tree.target, inner)
@@ -175,6 +183,7 @@ def _collect(node: ast.FunctionDef) -> dict[str, _Uses]:
                 visit(tree.test, inner)
             for statement in tree.body:
                 visit(statement, inner)
+            around.pop()
             for statement in tree.orelse:
                 visit(statement, loops)
             return
@@ -186,4 +195,4 @@ def _collect(node: ast.FunctionDef) -> dict[str, _Uses]:
     for arg in node.args.args + node.args.kwonlyargs:
         # The call is the first assignment: a parameter that is assigned again is never direct.
         uses.setdefault(arg.arg, _Uses())
-    return uses
+    return uses, {loop: tuple(names) for loop, names in stored.items()}
