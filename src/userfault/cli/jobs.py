@@ -7,10 +7,8 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 
 from ..check.engine import fewest_switches, run
@@ -166,14 +164,18 @@ def perform_all(
     jobs: Sequence[Job], options: Options, engine: str = "auto", processes: int | None = None
 ) -> Iterator[Outcome]:
     """The outcomes in the order of the jobs, computed by that many processes (default: one a core)."""
-    cores = processes or len(os.sched_getaffinity(0))
-    if len(jobs) == 1 or cores == 1:
+    # The eras of one test have much code in common: they follow each other in one process.
+    alike = [list(group) for _, group in groupby(jobs, key=lambda job: job.test)]
+    cores = min(processes or len(os.sched_getaffinity(0)), len(alike))
+    if cores <= 1:
         for job in jobs:
             yield perform(job, options, engine)
         return
+    # Not needed, and not waited for, where one process is enough.
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     with ProcessPoolExecutor(cores, mp_context=get_context("fork"), initializer=gc.disable) as pool:
-        # The eras of one test have much code in common: they follow each other in one process.
-        alike = [list(group) for _, group in groupby(jobs, key=lambda job: job.test)]
         for future in [pool.submit(_perform_each, group, options, engine) for group in alike]:
             yield from future.result()
 
