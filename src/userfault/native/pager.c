@@ -9,7 +9,6 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -85,11 +84,6 @@ static int make_staging(pager *p) {
     return enroll(p, p->staging, p->staging_bytes, UFFDIO_REGISTER_MODE_WP);
 }
 
-static void identify(int fd, u64 *dev, u64 *ino) {
-    struct stat st;
-    if (fd >= 0 && !fstat(fd, &st)) *dev = (u64)st.st_dev, *ino = (u64)st.st_ino;
-}
-
 static void withdraw(pager *p, u64 at, u64 length) {
     struct uffdio_range r = {at, length};
     ioctl(p->uffd, UFFDIO_UNREGISTER, &r);
@@ -116,7 +110,8 @@ static void dispose(pager *p) {
 // A region over memory that is mapped and untouched. The descriptors are duplicated, but for the userfaultfd, which it keeps. *error: -errno, and `why` which step it was.
 EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     u64 units = (c->length + c->unit - 1) / c->unit, pages = (c->length + PAGE - 1) / PAGE;
-    u64 capacity = c->budget_units ? 2 * (c->budget_units + MAX_SLOTS + MAX_BATCH) : 1;
+    u64 capacity = 1;
+    while (c->budget_units && capacity < 2 * (c->budget_units + MAX_SLOTS + MAX_BATCH)) capacity *= 2;
     u64 at = round_up(sizeof(pager), PAGE), record, state, bits, entries, stamp, job;
     state = at, at = round_up(at + units * 4, PAGE);
     bits = at, at = round_up(at + BITMAPS * ((pages + 63) / 64) * 8, PAGE);
@@ -162,11 +157,9 @@ EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     memcpy((u8 *)p + job + c->arguments_bytes, (void *)c->job, c->job_bytes);
     p->uffd = p->pidfd = p->event_fd = p->pagemap_fd = p->source_fd = p->swap_fd = p->worker_fd = -1;
     p->started_ns = now_ns();
-    if (c->source_fd >= 0) p->source_fd = fcntl(c->source_fd, F_DUPFD_CLOEXEC, 3);
-    if (c->swap_fd >= 0) p->swap_fd = fcntl(c->swap_fd, F_DUPFD_CLOEXEC, 3);
+    p->source_fd = sys_own_file(c->source_fd, &p->source_position, &p->source_dev, &p->source_ino);
+    p->swap_fd = sys_own_file(c->swap_fd, &p->swap_position, &p->swap_dev, &p->swap_ino);
     if (c->worker_fd >= 0) p->worker_fd = fcntl(c->worker_fd, F_DUPFD_CLOEXEC, 3);
-    identify(p->source_fd, &p->source_dev, &p->source_ino);
-    identify(p->swap_fd, &p->swap_dev, &p->swap_ino);
     p->pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
     p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     p->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -228,7 +221,7 @@ EXPORT u64 pager_ensure(pager *p, u64 offset, u64 length) {
     u64 result = 0;
     if (!length) return 0;
     slot *s = enter(p, &old);
-    for (u64 unit = offset / p->unit; unit <= (offset + length - 1) / p->unit && !result; unit++) {
+    for (u64 unit = unit_of(p, offset); unit <= (offset + length - 1) / p->unit && !result; unit++) {
         u64 at = p->base + unit * p->unit, bytes = unit_bytes(p, unit), missing;
         u8 there[512];
         for (int tries = 0; tries < 1000; tries++) {

@@ -173,6 +173,7 @@ typedef struct pager {
     u32 repeats;
     u64 place_offset, extent_offset, free_extent_offset, extent_count, used_extent_count, free_extent_count;
     au32 any_written;
+    i64 source_position, swap_position; // by which descriptors are known to be ours; 0: they are known by their files
 } pager;
 
 static inline au32 *states(pager *p) { return (au32 *)((u8 *)p + p->state_offset); }
@@ -182,7 +183,6 @@ static inline au32 *places(pager *p) { return (au32 *)((u8 *)p + p->place_offset
 static inline au32 *extents(pager *p) { return (au32 *)((u8 *)p + p->extent_offset); } // pages in use of each
 static inline u32 *free_extents(pager *p) { return (u32 *)((u8 *)p + p->free_extent_offset); }
 static inline bool in_swap(pager *p, u64 page) { return p->writable && atomic_load(&places(p)[page]); }
-static inline u32 *ring(pager *p) { return (u32 *)((u8 *)p + p->ring_offset); }
 
 // One bit a page: its content is newer than the source's; it was written since the mark; it is on its way to the store.
 enum { UNSAVED, MARKED, FLUSHING, BITMAPS };
@@ -199,6 +199,10 @@ static inline void clear_bit(pager *p, int which, u64 page) {
     if (bit(p, which, page)) atomic_fetch_and(&bitmap(p, which)[page / 64], ~(1ull << (page % 64)));
 }
 
+// Units and the ring's capacity are powers of two: a fault does not wait for divisions.
+static inline u64 unit_of(pager *p, u64 offset) { return offset >> __builtin_ctzll(p->unit); }
+static inline u32 *ring_at(pager *p, u64 index) { return &((u32 *)((u8 *)p + p->ring_offset))[index & (p->ring_capacity - 1)]; }
+
 static inline u64 unit_bytes(pager *p, u64 unit) {
     u64 at = unit * p->unit;
     return p->length - at < p->unit ? p->length - at : p->unit;
@@ -209,9 +213,13 @@ static inline u64 unit_bytes(pager *p, u64 unit) {
 // pager_sys.c: system calls, each with its injection point. 0 or -errno; `done` says how far a range operation came.
 u64 now_ns(void);
 int gettid_(void);
+void forget_tid(void);
 void futex_wait(au32 *word, u32 value, u64 timeout_ns);
 void futex_wake(au32 *word);
-int strike(pager *p, slot *s, int point, i64 *value);
+int strike_armed(pager *p, slot *s, int point, i64 *value);
+static inline int strike(pager *p, slot *s, int point, i64 *value) {
+    return atomic_load_explicit(&p->inject_armed, memory_order_relaxed) ? strike_armed(p, s, point, value) : DO_NOTHING;
+}
 int sys_copy(pager *p, slot *s, u64 to, const void *from, u64 length, u64 *done);
 int sys_move(pager *p, slot *s, int point, u64 to, u64 from, u64 length, u64 *done);
 int sys_poison(pager *p, slot *s, u64 at, u64 length);
@@ -219,6 +227,7 @@ void sys_wake(pager *p, slot *s, u64 at, u64 length);
 int sys_written(pager *p, slot *s, u64 at, u64 length, bool rearm, u64 *written, u64 words);
 int sys_resident(u64 at);
 int sys_drop(pager *p, slot *s, const u32 *units, u32 count);
+int sys_own_file(int fd, i64 *position, u64 *dev, u64 *ino);
 int io_read(pager *p, slot *s, int point, int fd, void *to, u64 length, u64 offset, u64 *done);
 int io_write(pager *p, slot *s, int fd, const void *from, u64 length, u64 offset);
 

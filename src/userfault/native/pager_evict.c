@@ -21,14 +21,14 @@ void ring_push(pager *p, u64 unit) {
     if (p->ring_tail - p->ring_head >= p->ring_capacity) { // entries of units that left by another door
         u64 to = p->ring_head;
         for (u64 i = p->ring_head; i < p->ring_tail; i++) {
-            u64 other = ring(p)[i % p->ring_capacity];
+            u64 other = *ring_at(p, i);
             u32 state = STATE(atomic_load(&states(p)[other]));
             if (state == ABSENT || state == GONE || state == POISONED) atomic_fetch_and(&states(p)[other], ~QUEUED);
-            else ring(p)[to++ % p->ring_capacity] = (u32)other;
+            else *ring_at(p, to++) = (u32)other;
         }
         p->ring_tail = to;
     }
-    ring(p)[p->ring_tail++ % p->ring_capacity] = (u32)unit;
+    *ring_at(p, p->ring_tail++) = (u32)unit;
     pthread_mutex_unlock(&p->ring_lock);
 }
 
@@ -43,8 +43,8 @@ static void choose(pager *p) {
     u64 count = p->ring_tail - p->ring_head, at[16];
     u32 units[16], n = 0, best = 0;
     for (u32 i = 0; i < 16 && i < count; i++) {
-        at[n] = (p->ring_head + (count <= 16 ? i : random_u64(p) % count)) % p->ring_capacity;
-        units[n] = ring(p)[at[n]];
+        at[n] = p->ring_head + (count <= 16 ? i : random_u64(p) % count);
+        units[n] = *ring_at(p, at[n]);
         n += STATE(atomic_load(&states(p)[units[n]])) == PRESENT;
     }
     if (!n) return;
@@ -56,10 +56,9 @@ static void choose(pager *p) {
         best = function((void *)p->policy_context, units, n);
         if (best >= n) best = 0;
     }
-    u64 head = p->ring_head % p->ring_capacity;
-    u32 other = ring(p)[head];
-    ring(p)[head] = units[best];
-    ring(p)[at[best]] = other;
+    u32 other = *ring_at(p, p->ring_head);
+    *ring_at(p, p->ring_head) = units[best];
+    *ring_at(p, at[best]) = other;
 }
 
 // Claim up to `want` victims; none where none can be had now.
@@ -69,7 +68,8 @@ static void claim_victims(pager *p, slot *s, u32 want) {
     s->victim_count = 0;
     while (s->victim_count < want && tries-- && p->ring_head < p->ring_tail) {
         if (p->policy >= POLICY_LRU) choose(p);
-        u64 unit = ring(p)[p->ring_head++ % p->ring_capacity];
+        u64 unit = *ring_at(p, p->ring_head++);
+        __builtin_prefetch(&states(p)[*ring_at(p, p->ring_head + 7)], 1); // scattered, and so rarely in the cache
         au32 *word = &states(p)[unit];
         u32 old = atomic_load(word);
         if (STATE(old) == ABSENT || STATE(old) == GONE || STATE(old) == POISONED) {
@@ -79,7 +79,7 @@ static void claim_victims(pager *p, slot *s, u32 want) {
         bool spare = STATE(old) != PRESENT || (p->policy == POLICY_CLOCK && old & REF);
         if (spare) {
             if (STATE(old) == PRESENT) atomic_compare_exchange_strong(word, &old, old & ~REF);
-            ring(p)[p->ring_tail++ % p->ring_capacity] = (u32)unit;
+            *ring_at(p, p->ring_tail++) = (u32)unit;
             continue;
         }
         s->victims[s->victim_count++] = (u32)unit;
@@ -87,7 +87,7 @@ static void claim_victims(pager *p, slot *s, u32 want) {
         s->written = old & WRITTEN ? s->written | mine : s->written & ~mine;
         if (!atomic_compare_exchange_strong(word, &old, EVICTING | OWNER(s - p->slots))) {
             s->victim_count--;
-            ring(p)[p->ring_tail++ % p->ring_capacity] = (u32)unit;
+            *ring_at(p, p->ring_tail++) = (u32)unit;
         }
     }
     pthread_mutex_unlock(&p->ring_lock);
@@ -99,10 +99,10 @@ static u64 faults_so_far(void) {
     return (u64)u.ru_minflt + (u64)u.ru_majflt;
 }
 
-// Move a victim's pages to `to`, a hole. Holes are stepped over one by one: ALLOW_SRC_HOLES beside an application's MADV_DONTNEED
+// Move victims' pages to `to`, a hole. Holes are stepped over one by one: ALLOW_SRC_HOLES beside an application's MADV_DONTNEED
 // can keep a 6.18 kernel in the call for ever, and a move that had to try again may say EEXIST of what it did move (findings/F-10.md).
-static int take_out(pager *p, slot *s, u64 unit, u8 *to) {
-    u64 at = p->base + unit * p->unit, length = unit_bytes(p, unit), have = 0, tries = 0;
+static int take_out(pager *p, slot *s, u64 at, u64 length, u8 *to) {
+    u64 have = 0, tries = 0;
     int code = 0;
     while (have < length) {
         u64 done;
@@ -208,16 +208,33 @@ static int save(pager *p, slot *s, const kept *pages, u32 count) {
     return 0;
 }
 
-// Take one victim of a writable region out, and find which of its pages have to be kept. 0, or -errno with the victim back in place.
-static int take(pager *p, slot *s, u32 index, u64 *need) {
-    u64 unit = s->victims[index], first = unit * p->unit / PAGE, length = unit_bytes(p, unit), count = length / PAGE;
+// Victims in the order of their addresses: neighbours leave by one call, and every call interrupts whoever runs beside us.
+static void sort_victims(slot *s) {
+    for (u32 i = 1; i < s->victim_count; i++) {
+        u32 unit = s->victims[i], at = i;
+        u64 written = s->written >> i & 1;
+        for (; at && s->victims[at - 1] > unit; at--) {
+            s->victims[at] = s->victims[at - 1];
+            s->written = (s->written & ~(1ull << at)) | (s->written >> (at - 1) & 1) << at;
+        }
+        s->victims[at] = unit;
+        s->written = (s->written & ~(1ull << at)) | written << at;
+    }
+}
+
+// Take adjacent victims of a writable region out, and find which of their pages have to be kept. 0, or -errno with all of them back in place.
+static int take(pager *p, slot *s, u32 index, u32 victims, u64 *need) {
+    u64 unit = s->victims[index], at = p->base + unit * p->unit, first = unit * p->unit / PAGE;
+    u64 length = (victims - 1) * p->unit + unit_bytes(p, unit + victims - 1), count = length / PAGE;
     u8 *to = s->take + index * p->unit, there[512];
-    u64 written[8], dirty = 0, before = 0;
-    bool known = s->written >> index & 1; // a page that was filled for a write is written
-    if (known) written[0] = 1;
+    u64 written[8], dirty = 0, before = 0, filled_for_write = s->written >> index;
+    u64 all = victims < 64 ? (1ull << victims) - 1 : UINT64_MAX;
+    bool known = (filled_for_write & all) == all; // a page that was filled for a write is written
+    if (known) written[0] = filled_for_write;
     else {
         before = faults_so_far();
-        if (sys_written(p, s, p->base + unit * p->unit, length, false, written, 8)) memset(written, 0xff, sizeof written);
+        if (sys_written(p, s, at, length, false, written, 8)) memset(written, 0xff, sizeof written);
+        if (p->unit == PAGE) written[0] |= filled_for_write;
     }
     memset(need, 0, 64);
     for (u64 i = 0; i < count; i++) {
@@ -229,9 +246,9 @@ static int take(pager *p, slot *s, u32 index, u64 *need) {
         if (w || ((bit(p, UNSAVED, first + i) || bit(p, FLUSHING, first + i)) && !in_swap(p, first + i))) need[i / 64] |= 1ull << (i % 64), dirty++;
     }
     strike(p, s, AT_BEFORE_TAKE, NULL);
-    int code = take_out(p, s, unit, to);
+    int code = take_out(p, s, at, length, to);
     if (code) {
-        bring_back(p, s, unit, to, length);
+        for (u32 i = 0; i < victims; i++) bring_back(p, s, unit + i, to + i * p->unit, unit_bytes(p, unit + i));
         return code;
     }
     strike(p, s, AT_TAKEN, NULL);
@@ -240,12 +257,14 @@ static int take(pager *p, slot *s, u32 index, u64 *need) {
         COUNT(suspicious_count);
         if (mincore(to, length, there)) memset(there, 1, sizeof there);
         const char *what;
-        bool comparable = p->kind != SOURCE_WORKER && !read_unit(p, s, unit, s->bounce, false, &what);
-        if (comparable) s->bounce_populated = 1;
-        for (u64 i = 0; i < count; i++) {
+        bool comparable = false;
+        for (u64 i = 0, per_unit = p->unit / PAGE; i < count; i++) {
+            u64 within = i % per_unit;
+            if (!within) comparable = p->kind != SOURCE_WORKER && !read_unit(p, s, unit + i / per_unit, s->bounce, false, &what);
+            if (comparable) s->bounce_populated = 1;
             if (!(there[i] & 1)) continue;
             if (need[i / 64] >> (i % 64) & 1) { set_bit(p, MARKED, first + i); continue; }
-            if (comparable && !memcmp(to + i * PAGE, s->bounce + i * PAGE, PAGE)) continue;
+            if (comparable && !memcmp(to + i * PAGE, s->bounce + within * PAGE, PAGE)) continue;
             set_bit(p, UNSAVED, first + i), set_bit(p, MARKED, first + i);
             forget_swap(p, first + i);
             need[i / 64] |= 1ull << (i % 64), dirty++;
@@ -257,18 +276,24 @@ static int take(pager *p, slot *s, u32 index, u64 *need) {
 // Take the claimed victims of a writable region out and bring what they held into safety. How many left; *code: why others did not.
 static u32 take_and_save(pager *p, slot *s, int *code) {
     kept pages[512];
-    u32 count = 0, dirty = 0, left = 0;
-    for (u32 i = 0; i < s->victim_count; i++) {
+    u32 count = 0, dirty = 0, left = 0, alone = 0;
+    sort_victims(s);
+    for (u32 i = 0, n; i < s->victim_count; i += n) {
         u64 unit = s->victims[i], first = unit * p->unit / PAGE, need[8];
-        int one = take(p, s, i, need);
-        if (!one) {
+        for (n = 1; i >= alone && i + n < s->victim_count && s->victims[i + n] == unit + n; n++) {}
+        int one = take(p, s, i, n, need);
+        if (one && n > 1) { // one of them is not to be had: the others are, one by one
+            alone = i + n, n = 0;
+            continue;
+        }
+        for (u32 v = 0; !one && v < n; v++) {
             u32 before = count;
-            for (u64 k = 0; k < unit_bytes(p, unit) / PAGE; k++)
+            for (u64 k = v * p->unit / PAGE; k < (v * p->unit + unit_bytes(p, unit + v)) / PAGE; k++)
                 if (need[k / 64] >> (k % 64) & 1) pages[count++] = (kept){s->take + i * p->unit + k * PAGE, first + k};
             dirty += count > before;
             left++;
-            continue;
         }
+        if (!one) continue;
         *code = one;
         if (one == -ENOENT || one == -EINVAL) { // the application unmapped it
             release_unit(p, s, (u32)unit, GONE);
@@ -331,7 +356,7 @@ static int evict_claimed(pager *p, slot *s) {
         bool recycle = s->victim_count == 1 && p->unit >= 65536 && s->filling;
         if (recycle && s->bounce_populated) madvise(s->bounce, p->unit, MADV_DONTNEED);
         if (recycle) s->bounce_populated = 0;
-        if (!recycle || take_out(p, s, s->victims[0], s->bounce)) code = sys_drop(p, s, s->victims, s->victim_count);
+        if (!recycle || take_out(p, s, p->base + s->victims[0] * p->unit, unit_bytes(p, s->victims[0]), s->bounce)) code = sys_drop(p, s, s->victims, s->victim_count);
         else s->bounce_populated = 1;
         strike(p, s, AT_SAVED, NULL);
         for (u32 i = 0; i < s->victim_count; i++) gone(p, s, s->victims[i]);

@@ -1,8 +1,10 @@
 // System calls of the pager: one place that knows their argument structs, and where faults are injected.
 #include "pager.h"
 #include "uapi.h"
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <sched.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -17,7 +19,16 @@ u64 now_ns(void) {
     return (u64)t.tv_sec * 1000000000ull + (u64)t.tv_nsec;
 }
 
+// Asked for at every fault in SIGBUS mode. Four bytes of static thread-local storage: the other kind may allocate at its first use, and
+// a C library that has no room for late comers (musl) asks the kernel every time.
+#ifdef __GLIBC__
+static __thread int own_tid __attribute__((tls_model("initial-exec")));
+int gettid_(void) { return own_tid ? own_tid : (own_tid = (int)syscall(SYS_gettid)); }
+void forget_tid(void) { own_tid = 0; }
+#else
 int gettid_(void) { return (int)syscall(SYS_gettid); }
+void forget_tid(void) {}
+#endif
 
 void futex_wait(au32 *word, u32 value, u64 timeout_ns) {
     struct timespec t = {(time_t)(timeout_ns / 1000000000ull), (long)(timeout_ns % 1000000000ull)};
@@ -27,8 +38,7 @@ void futex_wait(au32 *word, u32 value, u64 timeout_ns) {
 void futex_wake(au32 *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1 << 30, NULL, NULL, 0); }
 
 // The effect of the first armed rule at `point`. A service thread that is to die does so here, as abruptly as a thread can.
-int strike(pager *p, slot *s, int point, i64 *value) {
-    if (!atomic_load_explicit(&p->inject_armed, memory_order_relaxed)) return DO_NOTHING;
+int strike_armed(pager *p, slot *s, int point, i64 *value) {
     for (int i = 0; i < MAX_RULES; i++) {
         rule *r = &p->rules[i];
         if (!atomic_load(&r->left) || r->point != (u32)point) continue;
@@ -172,29 +182,48 @@ int sys_drop(pager *p, slot *s, const u32 *units, u32 count) {
     return code;
 }
 
-// A descriptor number that the application closed may name another file by now: reading that would be silent nonsense.
-static bool still(int fd, u64 dev, u64 ino) {
+// A descriptor number that the application closed may name another file by now: reading that would be silent nonsense. Ours is known
+// by its position, which nobody moves; where it has none (see sys_own_file), by the file.
+static bool still(int fd, i64 position, u64 dev, u64 ino) {
     struct stat st;
+    if (position) return syscall(SYS_lseek, fd, 0, SEEK_CUR) == position;
     return !fstat(fd, &st) && (u64)st.st_dev == dev && (u64)st.st_ino == ino;
+}
+
+// A descriptor of ours for the file of `fd`, and by what it is known.
+int sys_own_file(int fd, i64 *position, u64 *dev, u64 *ino) {
+    struct stat st;
+    char path[32];
+    *position = 0;
+    if (fd < 0) return -1;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int own = fstat(fd, &st) || !S_ISREG(st.st_mode) ? -1 : open(path, (fcntl(fd, F_GETFL) & (O_ACCMODE | O_DIRECT)) | O_CLOEXEC);
+    // No file of ext4 has more than 16 TiB, and so no position beyond.
+    if (own >= 0) *position = lseek(own, (off_t)((now_ns() * 0x9e3779b97f4a7c15ull >> 21) | 1), SEEK_SET);
+    if (*position < 0) *position = 0;
+    if (own < 0) own = fcntl(fd, F_DUPFD_CLOEXEC, 3); // not ours to open again: the position is somebody else's
+    if (!fstat(own, &st)) *dev = (u64)st.st_dev, *ino = (u64)st.st_ino;
+    return own;
 }
 
 int io_read(pager *p, slot *s, int point, int fd, void *to, u64 length, u64 offset, u64 *done) {
     i64 value = 0;
     *done = 0;
-    if (s && !s->role && !still(fd, point == AT_SWAP_READ ? p->swap_dev : p->source_dev, point == AT_SWAP_READ ? p->swap_ino : p->source_ino))
+    if (s && !s->role && !(point == AT_SWAP_READ ? still(fd, p->swap_position, p->swap_dev, p->swap_ino)
+                                                  : still(fd, p->source_position, p->source_dev, p->source_ino)))
         return -EBADF;
     switch (strike(p, s, point, &value)) {
     case DO_ERRNO: return -(int)value;
     case DO_PARTIAL: if ((u64)value < length) length = (u64)value;
     }
-    ssize_t n = pread(fd, to, length, (off_t)offset);
+    ssize_t n = syscall(SYS_pread64, fd, to, length, offset); // no cancellation point of the application
     if (n < 0) return -errno;
     *done = (u64)n;
     return 0;
 }
 
 int io_write(pager *p, slot *s, int fd, const void *from, u64 length, u64 offset) {
-    if (s && !s->role && !still(fd, p->swap_dev, p->swap_ino)) return -EBADF;
+    if (s && !s->role && !still(fd, p->swap_position, p->swap_dev, p->swap_ino)) return -EBADF;
     while (length) {
         i64 value = 0;
         u64 want = length;
@@ -202,7 +231,7 @@ int io_write(pager *p, slot *s, int fd, const void *from, u64 length, u64 offset
         case DO_ERRNO: return -(int)value;
         case DO_PARTIAL: if ((u64)value < length) want = (u64)value;
         }
-        ssize_t n = pwrite(fd, from, want, (off_t)offset);
+        ssize_t n = syscall(SYS_pwrite64, fd, from, want, offset);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return -errno;
         from = (const u8 *)from + n, length -= (u64)n, offset += (u64)n;

@@ -165,7 +165,7 @@ static void serve(pager *p, slot *s, u64 address, u32 tid, u64 since, u64 flags)
     atomic_store_explicit(&s->since_ns, since, memory_order_relaxed);
     strike(p, s, AT_EVENT_READ, NULL);
     if (address >= p->base && address < p->base + p->length) {
-        u64 unit = (address - p->base) / p->unit;
+        u64 unit = unit_of(p, address - p->base);
         note_fault(p, unit);
         s->wake = 0;
         int result = resolve(p, s, unit, address, flags & UFFD_PAGEFAULT_FLAG_WRITE ? WRITTEN : 0, false);
