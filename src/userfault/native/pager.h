@@ -249,7 +249,7 @@ int make_room(pager *p, slot *s);
 void forget_swap(pager *p, u64 page);
 int evict_units(pager *p, slot *s, u64 first, u64 last);
 void repair(pager *p, slot *s, slot *by);
-void ring_push(pager *p, u64 unit);
+bool ring_push(pager *p, u64 unit);
 int lock_robust(pthread_mutex_t *lock);
 
 // pager_threads.c

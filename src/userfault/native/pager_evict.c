@@ -15,8 +15,9 @@ int lock_robust(pthread_mutex_t *lock) {
 }
 
 // Entries are unit + 1; a unit has at most one, and says so in QUEUED.
-void ring_push(pager *p, u64 unit) {
-    if (atomic_fetch_or(&states(p)[unit], QUEUED) & QUEUED) return;
+// False where an earlier stay of it has left one.
+bool ring_push(pager *p, u64 unit) {
+    if (atomic_fetch_or(&states(p)[unit], QUEUED) & QUEUED) return false;
     lock_robust(&p->ring_lock);
     if (p->ring_tail - p->ring_head >= p->ring_capacity) { // entries of units that left by another door
         u64 to = p->ring_head;
@@ -30,6 +31,7 @@ void ring_push(pager *p, u64 unit) {
     }
     *ring_at(p, p->ring_tail++) = (u32)unit;
     pthread_mutex_unlock(&p->ring_lock);
+    return true;
 }
 
 static u64 random_u64(pager *p) { // under the ring's lock
@@ -61,6 +63,16 @@ static void choose(pager *p) {
     *ring_at(p, at[best]) = other;
 }
 
+// One more victim, whose state is `old`; false where it was used or taken meanwhile.
+static bool claim(pager *p, slot *s, u64 unit, u32 old, u32 keep) {
+    u64 mine = 1ull << s->victim_count;
+    s->victims[s->victim_count++] = (u32)unit;
+    s->written = old & WRITTEN ? s->written | mine : s->written & ~mine;
+    if (atomic_compare_exchange_strong(&states(p)[unit], &old, EVICTING | OWNER(s - p->slots) | (old & keep))) return true;
+    s->victim_count--;
+    return false;
+}
+
 // Claim up to `want` victims; none where none can be had now.
 static void claim_victims(pager *p, slot *s, u32 want) {
     lock_robust(&p->ring_lock);
@@ -82,13 +94,16 @@ static void claim_victims(pager *p, slot *s, u32 want) {
             *ring_at(p, p->ring_tail++) = (u32)unit;
             continue;
         }
-        s->victims[s->victim_count++] = (u32)unit;
-        u64 mine = 1ull << (s->victim_count - 1);
-        s->written = old & WRITTEN ? s->written | mine : s->written & ~mine;
-        if (!atomic_compare_exchange_strong(word, &old, EVICTING | OWNER(s - p->slots))) {
-            s->victim_count--;
+        if (!claim(p, s, unit, old, 0)) {
             *ring_at(p, p->ring_tail++) = (u32)unit;
+            continue;
         }
+        // Its neighbours, unless they are in use: they leave by the same call. Their entries in the ring stay behind.
+        for (i32 step = -1; p->policy == POLICY_CLOCK && p->writable && p->batch > 1 && step <= 1; step += 2)
+            for (u64 next = unit + (u64)(i64)step; s->victim_count < want && next < p->units; next += (u64)(i64)step) {
+                old = atomic_load(&states(p)[next]);
+                if (STATE(old) != PRESENT || old & (REF | AHEAD) || !claim(p, s, next, old, QUEUED)) break;
+            }
     }
     pthread_mutex_unlock(&p->ring_lock);
 }
@@ -411,11 +426,8 @@ int evict_units(pager *p, slot *s, u64 first, u64 last) {
                 begin(p, s);
             }
             while (STATE(old) == PRESENT) {
-                s->victims[s->victim_count] = (u32)unit;
-                u64 mine = old & WRITTEN ? 1ull << s->victim_count : 0;
-                s->victim_count++;
-                if (atomic_compare_exchange_weak(word, &old, EVICTING | OWNER(s - p->slots) | (old & QUEUED))) { s->written |= mine; break; }
-                s->victim_count--; // used or taken meanwhile
+                if (claim(p, s, unit, old, QUEUED)) break;
+                old = atomic_load(word);
             }
         }
         int one = s->victim_count ? evict_claimed(p, s) : 0;

@@ -154,7 +154,7 @@ void finish(pager *p, slot *s, u64 unit, u32 flags) {
     COUNT(fill_count);
     if (flags & AHEAD) COUNT(prefetch_count);
     if (p->policy == POLICY_LRU) atomic_store(&stamps(p)[unit], (u32)(now_ns() >> 20));
-    if (p->budget_units) ring_push(p, unit);
+    if (p->budget_units && !ring_push(p, unit)) flags |= REF; // the hand comes to its old place first, and puts it into its new one
     release_unit(p, s, unit, PRESENT | flags);
     (void)s;
 }
