@@ -43,7 +43,8 @@ SHADOWED = {"freed_page_is_unmapped": "bad_free and mapcount_is_exact speak firs
 
 
 def test_every_property_has_a_mutant_that_it_kills() -> None:
-    named: set[str] = set()
+    # What the checker itself looks for; what the model names is found in its text.
+    named = {"deadlock", "termination", "condition", "sometimes"}
     for file in files("userfault.model").iterdir():
         if file.name.endswith(".py"):
             calls = re.findall(r"check\((?:[^()]|\([^()]*\))*?,\s*\"(\w+)\",", file.read_text())

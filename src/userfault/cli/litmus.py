@@ -45,8 +45,6 @@ def list_(words: tuple[str, ...], mutants: bool, verdicts: bool) -> None:
         for mutant in sorted(mutant_library(), key=lambda each: in_order(each.name)):
             if mutant.closes:
                 text = f"Adds {mutant.removes}. Closes {mutant.test} on {mutant.era}."
-            elif mutant.why:
-                text = f"Removes {mutant.removes}. Nothing kills it: {mutant.why}"
             else:
                 text = f"Removes {mutant.removes}. Killed by {mutant.property} in {mutant.test} on {mutant.era}."
             if wanted(mutant.name, text):

@@ -29,9 +29,8 @@ class Hunk:
 class Mutant:
     """A patch file.
 
-    removes: which step it drops, or what it adds. test, era, property: what kills it, as the file's `kills` line says
-    (property "nothing": no test needs the step, and `why` is the argument). closes: the other way round, the test is
-    violated as the kernel was, and holds under the patch.
+    removes: which step it drops, or what it adds. test, era, property: what kills it, as the file's `kills` line says.
+    closes: the other way round, the test is violated as the kernel was, and holds under the patch.
     """
 
     name: str
@@ -40,12 +39,11 @@ class Mutant:
     era: str
     property: str
     hunks: tuple[Hunk, ...]
-    why: str = ""
     closes: bool = False
 
     def expected(self) -> tuple[str, str]:
         """(verdict, property) of its test under the patch."""
-        return ("holds", "") if self.closes or self.property == "nothing" else ("violated", self.property)
+        return ("holds", "") if self.closes else ("violated", self.property)
 
 
 def parse_mutant(name: str, text: str) -> Mutant:
@@ -77,10 +75,7 @@ def parse_mutant(name: str, text: str) -> Mutant:
             f"mutant {name}: needs `removes: ...` and `kills: TEST ERA PROPERTY`, or `adds: ...` and `closes: TEST ERA PROPERTY`,"
             " and a hunk"
         )
-    why = header.get("why", "")
-    if (target[2] == "nothing") != bool(why):
-        raise LitmusError(f"mutant {name}: `why: ...` belongs to a mutant that kills `nothing`, and to no other")
-    return Mutant(name, what, target[0], target[1], target[2], tuple(hunks), why, closes)
+    return Mutant(name, what, target[0], target[1], target[2], tuple(hunks), closes)
 
 
 @cache
