@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import PagingError
-from .region import Access, Mode, Policy, Region, open_region
+from .opening import open_region
+from .region import Access, Mode, Policy, Region
 from .retry import RetryPolicy
 from .source import Source, SourceError, Store, ZeroSource
 from .sources import open_source
