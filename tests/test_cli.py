@@ -106,6 +106,29 @@ def test_a_sample_of_the_matrix_says_what_it_leaves_out(tmp_path: Path) -> None:
     assert len(journal.read_text().splitlines()) == 3
 
 
+def test_what_another_model_or_a_smaller_bound_said_is_checked_again(tmp_path: Path) -> None:
+    journal = tmp_path / "outcomes.jsonl"
+    args = ("check", "R31-hole", "--era", "v6.8", "--resume", str(journal), "--jobs", "1")
+    assert run(*args, "--max-states", "5").exit_code == 3
+    assert "are from" not in run(*args).output
+    assert "1 of them are from" in run(*args).output
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [row["verdict"] for row in rows] == ["bound", "holds"]
+    journal.write_text(json.dumps(rows[1] | {"asked": "another"}) + "\n")
+    again = run(*args)
+    assert again.exit_code == 0
+    assert "1 outcomes of another version" in again.output and "are from" not in again.output
+
+
+def test_parts_share_the_tests_among_them() -> None:
+    parts = [
+        run("check", "R31-hole", "R31-exist", "R2-move", "--part", part, "--json").output for part in ("1/2", "2/2")
+    ]
+    names = [{json.loads(line)["test"] for line in output.splitlines()} for output in parts]
+    assert names == [{"R31-hole", "R2-move"}, {"R31-exist"}]
+    assert run("check", "--part", "3/2").exit_code == 2
+
+
 def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("not a journal\n")

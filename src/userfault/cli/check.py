@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,16 @@ TRIPLES_MAX_STATES = 2_000_000
 """Of one triple: there are thousands, and a few are large."""
 
 
+def part_of(text: str | None) -> tuple[int, int] | None:
+    """`2/3` -> (2, 3)."""
+    if text is None:
+        return None
+    given = re.fullmatch(r"(\d+)/(\d+)", text)
+    if given is None or not 1 <= int(given[1]) <= int(given[2]):
+        raise click.BadParameter(f"{text!r} is no part: expected K/N, K from 1 to N, like 2/3")
+    return int(given[1]), int(given[2])
+
+
 @click.command("check")
 @click.argument("tests", nargs=-1, metavar="[TEST]...")
 @click.option("--era", "eras", multiple=True, metavar="ERA", help="Only this kernel generation (repeatable).")
@@ -28,10 +39,16 @@ TRIPLES_MAX_STATES = 2_000_000
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="With --matrix: only N of its tests, drawn.")
 @click.option("--seed", default=0, show_default=True, help="Of the draw.")
 @click.option(
+    "--part",
+    callback=lambda _, __, value: part_of(value),
+    metavar="K/N",
+    help="Only the K-th of N parts of the tests: the others are for other machines.",
+)
+@click.option(
     "--resume",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Add each outcome to FILE, and do not check again what is there.",
+    help="Add each outcome to FILE, and do not check again what is there, unless the model or the test has changed, or the bound grew.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Tests at a time; default: one a core.")
 @click.option(
@@ -50,6 +67,7 @@ def command(
     triples: bool,
     sample: int | None,
     seed: int,
+    part: tuple[int, int] | None,
     resume: Path | None,
     jobs: int | None,
     max_states: int | None,
@@ -64,7 +82,8 @@ def command(
     from ..check import native
     from ..check.errors import CheckError
     from ..litmus import LitmusError, jobs_for, matrix_jobs
-    from .jobs import Job, Journal, perform_all
+    from .jobs import Job, perform_all
+    from .journal import Journal
     from .show import best_of, line, print_trace, progress, summary
 
     if engine == "auto" and not native.available():
@@ -83,9 +102,20 @@ def command(
         if sample is not None and sample < total:
             drawn = set(random.Random(seed).sample(range(total), sample))
             wanted = [job for number, job in enumerate(wanted) if number in drawn]
-        done = Journal(resume)
-        outcomes = [done.of[job] for job in wanted if job in done.of]
-        left = [Job(*job) for job in wanted if job not in done.of]
+        if part is not None:
+            names = list(dict.fromkeys(test for test, _, _ in wanted))
+            mine = set(names[part[0] - 1 :: part[1]])
+            wanted = [job for job in wanted if job[0] in mine]
+        done = Journal(resume, options.max_states)
+        asked = [Job(*job) for job in wanted]
+        outcomes = [done.of[job] for job in asked if job in done.of]
+        left = [job for job in asked if job not in done.of]
+        if done.stale:
+            click.echo(
+                f"userfault check: {resume} has {done.stale} outcomes of another version of the model or of their test:"
+                " they are checked again",
+                err=True,
+            )
         waiting = sys.stderr.isatty()
         for number, outcome in enumerate(perform_all(left, options, engine, jobs), 1):
             outcomes.append(outcome)
@@ -103,8 +133,10 @@ def command(
         click.echo(summary(outcomes, time.perf_counter() - started))
         if len(left) < len(wanted):
             click.echo(f"{len(wanted) - len(left)} of them are from {resume}")
-        if len(wanted) < total:
-            click.echo(f"a sample, seed {seed}: {total - len(wanted)} of the {total} tests of the matrix were not run")
+        if sample is not None and sample < total:
+            click.echo(f"a sample, seed {seed}: {total - sample} of the {total} tests of the matrix were not run")
+        if part is not None:
+            click.echo(f"part {part[0]} of {part[1]}: {len(wanted)} tests")
         shown = best_of(outcomes)
         if shown is not None:
             print_trace(shown)

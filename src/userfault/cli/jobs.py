@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from pathlib import Path
 
 from ..check.engine import fewest_switches, run
 from ..check.errors import CheckError, TooLarge
@@ -123,41 +121,6 @@ def _perform(job: Job, options: Options, engine: str) -> Outcome:
         found=found,
         engine=result.engine,
     )
-
-
-class Journal:
-    """A file of outcomes, one JSON object a line, so that a long run can be stopped and taken up again.
-
-    Raises CheckError if it can't be read or written, or holds something else. A last line that was cut off is done again.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.of: dict[tuple[str, str, str], Outcome] = {}
-        if path is None:
-            return
-        try:
-            text = path.read_text() if path.exists() else ""
-            whole = text[: text.rfind("\n") + 1]
-            for line in whole.splitlines():
-                row = json.loads(line)
-                each = Outcome(**row)
-                self.of[each.test, each.era, each.mutant] = each
-            if whole != text:
-                path.write_text(whole)
-        except OSError as error:
-            raise CheckError(f"{path}: {error.strerror}") from None
-        except (ValueError, TypeError, KeyError):
-            raise CheckError(f"{path} is no file of outcomes of `userfault check --resume`: name another") from None
-
-    def add(self, outcome: Outcome) -> None:
-        if self.path is None:
-            return
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(outcome.json()) + "\n")
-        except OSError as error:
-            raise CheckError(f"{self.path}: {error.strerror}") from None
 
 
 def perform_all(
