@@ -7,7 +7,8 @@ from pathlib import Path
 
 from userfault.litmus import library, mutant_library
 
-TEXT = (Path(__file__).parents[2] / "docs" / "requirements.md").read_text()
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "requirements.md").read_text()
 
 
 def tables() -> list[list[dict[str, str]]]:
@@ -40,6 +41,13 @@ def test_every_claim_has_a_test_a_mutant_or_a_reason() -> None:
             why = next((row[head] for head in row if head.startswith("why")), "")
             named = names(row.get("tests", "")) + names(row.get("mutants", ""))
             assert bool(named) != bool(why), row
+
+
+def test_what_no_interleaving_can_break_has_a_test_of_another_kind() -> None:
+    for row in tables()[0]:
+        if not names(row["tests"]) and row["R"] != "R20":
+            file, _, test = re.findall(r"tests/\S+", row["why nothing here breaks it"])[0].partition("::")
+            assert f"def {test}(" in (ROOT / file).read_text(), row
 
 
 def test_every_name_is_there_and_has_a_row() -> None:
