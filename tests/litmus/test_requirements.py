@@ -50,6 +50,16 @@ def test_what_no_interleaving_can_break_has_a_test_of_another_kind() -> None:
             assert f"def {test}(" in (ROOT / file).read_text(), row
 
 
+def test_every_invariant_has_mutants_that_break_its_properties() -> None:
+    (rows,) = (table for table in tables() if "invariant" in table[0])
+    assert [row["invariant"] for row in rows] == [*(f"I{n}" for n in range(1, 15)), "sometimes"]
+    breaks = {mutant.name: mutant.property for mutant in mutant_library()}
+    for row in rows:
+        assert {breaks[name] for name in names(row["mutants"])} == set(row["properties"].split(", ")), row
+    shown = {each for row in rows for each in row["properties"].split(", ")}
+    assert shown == {mutant.property for mutant in mutant_library() if not mutant.closes}
+
+
 def test_every_name_is_there_and_has_a_row() -> None:
     tests, mutants = {test.name for test in library()}, {mutant.name for mutant in mutant_library()}
     rows = [row for table in tables() for row in table]
