@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
+import sys
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -29,7 +30,9 @@ _FRIENDLY = {
 @cache
 def _parser() -> Lark:
     grammar = files(__package__).joinpath("litmus.lark").read_text()
-    return Lark(grammar, parser="lalr", propagate_positions=True)
+    # The tables take as long as a small test. They are kept as bytecode is: beside it, and not where Python is to write none.
+    kept = str(Path(__file__).parent / "__pycache__" / f"litmus.lark.{sys.implementation.cache_tag}")
+    return Lark(grammar, parser="lalr", propagate_positions=True, cache=False if sys.dont_write_bytecode else kept)
 
 
 def read(text: str, file: str) -> Test:
