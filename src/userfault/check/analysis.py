@@ -40,7 +40,7 @@ def settle(
     blocks = _blocks(placed, place)
     lasting, gen, kill = _lasting(placed, blocks, len(variables))
     traits = unit.declared(kind for _, kind in variables)
-    narrowed = bound(unit.program, placed, [(lo, hi) for lo, hi, *_ in traits], lasting)
+    narrowed = bound(unit.program, placed, [each[0] for each in traits], lasting)
     block_of = {first: number for number, (first, _) in enumerate(blocks)}
     live = _flow_back(gen, kill, [[block_of[to] for to in _after(placed, place, end - 1)] for _, end in blocks])
     code: list[ir.Instr] = []
@@ -71,7 +71,7 @@ def settle(
             code.append(new(ir.Instr, (op, d, a, b, base, lo, hi, step, source)))
         scratch = max(scratch, fresh)
     kept = [
-        ir.Local(variables[local][0], *narrowed.get(local, traits[local][:2]), *traits[local][2:]) for local in lasting
+        ir.Local(variables[local][0], *narrowed.get(local, traits[local][0]), *traits[local][1:]) for local in lasting
     ]
     kept += [ir.Local("", 0, 0)] * (scratch - len(lasting))
     return code, kept, {first: live[number] for number, (first, _) in enumerate(blocks) if code[first].step}

@@ -6,6 +6,7 @@ import ast
 import enum
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from operator import itemgetter
 from typing import Any, NoReturn
 
 from .errors import CheckError, CompileError
@@ -14,8 +15,8 @@ from .ir import ARITHMETIC, Failure, Op
 from .names import CONSTANTS, FAILURES, FIELDS
 from .source import NO_DEFAULT, Function, parse
 from .statements import block
-from .symbols import Frame, Label, Py, Sym, Tup, Unreachable, Val, is_data
-from .template import CALLER, Log, Row, Template, share
+from .symbols import Frame, Label, Py, Sym, Unreachable, Val, is_data
+from .template import CALLER, Log, Row, Template, describe, share
 from .types import (
     BOOL,
     INT,
@@ -39,6 +40,8 @@ MAX_CODE = 60_000
 
 _BASE, _LO = 4, 5
 """Where in a row the targets of a jump stand."""
+
+_SOURCE = itemgetter(8)
 
 
 def constant(value: int) -> int:
@@ -431,7 +434,7 @@ class Body:
         if len(self.rows) > MAX_CODE:
             name = self.unit.name
             raise CheckError(f"{name}: a thread needs over {MAX_CODE} instructions: does a loop unroll without end?")
-        known = self.describe(fn, args, kwargs) if self.unit.reuse and not self.dead else None
+        known = describe(self, fn, args, kwargs) if self.unit.reuse and not self.dead else None
         if known is None:
             return self.inline(fn, args, kwargs, node)
         key, params = known
@@ -513,52 +516,19 @@ class Body:
         if self.asked:
             key = (key, self.cpu)
         unit.templates[key] = template, writes
-        if not unit.log.own and not unit.betrayed(unit.log.trusted):
+        if not unit.log.own:
             share(key, template)
         self.asked |= asked
         outer.add(unit.log)
         unit.log = outer
         source = self.sources[-1]
         if source != CALLER:
-            self.rows[first_row:] = [(*row[:8], source) if row[8] == CALLER else row for row in template.rows]
+            for at, each in enumerate(map(_SOURCE, template.rows), first_row):
+                if each == CALLER:
+                    self.rows[at] = (*self.rows[at][:8], source)
         if result is None:
             raise Unreachable
         return result
-
-    def describe(
-        self, fn: Callable[..., Any], args: list[Sym], kwargs: dict[str, Sym]
-    ) -> tuple[Hashable, list[int]] | None:
-        """All that decides what code a call comes to, the operands apart; and those. None: it can't be told."""
-        params: list[int] = []
-        parts = [self.describe_one(sym, params) for sym in args]
-        named = [(name, self.describe_one(sym, params)) for name, sym in kwargs.items()]
-        sane = [
-            (struct, params.index(operand) if operand >= 0 else operand)
-            for frame in self.frames
-            for struct, operand in frame.sane
-            if operand < 0 or operand in params
-        ]
-        raw = any(frame.raw for frame in self.frames)
-        state = (self.atomic > 0, self.ghost > 0, self.hooks > 0, self.spec, self.writes, self.steps, raw)
-        key = (fn, state, *parts, *named, frozenset(sane))
-        try:
-            hash(key)
-        except TypeError:
-            return None
-        return key, params
-
-    def describe_one(self, sym: Sym, params: list[int]) -> Hashable:
-        if isinstance(sym, Val):
-            if sym.operand < 0:
-                return sym
-            if sym.operand not in params:
-                params.append(sym.operand)
-            return sym.type, params.index(sym.operand), sym.objects, sym.operand in self.mutable
-        if isinstance(sym, Py):
-            return type(sym.obj), sym.obj
-        if isinstance(sym, Tup):
-            return tuple(self.describe_one(item, params) for item in sym.items)
-        return sym.struct, sym.field, self.describe_one(sym.obj, params)
 
     def sanitize_once(self, frame: Frame, node: ast.AST) -> None:
         """An atomic function's arguments can't be freed under it by others: look at them once."""

@@ -1,7 +1,7 @@
 """Calls are inlined, so the same call comes again and again: what it came to is kept and put in place with other operands.
 
 A template is used only where the call would compile to the same code: its key says all that a body's state decides (see
-Body.describe), and what it rests on (its Log) must hold in the program that wants it (Unit.holds). So a program is the same
+describe), and what it rests on (its Log) must hold in the program that wants it (Unit.holds). So a program is the same
 instruction by instruction with templates and without, whatever was compiled before.
 """
 
@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .ir import READS_A, READS_B, WRITES_D, Op
 from .symbols import Place, Py, Sym, Tup, Val
 from .types import NoneT, Scalar
+
+if TYPE_CHECKING:
+    from .body import Body
 
 Row = tuple[Op, int, int, int, int, int, int, bool, int]
 """An instruction while it is compiled: the fields of ir.Instr, but jumps are relative (so that code can be put anywhere),
@@ -36,7 +39,7 @@ class Log:
     """What compiling something rested on, and what it did beside emitting code.
 
     facts: questions and answers. trusted, written: (struct, field, object from 1, or 0 for any of them) that were taken for
-    constant, and that were known to be written. writes: those that it writes. functions: what was inlined.
+    constant, and that others were known to write. writes: those that it writes. functions: what was inlined.
     own: it is about objects or functions that only this program has.
     """
 
@@ -47,10 +50,20 @@ class Log:
     functions: set[Callable[..., Any]] = field(default_factory=set)
     own: bool = False
 
+    def wrote(self, struct: type, name: str, obj: int) -> bool:
+        """Did it write that itself before?"""
+        writes = self.writes
+        if (struct, name, obj) in writes or (struct, name, 0) in writes:
+            return True
+        return obj == 0 and any(other is struct and field == name for other, field, _ in writes)
+
     def add(self, other: Log) -> None:
+        """What came next."""
         self.facts |= other.facts
         self.trusted |= other.trusted
-        self.written |= other.written
+        self.written |= (
+            {access for access in other.written if not self.wrote(*access)} if self.writes else other.written
+        )
         self.writes |= other.writes
         self.functions |= other.functions
         self.own |= other.own
@@ -161,10 +174,47 @@ def locals_of(sym: Sym | None) -> list[int]:
     return locals_of(sym.obj) if isinstance(sym, Place) else []
 
 
+def describe(
+    body: Body, fn: Callable[..., Any], args: list[Sym], kwargs: dict[str, Sym]
+) -> tuple[Hashable, list[int]] | None:
+    """All that decides what code a call comes to, the operands apart; and those. None: it can't be told."""
+    params: list[int] = []
+    parts = [_describe_one(sym, params, body.mutable) for sym in args]
+    named = [(name, _describe_one(sym, params, body.mutable)) for name, sym in kwargs.items()]
+    sane = [
+        (struct, params.index(operand) if operand >= 0 else operand)
+        for frame in body.frames
+        for struct, operand in frame.sane
+        if operand < 0 or operand in params
+    ]
+    raw = any(frame.raw for frame in body.frames)
+    state = (body.atomic > 0, body.ghost > 0, body.hooks > 0, body.spec, body.writes, body.steps, raw)
+    key = (fn, state, *parts, *named, frozenset(sane))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key, params
+
+
+def _describe_one(sym: Sym, params: list[int], mutable: set[int]) -> Hashable:
+    if isinstance(sym, Val):
+        if sym.operand < 0:
+            return sym
+        if sym.operand not in params:
+            params.append(sym.operand)
+        return sym.type, params.index(sym.operand), sym.objects, sym.operand in mutable
+    if isinstance(sym, Py):
+        return type(sym.obj), sym.obj
+    if isinstance(sym, Tup):
+        return tuple(_describe_one(item, params, mutable) for item in sym.items)
+    return sym.struct, sym.field, _describe_one(sym.obj, params, mutable)
+
+
 SHARED: dict[Hashable, list[Template]] = {}
 """Templates of calls that do not depend on one program's objects, for all programs of the process."""
 
-VARIANTS, LARGEST = 32, 200
+VARIANTS, LARGEST = 32, 1000
 """Templates kept of one call, which rest on different facts; their instructions: larger ones seldom fit another program."""
 
 

@@ -14,7 +14,7 @@ from .names import FAILURES, FIELDS, SITUATIONS
 from .template import SHARED, Access, Fact, Log, Template
 from .types import IntT, ListT, NoneT, RefT, Scalar, Type, is_struct, struct_fields
 
-Traits = tuple[int, int, Callable[[int], str], bool]
+Traits = tuple[tuple[int, int], Callable[[int], str], bool]
 """Of a type: its least and greatest word, how a word is shown, whether it names a thread."""
 
 
@@ -71,9 +71,11 @@ class Unit:
         log = template.log
         if id(template) in self.unfit or not self.substitute.keys().isdisjoint(log.functions):
             return False
-        if any(self.answer(fact) != answer for fact, answer in log.facts.items()):
-            self.unfit.add(id(template))
-            return False
+        answers = self.answers
+        for fact, answer in log.facts.items():
+            if (answers[fact] if fact in answers else self.answer(fact)) != answer:
+                self.unfit.add(id(template))
+                return False
         return not self.betrayed(log.trusted) and all(self.known_written(*access) for access in log.written)
 
     def find(self, key: Hashable) -> Template | None:
@@ -89,15 +91,21 @@ class Unit:
                 return template
         for template in SHARED.get(key, ()):
             if self.holds(template):
-                for access in template.log.writes:
-                    self.note_written(*access)
+                # It may betray itself: what it trusts first and writes later.
                 self.templates[key] = template, self.writes
+                for access in template.log.writes:
+                    self.write(*access)
                 return template
         return None
 
     def betrayed(self, trusted: Iterable[Access]) -> bool:
         """Is anything written that was taken for constant?"""
-        return any(self.known_written(*access) for access in trusted)
+        written = self.written
+        for struct, name, obj in trusted:
+            objects = written.get((struct, name))
+            if objects and (obj == 0 or obj in objects or 0 in objects):
+                return True
+        return False
 
     def known_written(self, struct: type, name: str, obj: int) -> bool:
         objects = self.written.get((struct, name))
@@ -106,11 +114,18 @@ class Unit:
     def is_written(self, struct: type, name: str, obj: int) -> bool:
         """obj: from 1, or 0 for "any of them"."""
         known = self.known_written(struct, name, obj)
-        (self.log.written if known else self.log.trusted).add((struct, name, obj))
+        if not known:
+            self.log.trusted.add((struct, name, obj))
+        elif not self.log.wrote(struct, name, obj):
+            self.log.written.add((struct, name, obj))
         return known
 
     def note_written(self, struct: type, name: str, obj: int) -> None:
         self.log.writes.add((struct, name, obj))
+        self.write(struct, name, obj)
+
+    def write(self, struct: type, name: str, obj: int) -> None:
+        """As is_written says from now on."""
         objects = self.written.setdefault((struct, name), set())
         if obj in objects or 0 in objects:
             return
@@ -309,11 +324,10 @@ class Unit:
         known = self.kinds.get(kind)
         if known is None:
             if isinstance(kind, NoneT):
-                known = (0, 0, str, False)
+                known = (0, 0), str, False
             else:
-                lo, hi = self.heap.bounds(kind)
                 show = partial(self.heap.show, kind)
-                known = (lo, hi, show, isinstance(kind, IntT) and kind.thread_id)
+                known = (self.heap.bounds(kind), show, isinstance(kind, IntT) and kind.thread_id)
             self.kinds[kind] = known
         return known
 
