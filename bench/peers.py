@@ -333,21 +333,20 @@ def show(row: dict[str, object], run: Run, ours: Run | None) -> str:
 
 
 def first_verdict(tools: dict[tuple[str, str], Tool], rounds: int, timeout: float) -> None:
-    """From the command to its verdict: a small test of the real model, and the smallest protocol for everybody."""
+    """From the command to its verdict: a small test of the real model on one era and on all, the smallest protocol for everybody."""
     command = str(Path(sys.executable).with_name("userfault"))
     size = Size.parse("W1R1FU")
-    takers: dict[str, Callable[[], float]] = {
-        "userfault check S1 --era v6.8": lambda: (
-            execute([command, "check", "S1", "--era", "v6.8"], HERE, timeout).seconds
-        )
-    }
+    takers: dict[str, Callable[[], float]] = {}
+    for options in (["--era", "v6.8"], []):
+        line = ["userfault", "check", "S1", *options]
+        takers[" ".join(line)] = partial(lambda line: execute([command, *line[1:]], HERE, timeout).seconds, line)
     for (tool, options), run in tools.items():
         takers[f"{tool}, {options}, {size.name}"] = partial(lambda run: run(size, "correct", timeout).total, run)
     seconds: dict[str, list[float]] = {name: [] for name in takers}
     for _ in range(rounds):
         for name, take in takers.items():
             seconds[name].append(take())
-    ours = statistics.median(seconds["userfault check S1 --era v6.8"])
+    ours = statistics.median(next(iter(seconds.values())))
     for name, taken in seconds.items():
         print(f"{name:<45} {statistics.median(taken):>7.2f} s {statistics.median(taken) / ours:>6.1f} x")
 
