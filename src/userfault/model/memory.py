@@ -79,7 +79,7 @@ def pte_free(table: page_table) -> None:
     function="__pte_alloc",
     versions="v3.10 .. v6.8",
     section="C.1",
-    omits="the memory barrier; the wait for a split under way (the fault that is tried again waits)",
+    omits="the memory barrier; the wait for a split under way (the fault is tried again)",
 )
 def pte_alloc(mm: mm_struct, addr: int) -> page_table:
     """The page table that covers an address; made if there is none, and dropped again if another was faster.
@@ -277,7 +277,7 @@ def huge_range_fits(vma: vm_area_struct, addr: int) -> bool:
     function="__handle_mm_fault",
     versions="v3.10 .. v6.8",
     section="C.1",
-    omits="NUMA hints, file pages; v3.10 tries again at once where we wait for a split",
+    omits="NUMA hints, file pages",
 )
 def handle_mm_fault(vma: vm_area_struct, addr: int, write: bool) -> int:
     """One fault; mmap_sem is held for reading. Returns 0 (the access is retried) or VM_FAULT_*."""
