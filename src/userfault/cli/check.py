@@ -14,8 +14,6 @@ import click
 from ..check.result import Options
 
 EXIT_SURPRISE, EXIT_USAGE, EXIT_BOUND = 1, 2, 3
-TRIPLES_MAX_STATES = 2_000_000
-"""Of one triple: there are thousands, and a few are large."""
 
 
 def part_of(text: str | None) -> tuple[int, int] | None:
@@ -54,7 +52,9 @@ def part_of(text: str | None) -> tuple[int, int] | None:
 @click.option(
     "--max-states",
     type=click.IntRange(min=1),
-    help=f"Stop there: verdict `bound`.  [default: {Options().max_states}, of a triple {TRIPLES_MAX_STATES}]",
+    default=Options().max_states,
+    show_default=True,
+    help="Stop there: verdict `bound`.",
 )
 @click.option("--engine", type=click.Choice(["auto", "python", "native"]), default="auto", help="Which engine.")
 @click.option("--no-reduction", is_flag=True, help="Explore everything, without the reductions.")
@@ -70,7 +70,7 @@ def command(
     part: tuple[int, int] | None,
     resume: Path | None,
     jobs: int | None,
-    max_states: int | None,
+    max_states: int,
     engine: str,
     no_reduction: bool,
     as_json: bool,
@@ -88,7 +88,7 @@ def command(
 
     if engine == "auto" and not native.available():
         click.echo(f"userfault check: {native.why_missing()}", err=True)
-    options = Options(max_states=max_states or (TRIPLES_MAX_STATES if triples else Options().max_states))
+    options = Options(max_states=max_states)
     if no_reduction:
         options = options.unreduced()
     started = time.perf_counter()
