@@ -17,10 +17,14 @@ from .layout import Layout, Place
 from .reduce import Reduction
 from .result import Options
 
-MAX_WORDS, MAX_THREADS, MAX_INVARIANTS, MAX_FIELDS, MAX_SOMETIMES = 47, 16, 64, 64, 256
+MAX_WORDS, MAX_THREADS, MAX_INVARIANTS, MAX_FIELDS, MAX_SOMETIMES = 255, 16, 64, 64, 256
 
 (MOV, ADD, SUB, MUL, AND, OR, XOR, SHL, SHR, EQ, NE, LT, LE, NOT) = range(14)
-(LD, ST, LDX, STX, LDK, BR, JMP, WAIT, FAIL, CHOOSE, REACH, KEEP, SETPC, RET) = range(14, 28)
+(LD, ST, LDX, STX, LDK, BR, JMP, WAIT, FAIL, CHOOSE, REACH) = range(14, 25)
+(EQ_BR, NE_BR, LT_BR, LE_BR, NOT_BR, KEEP, RET) = range(25, 32)
+WITH_BRANCH = {EQ: EQ_BR, NE: NE_BR, LT: LT_BR, LE: LE_BR, NOT: NOT_BR}
+
+LOW = (1 << 32) - 1
 
 
 class Encoder:
@@ -156,13 +160,19 @@ class Encoder:
         at_of: dict[int, int] = {}
         fix: list[tuple[int, int, int]] = []
         inside = set(order)
+        landed = {at for pc in order if code[pc].op in (Op.BR, Op.JMP) for at in (code[pc].base, code[pc].lo)}
         for position, pc in enumerate(order):
             at_of[pc] = self.size()
             instr = code[pc]
             following = order[position + 1] if position + 1 < len(order) else -1
             self.translate(instr)
             if instr.op is Op.BR:
-                at = self.emit(BR, a=self.operand(instr.a))
+                at = len(self.code) // 8 - 1
+                compared = WITH_BRANCH.get(self.code[at * 8]) if at >= 0 else None
+                if compared is not None and self.code[at * 8 + 1] == instr.a and pc not in landed and pc != first:
+                    self.code[at * 8] = compared
+                else:
+                    at = self.emit(BR, a=self.operand(instr.a))
                 fix += [(at, 4, instr.base), (at, 5, instr.lo)]
             elif instr.op is Op.END:
                 fix.append((self.emit(JMP), 4, -1))
@@ -197,13 +207,15 @@ class Encoder:
                 place = layout.locals[number][local]
                 if place.bits:
                     keep[place.word] &= ~(((1 << place.bits) - 1) << place.shift)
+            value = layout.numbers[number][target] if target >= 0 else len(layout.numbers[number])
             for word, clear in keep.items():
                 mask = ~clear & (1 << 64) - 1
-                self.emit(KEEP, x=word, y=signed(mask & 0xFFFFFFFF), z=signed(mask >> 32))
+                here = value << pc.shift if word == pc.word else 0
+                self.emit(
+                    KEEP, x=word, y=signed(mask & LOW), z=signed(mask >> 32), d=signed(here & LOW), a=signed(here >> 32)
+                )
             for local in bits(alive & defined):
                 self.store(local, layout.locals[number][local])
-            value = layout.numbers[number][target] if target >= 0 else len(layout.numbers[number])
-            self.emit(SETPC, x=pc.word, y=pc.shift, z=value)
         self.emit(RET)
 
     def store(self, source: int, place: Place) -> None:

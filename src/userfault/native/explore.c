@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 
 #define EXPORT __attribute__((visibility("default")))
-#define MAX_WORDS 48
+#define MAX_WORDS 256
 #define MAX_CHOICES 16
 #define MAX_THREADS 16
 #define MAX_WORKERS 64
@@ -32,8 +32,8 @@ enum {
     STX,  // cell[a + x] := b, a in [y, z]
     LDK,  // d := table[a + x], a in [y, z]
     BR, JMP, WAIT, FAIL, CHOOSE, REACH,
-    KEEP, // word x &= the 64-bit mask (y low, z high)
-    SETPC,// word x |= (uint64)z << y
+    EQ_BR, NE_BR, LT_BR, LE_BR, NOT_BR, // d := the comparison, as above; BR on it
+    KEEP, // word x := word x & the 64-bit mask (y low, z high) | the 64-bit value (d low, a high)
     RET,  // the step is over
     OPS
 };
@@ -94,12 +94,18 @@ typedef struct {
 static _Atomic int stop_requested;
 static _Atomic int64_t progress_states;
 
+static uint64_t wide(int32_t low, int32_t high)
+{
+    return (uint64_t)(uint32_t)low | (uint64_t)(uint32_t)high << 32;
+}
+
 static int32_t execute(const program *p, const ins *code, uint64_t *s, int32_t *r, choices *c, uint64_t *reached)
 {
     static const void *const labels[OPS] = {
         &&l_MOV, &&l_ADD, &&l_SUB, &&l_MUL, &&l_AND, &&l_OR, &&l_XOR, &&l_SHL, &&l_SHR, &&l_EQ, &&l_NE, &&l_LT, &&l_LE,
         &&l_NOT, &&l_LD, &&l_ST, &&l_LDX, &&l_STX, &&l_LDK, &&l_BR, &&l_JMP, &&l_WAIT, &&l_FAIL, &&l_CHOOSE, &&l_REACH,
-        &&l_KEEP, &&l_SETPC, &&l_RET};
+        &&l_EQ_BR, &&l_NE_BR, &&l_LT_BR, &&l_LE_BR, &&l_NOT_BR,
+        &&l_KEEP, &&l_RET};
     const ins *i = code;
     int backward = 0;
 #define NEXT do { i++; goto *labels[i->op]; } while (0)
@@ -147,12 +153,19 @@ l_LDK: {
     r[i->d] = p->tables[v + i->x];
     NEXT;
 }
-l_BR: {
-    const ins *to = code + (r[i->a] ? i->x : i->y);
-    if (to <= i && ++backward > LOCAL_LIMIT) return R_LOCAL;
-    i = to;
-    goto *labels[i->op];
-}
+#define BRANCH(value)                                                                                                  \
+    do {                                                                                                               \
+        const ins *to = code + ((value) ? i->x : i->y);                                                                \
+        if (to <= i && ++backward > LOCAL_LIMIT) return R_LOCAL;                                                       \
+        i = to;                                                                                                        \
+        goto *labels[i->op];                                                                                           \
+    } while (0)
+l_BR: BRANCH(r[i->a]);
+l_EQ_BR: BRANCH((r[i->d] = r[i->a] == r[i->b]));
+l_NE_BR: BRANCH((r[i->d] = r[i->a] != r[i->b]));
+l_LT_BR: BRANCH((r[i->d] = r[i->a] < r[i->b]));
+l_LE_BR: BRANCH((r[i->d] = r[i->a] <= r[i->b]));
+l_NOT_BR: BRANCH((r[i->d] = !r[i->a]));
 l_JMP: {
     const ins *to = code + i->x;
     if (to <= i && ++backward > LOCAL_LIMIT) return R_LOCAL;
@@ -172,28 +185,31 @@ l_CHOOSE:
     }
     NEXT;
 l_REACH: reached[i->x >> 6] |= 1ull << (i->x & 63); NEXT;
-l_KEEP: s[i->x] &= (uint64_t)(uint32_t)i->y | ((uint64_t)(uint32_t)i->z << 32); NEXT;
-l_SETPC: s[i->x] |= (uint64_t)(uint32_t)i->z << i->y; NEXT;
+l_KEEP: s[i->x] = (s[i->x] & wide(i->y, i->z)) | wide(i->d, i->a); NEXT;
 l_RET: return R_OK;
 }
 
 static pthread_mutex_t translating = PTHREAD_MUTEX_INITIALIZER;
 
+static __attribute__((noinline)) const ins *translated(const program *p, int t, int32_t pc)
+{
+    const ins *_Atomic *entry = &p->entry[t * p->max_pc + pc];
+    pthread_mutex_lock(&translating);
+    const ins *code = atomic_load_explicit(entry, memory_order_relaxed);
+    if (!code) {
+        code = p->translate(t, pc);
+        atomic_store_explicit(entry, code, memory_order_release);
+    }
+    pthread_mutex_unlock(&translating);
+    return code;
+}
+
 // The code of a step. It is made when a search first comes to it; jumps in it count from its start.
-static const ins *step_at(const program *p, int t, int32_t pc)
+static inline const ins *step_at(const program *p, int t, int32_t pc)
 {
     const ins *_Atomic *entry = &p->entry[t * p->max_pc + pc];
     const ins *code = atomic_load_explicit(entry, memory_order_acquire);
-    if (__builtin_expect(!code, 0)) {
-        pthread_mutex_lock(&translating);
-        code = atomic_load_explicit(entry, memory_order_relaxed);
-        if (!code) {
-            code = p->translate(t, pc);
-            atomic_store_explicit(entry, code, memory_order_release);
-        }
-        pthread_mutex_unlock(&translating);
-    }
-    return code;
+    return __builtin_expect(!code, 0) ? translated(p, t, pc) : code;
 }
 
 static int32_t pc_of(const program *p, const uint64_t *s, int t)
@@ -214,18 +230,23 @@ static int next_choice(choices *c)
     return 0;
 }
 
-static uint64_t hash_state(const uint64_t *s, int words)
+static uint64_t mix(uint64_t a, uint64_t b)
 {
-    uint64_t h = 0x9e3779b97f4a7c15ull;
-    for (int i = 0; i < words; i++) {
-        h ^= s[i];
-        h *= 0xff51afd7ed558ccdull;
-        h ^= h >> 32;
-    }
-    return h ^ (h >> 29);
+    unsigned __int128 product = (unsigned __int128)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
-static void copy(uint64_t *to, const uint64_t *from, int words)
+// The pairs of words are multiplied independently of each other: a processor does several at a time.
+static inline uint64_t hash_state(const uint64_t *s, int words)
+{
+    uint64_t h = 0, key = 0x9e3779b97f4a7c15ull;
+    int i = 0;
+    for (; i + 1 < words; i += 2, key += 0xd1b54a32d192ed02ull) h ^= mix(s[i] ^ key, s[i + 1] ^ 0xe7037ed1a0b428dbull);
+    if (i < words) h ^= mix(s[i] ^ key, 0xe7037ed1a0b428dbull);
+    return mix(h ^ 0x8ebc6af09c88c6e3ull, 0xff51afd7ed558ccdull);
+}
+
+static inline void copy(uint64_t *to, const uint64_t *from, int words)
 {
     for (int i = 0; i < words; i++) to[i] = from[i];
 }
@@ -237,12 +258,14 @@ static int equal(const uint64_t *a, const uint64_t *b, int words)
     return 1;
 }
 
-static void *reserve(size_t bytes)
+#define HUGE (2u << 20)
+
+// Memory in huge pages from `small` bytes on: a prefetch waits for the walk of the page tables.
+static void *reserve(size_t bytes, size_t small)
 {
     void *at = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (at == MAP_FAILED) return 0;
-    // Small searches stay small: whole huge pages only where the table is going to be large anyway.
-    if (bytes >= (16u << 20)) madvise((char *)at + (2 << 20), bytes - (2 << 20), MADV_HUGEPAGE);
+    if (bytes > small) madvise((char *)at + small, bytes - small, MADV_HUGEPAGE);
     return at;
 }
 
@@ -264,6 +287,7 @@ typedef struct {
     uint32_t *parents;
     _Atomic uint32_t *slots;
     uint64_t slot_count;
+    int shared;               // by several workers
     int64_t holes;
     _Alignas(LINE) _Atomic int64_t count;
     char rest_of_line[LINE - sizeof(int64_t)];
@@ -271,7 +295,7 @@ typedef struct {
 
 static _Atomic uint32_t *slots_new(uint64_t count)
 {
-    return count >= (1u << 20) ? reserve(count * 4) : calloc(count, 4);
+    return count >= (1u << 20) ? reserve(count * 4, 0) : calloc(count, 4);
 }
 
 static void slots_free(_Atomic uint32_t *slots, uint64_t count)
@@ -303,8 +327,9 @@ static int store_open(store *t, const program *p, const options *o)
     t->capacity = o->max_states + 65536;
     if (t->capacity > o->max_bytes / per_state) t->capacity = o->max_bytes / per_state;
     if (t->capacity > 0x7ffffff0) t->capacity = 0x7ffffff0;
-    t->states = reserve(arena_places(t) * 8 * (size_t)p->words);
-    t->parents = reserve(arena_places(t) * 4);
+    // Small searches stay small: no huge page for the beginning of what may never be used.
+    t->states = reserve(arena_places(t) * 8 * (size_t)p->words, HUGE);
+    t->parents = reserve(arena_places(t) * 4, HUGE);
     t->slot_count = 1 << 10;
     t->number_bits = bits_for(t->slot_count);
     t->slots = slots_new(t->slot_count);
@@ -349,6 +374,16 @@ static int same_tag(const store *t, uint32_t slot, uint32_t tag)
     return (slot ^ tag) >> t->number_bits == 0;
 }
 
+// Put an entry where `seen` (0: nothing) was; if somebody else did so first, `seen` is what he put. One worker alone needs no
+// locked instruction, which would wait for everything that it has prefetched.
+static int put_entry(store *t, uint64_t at, uint32_t *seen, uint32_t entry)
+{
+    if (t->shared)
+        return atomic_compare_exchange_strong_explicit(&t->slots[at], seen, entry, memory_order_release, memory_order_acquire);
+    atomic_store_explicit(&t->slots[at], entry, memory_order_relaxed);
+    return 1;
+}
+
 static int64_t store_find(const store *t, const uint64_t *s)
 {
     uint64_t hash = hash_state(s, t->words), at = first_slot(t, hash);
@@ -376,12 +411,9 @@ static void store_enter(store *t, int64_t from, int64_t to)
             if ((t->parents[from + i] & ~BAD) == HOLE) continue;
             uint32_t entry = tag_of(t, hashes[i]) | (uint32_t)(from + i + 1);
             uint64_t at = first_slot(t, hashes[i]);
-            uint32_t empty = 0;
-            while (!atomic_compare_exchange_strong_explicit(&t->slots[at], &empty, entry, memory_order_relaxed,
-                                                            memory_order_relaxed)) {
-                empty = 0;
+            uint32_t seen;
+            while ((seen = atomic_load_explicit(&t->slots[at], memory_order_relaxed)) || !put_entry(t, at, &seen, entry))
                 at = next_slot(t, at);
-            }
         }
         from += many;
     }
@@ -395,8 +427,7 @@ static void store_enter(store *t, int64_t from, int64_t to)
 typedef struct {
     uint64_t hash, affects;
     uint32_t parent;
-    int32_t thread;
-    uint64_t state[MAX_WORDS];
+    uint64_t state[];
 } pending;
 
 typedef struct search search;
@@ -407,7 +438,8 @@ typedef struct {
     uint64_t reached[4];
     int64_t transitions;
     int64_t place, place_end; // its places in the arena, not used yet
-    pending queue[BATCH];
+    char *queue;
+    size_t stride;            // bytes of a pending state: as few as the state has, so that the batch stays in the cache
     int queued;
     pthread_t thread;
 } worker;
@@ -417,6 +449,7 @@ struct search {
     const program *p;
     const options *o;
     int64_t level_begin, level_end, share;
+    int judged; // there is something to judge a state by
     _Alignas(LINE) _Atomic int64_t cursor;
     _Alignas(LINE) int entering; // what the workers do: enter states into a larger table, or expand a level
     _Atomic int full, local_loop, cyclic;
@@ -469,6 +502,11 @@ static int32_t broken(const program *p, uint64_t *s, int32_t *spec_regs, uint64_
     return R_OK;
 }
 
+static pending *queued_at(const worker *w, int number)
+{
+    return (pending *)(w->queue + (size_t)number * w->stride);
+}
+
 // A place in the arena for a new state, or -1 if there is none.
 static int64_t take_place(worker *w)
 {
@@ -499,9 +537,8 @@ static void insert(worker *w, pending *e)
                 t->parents[mine] = e->parent;
             }
             uint32_t entry = tag | (uint32_t)(mine + 1);
-            if (atomic_compare_exchange_strong_explicit(&t->slots[at], &slot, entry, memory_order_release,
-                                                        memory_order_acquire)) {
-                int32_t r = broken(g->p, e->state, w->spec_regs, e->affects, w->reached);
+            if (put_entry(t, at, &slot, entry)) {
+                int32_t r = g->judged ? broken(g->p, e->state, w->spec_regs, e->affects, w->reached) : R_OK;
                 if (r != R_OK) {
                     t->parents[mine] |= BAD;
                     // The place in the arena may depend on timing; its parent does not matter to the verdict.
@@ -525,8 +562,8 @@ static void flush(worker *w)
     const store *t = &w->g->t;
     // The slots were asked for when the states were made; now the states that they point to.
     for (int i = 0; i < w->queued; i++) {
-        uint64_t at = first_slot(t, w->queue[i].hash);
-        uint32_t tag = tag_of(t, w->queue[i].hash), slot;
+        uint64_t hash = queued_at(w, i)->hash, at = first_slot(t, hash);
+        uint32_t tag = tag_of(t, hash), slot;
         while ((slot = atomic_load_explicit(&t->slots[at], memory_order_relaxed))) {
             if (same_tag(t, slot, tag)) {
                 __builtin_prefetch(state_at(t, number_in(t, slot)));
@@ -535,7 +572,7 @@ static void flush(worker *w)
             at = next_slot(t, at);
         }
     }
-    for (int i = 0; i < w->queued; i++) insert(w, &w->queue[i]);
+    for (int i = 0; i < w->queued; i++) insert(w, queued_at(w, i));
     w->queued = 0;
 }
 
@@ -601,7 +638,7 @@ static void enqueue(worker *w, int64_t number, int t, uint64_t affects)
 {
     search *g = w->g;
     const program *p = g->p;
-    pending *e = &w->queue[w->queued];
+    pending *e = queued_at(w, w->queued);
     // A broken state is stored as it is. What moves alone breaks no invariant, and a final state moves no more.
     if (p->alone && p->chains && broken(p, e->state, w->spec_regs, affects, w->reached) == R_OK)
         for (int32_t r; (r = move_alone(w, e->state)) != R_BLOCKED;) {
@@ -614,7 +651,6 @@ static void enqueue(worker *w, int64_t number, int t, uint64_t affects)
     e->hash = hash_state(e->state, p->words);
     e->affects = affects;
     e->parent = (uint32_t)number;
-    e->thread = t;
     __builtin_prefetch((const void *)&g->t.slots[first_slot(&g->t, e->hash)]);
     if (++w->queued == BATCH) flush(w);
 }
@@ -626,7 +662,7 @@ static void expand(worker *w, int64_t number)
     const uint64_t *from = state_at(&g->t, number);
     int moved = 0, ended = 1;
     if (p->alone) {
-        pending *e = &w->queue[w->queued];
+        pending *e = queued_at(w, w->queued);
         copy(e->state, from, p->words);
         int32_t r = move_alone(w, e->state);
         if (r != R_BLOCKED) {
@@ -643,7 +679,7 @@ static void expand(worker *w, int64_t number)
         const ins *code = step_at(p, t, pc);
         choices c = {.count = 0, .given = 0};
         do {
-            pending *e = &w->queue[w->queued];
+            pending *e = queued_at(w, w->queued);
             copy(e->state, from, p->words);
             int32_t r = execute(p, code, e->state, w->regs + t * p->reg_count, &c, w->reached);
             if (r == R_BLOCKED) break;
@@ -1095,6 +1131,8 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
     out->verdict = 5;
     g.count = count;
     if (!store_open(&g.t, p, o)) return 0;
+    g.t.shared = count > 1;
+    g.judged = p->invariants || p->finals;
     g.workers = aligned_alloc(LINE, (size_t)count * sizeof *g.workers);
     if (!g.workers) goto done;
     memset(g.workers, 0, (size_t)count * sizeof *g.workers);
@@ -1104,7 +1142,9 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
         w->g = &g;
         w->regs = copy_regs(p->regs, p->threads, p->reg_count);
         w->spec_regs = copy_regs(p->spec_regs, p->invariants + p->finals, p->reg_count);
-        if (!w->regs || !w->spec_regs) goto done;
+        w->stride = sizeof(pending) + 8 * (size_t)p->words;
+        w->queue = aligned_alloc(LINE, (BATCH * w->stride / LINE + 1) * LINE);
+        if (!w->regs || !w->spec_regs || !w->queue) goto done;
     }
     copy(state_at(&g.t, 0), p->initial, p->words);
     g.t.parents[0] = 0;
@@ -1192,6 +1232,7 @@ done:
         for (int i = 0; i < count; i++) {
             free(g.workers[i].regs);
             free(g.workers[i].spec_regs);
+            free(g.workers[i].queue);
         }
     free(g.workers);
     pthread_mutex_destroy(&g.lock);
@@ -1236,8 +1277,8 @@ EXPORT int uf_fewest(const program *p, const options *o, int32_t target, result 
     if (capacity > o->max_bytes / (8 * key + 24)) capacity = o->max_bytes / (8 * key + 24);
     if (capacity > 0x7ffffff0) capacity = 0x7ffffff0;
     uint64_t size = 1 << 12;
-    uint64_t *states = reserve((size_t)capacity * 8 * (size_t)key);
-    record *records = reserve((size_t)capacity * sizeof *records);
+    uint64_t *states = reserve((size_t)capacity * 8 * (size_t)key, HUGE);
+    record *records = reserve((size_t)capacity * sizeof *records, HUGE);
     uint32_t *slots = calloc(size, 4);
     int32_t *regs = copy_regs(p->regs, p->threads, p->reg_count);
     int32_t *spec_regs = copy_regs(p->spec_regs, p->invariants + p->finals, p->reg_count);
