@@ -31,6 +31,8 @@ def busy(stop: threading.Event) -> None:
 
 
 def collecting(stop: threading.Event) -> None:
+    # A collection holds the GIL for as long as there are objects: those of all tests before are not this test's storm.
+    gc.freeze()
     while not stop.is_set():
         cycle: list[object] = []
         cycle.append(cycle)
