@@ -112,7 +112,7 @@ SWAPS = Profile(
     "the same with swap: entries that are exclusive or not, moved, shared, write-protected",
     Window(BASE, HUGE_PAGES - 12, 20),
     120,
-    {**FORKS.weights, "pageout": 16, "load": 24, "writeprotect": 8},
+    {**FORKS.weights, "pageout": 16, "cold": 3, "load": 24, "writeprotect": 8},
     swap=True,
 )
 REMAPS = Profile(
@@ -140,6 +140,8 @@ REMAPS = Profile(
         "mremap": 24,
         "mlock": 6,
         "munlock": 4,
+        "dontneed_locked": 3,
+        "cold": 2,
         "fork": 3,
         "exit": 3,
     },

@@ -32,6 +32,7 @@ class MADV(enum.IntEnum):
     DODUMP = 17
     WIPEONFORK = 18
     KEEPONFORK = 19
+    COLD = 20
     PAGEOUT = 21
     POPULATE_READ = 22
     POPULATE_WRITE = 23
@@ -46,7 +47,7 @@ class MADV(enum.IntEnum):
     versions="v3.10 .. v6.18",
     section="C.4",
     steps=3,
-    omits="hugetlb and PFN mappings",
+    omits="hugetlb and PFN mappings; MADV_COLD of part of a huge page, which splits it",
 )
 def sys_madvise(mm: mm_struct, addr: int, length: int, advice: int) -> int:
     """Advice on [addr, addr + length) (bytes), VMA by VMA.
@@ -172,6 +173,9 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
             free_emptied_tables(mm, start, end)
         reached("a range was forgotten")
         return 0
+    if advice == MADV.COLD:
+        # Only the age of small pages changes, which nothing here has.
+        return -EINVAL if vma.vm_flags & vm.LOCKED else 0
     if advice == MADV.PAGEOUT:
         if vma.vm_flags & vm.LOCKED:
             return -EINVAL
