@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import NoReturn
 import pytest
 from click.testing import CliRunner
 
+from userfault import litmus
 from userfault.cli import cli
 from userfault.conform import emit, operations, report, words
 from userfault.conform.compare import Divergence
@@ -145,6 +147,27 @@ def test_a_sequence_is_a_c_program_that_gives_the_same(tmp_path: Path) -> None:
         elif operations.KINDS[step.op.name].out >= 0:
             wanted = f"{step.outcome.result}, output {step.outcome.out}"
         assert line.endswith(f": {wanted}"), (line, wanted)
+
+
+def test_a_run_of_several_profiles_and_seeds() -> None:
+    invoke = CliRunner().invoke
+    done = invoke(cli, ["conform", "--profile", "moves", "--seed", "1..2", "--ops", "100", "--json"])
+    assert [(each["profile"], each["seed"]) for each in map(json.loads, done.output.splitlines())] == [
+        ("moves", 1),
+        ("moves", 2),
+    ]
+    for wrong, why in (("5..1", "is an empty range"), ("x", "is no number")):
+        refused = invoke(cli, ["conform", "--seed", wrong])
+        assert refused.exit_code == 2 and why in refused.output
+    refused = invoke(cli, ["conform", "--profile", "all", "--resume", "nowhere"])
+    assert refused.exit_code == 2 and "one profile and one seed" in refused.output
+
+
+def test_litmus_is_run_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litmus, "library", lambda: [litmus.load("move+move")])
+    done = CliRunner().invoke(cli, ["conform", "--litmus"])
+    assert done.exit_code == 0, done.output
+    assert "Test move+move Required" in done.output and "Model move+move v6.18" in done.output
 
 
 def test_the_tables_of_freedom_and_profiles_are_shown() -> None:

@@ -6,40 +6,47 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .guest import guest_options
+
+if TYPE_CHECKING:
+    from ..conform.compare import Divergence
 
 EXIT_DIVERGES, EXIT_USAGE = 1, 2
 
 
 @click.command("conform")
 @click.option("--ops", "operations", default=20000, show_default=True, help="Operations to compare.")
-@click.option("--seed", default=1, show_default=True, help="Which sequences.")
+@click.option("--seed", "seeds", default="1", show_default=True, help="Which sequences: a number, or `1..5` for each.")
 @click.option(
     "--profile",
     "name",
     default="moves",
     show_default=True,
-    help="What sequences are like; `list` lists them, `freedom` what may differ, `quirks` what this kernel does otherwise.",
+    help="What sequences are like, `all` for each; `list` lists them, `freedom` what may differ, `quirks` what this "
+    "kernel does otherwise.",
 )
 @click.option("--jobs", default=1, show_default=True, help="Processes; 0: one a CPU.")
 @click.option("--resume", type=click.Path(dir_okay=False, path_type=Path), help="Keep how far the run is here, go on.")
 @click.option("--replay", default="", help="Only this sequence (what a report ends with, or a file with it).")
 @click.option("--c", "as_c", is_flag=True, help="With --replay: print the sequence as a C program instead.")
 @click.option("--mutant", default="", help="Break the model first: a name, or `all`; how many operations find it.")
+@click.option("--litmus", is_flag=True, help="The litmus tests instead: the same as `userfault run --compare`.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @guest_options(after=[["run", "--compare", "--rounds", "300"]])
 def command(
     operations: int,
-    seed: int,
+    seeds: str,
     name: str,
     jobs: int,
     resume: Path | None,
     replay: str,
     as_c: bool,
     mutant: str,
+    litmus: bool,
     as_json: bool,
 ) -> None:
     """Do random sequences of operations on the model and on the running kernel, and compare after each operation.
@@ -48,11 +55,16 @@ def command(
     """
     from ..conform import emit, report
     from ..conform.compare import Divergence
-    from ..conform.drive import ConformError, Progress, check, profile_named, run, shrunk, surroundings
+    from ..conform.drive import ConformError, check, profile_named, surroundings
     from ..conform.freedom import FREEDOM
     from ..conform.generate import PROFILES
     from ..kernel.errors import KernelError
 
+    if litmus:
+        from . import run
+
+        click.get_current_context().invoke(run.command, comparing=True, as_json=as_json)
+        return
     if name == "list":
         for profile in PROFILES.values():
             click.echo(f"{profile.name:10s} {profile.doc}")
@@ -67,62 +79,98 @@ def command(
         for line in quirks.lines(quirks.running()):
             click.echo(line)
         return
-    started = time.perf_counter()
     try:
+        chosen = seeds_of(seeds)
         if mutant:
-            sys.exit(mutants(mutant, seed, operations, as_json))
+            sys.exit(mutants(mutant, chosen[0], operations, as_json))
+        names = list(PROFILES) if name == "all" else [profile_named(name).name]
+        if (replay or resume) and len(names) * len(chosen) > 1:
+            raise ConformError("--replay and --resume are of one profile and one seed: name them")
+        if not replay:
+            for each in names:
+                for seed in chosen:
+                    found = compare(each, seed, operations, jobs or cpus(), resume, as_json)
+                    if found is not None:
+                        show(each, found, as_json)
+                        sys.exit(EXIT_DIVERGES)
+            return
         profile = profile_named(name)
-        found: Divergence | None = None
-        done = sequences = 0
-        if replay:
-            given = report.from_json(Path(replay).read_text() if replay[0] != "[" else replay)
-            if as_c:
-                click.echo(emit.c_program(given, profile.window, f"userfault conform --profile {name}"), nl=False)
-                return
-            with surroundings(profile):
-                result = check(profile, given)
-            found, done = (result, 0) if isinstance(result, Divergence) else (None, result)
-        else:
-            progress = Progress.load(resume, name, seed) if resume else Progress(name, seed, set())
-            before = progress.operations
-            for each in run(name, seed, operations, jobs=jobs or cpus(), progress=progress):
-                if isinstance(each, Divergence):
-                    found = each
-                elif resume:
-                    each.save(resume)
-            done, sequences = progress.operations, len(progress.done)
-            rate = (done - before) / (time.perf_counter() - started)
-            if found is None:
-                summary = {
-                    "profile": name,
-                    "seed": seed,
-                    "operations": done,
-                    "sequences": sequences,
-                    "unrepeated": progress.unrepeated,
-                    "rate": round(rate),
-                }
-                shown = f"{name}: {done} operations agree ({sequences} sequences, seed {seed}), {rate:.0f} a second"
-                if progress.unrepeated:
-                    shown += "".join(f"\ndid not come again: {each}" for each in progress.unrepeated)
-                click.echo(json.dumps(summary) if as_json else shown)
+        given = report.from_json(Path(replay).read_text() if replay[0] != "[" else replay)
+        if as_c:
+            click.echo(emit.c_program(given, profile.window, f"userfault conform --profile {name}"), nl=False)
+            return
+        with surroundings(profile):
+            result = check(profile, given)
+        if isinstance(result, Divergence):
+            show(name, result, as_json)
+            sys.exit(EXIT_DIVERGES)
+        click.echo(f"{result} operations agree")
     except (ConformError, KernelError, OSError, ValueError) as error:
         click.echo(f"userfault conform: {error}", err=True)
         sys.exit(EXIT_USAGE)
-    if found is None:
-        if replay:
-            click.echo(f"{done} operations agree")
-        return
-    if not replay:
-        with surroundings(profile):
-            found = shrunk(profile, found)
-    again = f"userfault conform --profile {name} --replay '{report.to_json(found.sequence)}'"
+
+
+def seeds_of(given: str) -> range:
+    """`3` or `1..5`. Raises ConformError."""
+    from ..conform.drive import ConformError
+
+    first, _, last = given.partition("..")
+    try:
+        seeds = range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise ConformError(f"--seed {given} is no number, and no range like 1..5") from None
+    if not seeds:
+        raise ConformError(f"--seed {given} is an empty range: the first number is the smaller one")
+    return seeds
+
+
+def compare(name: str, seed: int, operations: int, jobs: int, resume: Path | None, as_json: bool) -> Divergence | None:
+    """One run, and what is said of it: None, or a divergence made short."""
+    from ..conform.compare import Divergence
+    from ..conform.drive import Progress, profile_named, run, shrunk, surroundings
+
+    started = time.perf_counter()
+    progress = Progress.load(resume, name, seed) if resume else Progress(name, seed, set())
+    before = progress.operations
+    for each in run(name, seed, operations, jobs=jobs, progress=progress):
+        if isinstance(each, Divergence):
+            profile = profile_named(name)
+            with surroundings(profile):
+                return shrunk(profile, each)
+        if resume:
+            each.save(resume)
+    rate = (progress.operations - before) / (time.perf_counter() - started)
     if as_json:
-        click.echo(json.dumps({"what": found.what, "at": found.at, "sequence": report.to_json(found.sequence)}))
-    else:
-        for line in report.lines(found, profile.window.first):
-            click.echo(line)
-        click.echo(f"\nreplay: {again}\nas a C program: the same with --c")
-    sys.exit(EXIT_DIVERGES)
+        summary = {
+            "profile": name,
+            "seed": seed,
+            "operations": progress.operations,
+            "sequences": len(progress.done),
+            "unrepeated": progress.unrepeated,
+            "rate": round(rate),
+        }
+        click.echo(json.dumps(summary))
+        return None
+    done, sequences = progress.operations, len(progress.done)
+    click.echo(f"{name}: {done} operations agree ({sequences} sequences, seed {seed}), {rate:.0f} a second")
+    for unrepeated in progress.unrepeated:
+        click.echo(f"did not come again: {unrepeated}")
+    return None
+
+
+def show(name: str, found: Divergence, as_json: bool) -> None:
+    """The report of a divergence, and how to see it again."""
+    from ..conform import report
+    from ..conform.drive import profile_named
+
+    sequence = report.to_json(found.sequence)
+    if as_json:
+        click.echo(json.dumps({"profile": name, "what": found.what, "at": found.at, "sequence": sequence}))
+        return
+    for line in report.lines(found, profile_named(name).window.first):
+        click.echo(line)
+    again = f"userfault conform --profile {name} --replay '{sequence}'"
+    click.echo(f"\nreplay: {again}\nas a C program: the same with --c")
 
 
 def mutants(which: str, seed: int, operations: int, as_json: bool) -> int:
