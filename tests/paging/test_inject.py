@@ -329,12 +329,15 @@ def test_an_older_state_in_the_swap_file_is_forgotten() -> None:
     def child() -> None:
         with paging.open(DATA, **WRITABLE) as memory:
             for how in (memory.mark, memory.dirty):
-                memory[0] = 1
-                memory.evict()
-                memory[0] = 2
-                how()
-                memory.evict()
-                assert memory[0] == 2
+                for read_first in (False, True):  # written by the fault that filled it, or later, without one
+                    memory[0] = 1
+                    memory.evict()
+                    if read_first:
+                        assert memory[0] == 1
+                    memory[0] = 2
+                    how()
+                    memory.evict()
+                    assert memory[0] == 2
             memory[0] = 3
             memory.evict()
             memory[0] = 4
