@@ -1,6 +1,6 @@
 """Random histories of a region beside plain bytes: reads, writes, evictions, flushes, marks, forks, deaths and errors.
 
-The default run is short. USERFAULT_LONG=1 makes it 100 000 operations and more.
+The default run is short. USERFAULT_LONG=1 makes it 100 000 operations and more, and -s shows how many it made.
 """
 
 from __future__ import annotations
@@ -243,4 +243,5 @@ def run_histories(examples: int, operations: int) -> int:
 
 def test_histories() -> None:
     count = check(run_histories, EXAMPLES, OPERATIONS, deadline_s=DEADLINE_S)
+    print(f"{count} operations")
     assert count > 100_000 if LONG else count > 300
