@@ -18,6 +18,7 @@ from userfault.model.fs_userfaultfd import (
 )
 from userfault.model.machine import attach, boot, new_mm
 from userfault.model.madvise import MADV, sys_madvise
+from userfault.model.mincore import sys_mincore
 from userfault.model.mlock import sys_mlock, sys_munlock
 from userfault.model.mm_types import PteKind, mm_struct, pte_t, userfaultfd_ctx, vm
 from userfault.model.mmap import sys_mmap, sys_munmap
@@ -207,6 +208,16 @@ def test_a_registered_mapping_that_moves_leaves_its_monitor_and_takes_its_neighb
     assert mremap_fixed(mm, 0, 2, 3, 16) == 0
     assert layout(mm) == [(2, 8), (8, 18)]
     assert load(mm, 9) == 0
+    settled()
+
+
+def test_mincore_tells_pages_from_entries_and_markers(mm: mm_struct) -> None:
+    assert store(mm, 0, 5) == 0 and load(mm, 1) == 0 and store(mm, 2, 6) == 0
+    assert sys_madvise(mm, 2, 1, MADV.PAGEOUT) == 0
+    assert sys_madvise(mm, 3, 1, MADV.GUARD_INSTALL) == 0
+    assert sys_mincore(mm, 0, 5) == (0, [True, True, False, False, False])
+    assert sys_munmap(mm, 1, 1) == 0
+    assert sys_mincore(mm, 0, 3) == (-ENOMEM, [True]), "what lies before the hole is answered"
     settled()
 
 

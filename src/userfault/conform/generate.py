@@ -69,6 +69,7 @@ FILLS = Profile(
         "zeropage": 6,
         "poison": 4,
         "writeprotect": 12,
+        "mincore": 4,
         "mprotect": 6,
         "populate_write": 4,
         "populate_read": 2,
@@ -112,7 +113,7 @@ SWAPS = Profile(
     "the same with swap: entries that are exclusive or not, moved, shared, write-protected",
     Window(BASE, HUGE_PAGES - 12, 20),
     120,
-    {**FORKS.weights, "pageout": 16, "cold": 3, "load": 24, "writeprotect": 8},
+    {**FORKS.weights, "pageout": 16, "cold": 3, "mincore": 4, "load": 24, "writeprotect": 8},
     swap=True,
 )
 REMAPS = Profile(
@@ -138,6 +139,7 @@ REMAPS = Profile(
         "guard_install": 2,
         "guard_remove": 1,
         "mremap": 24,
+        "mincore": 3,
         "mlock": 6,
         "munlock": 4,
         "dontneed_locked": 3,

@@ -9,13 +9,13 @@ from typing import NamedTuple
 from ..kernel.agent import EXIT, FORK, LOAD, MASK, STORE, SYSCALL, Answer, Command
 from ..kernel.uapi import Ioctl
 from ..model import fs_userfaultfd as uffd
-from ..model import madvise, mlock, mmap, mprotect, mremap, user
+from ..model import madvise, mincore, mlock, mmap, mprotect, mremap, user
 from ..model.errno import EEXIST, EINVAL, ESRCH
 from ..model.madvise import MADV
 from ..model.mm_types import mm_struct, vm
 from .world import World
 
-SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_IOCTL, SYS_MADVISE = 9, 10, 11, 16, 28
+SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_IOCTL, SYS_MINCORE, SYS_MADVISE = 9, 10, 11, 16, 27, 28
 SYS_MREMAP, SYS_MUNLOCK, SYS_MLOCK2 = 25, 150, 325
 MAP_FIXED_PRIVATE_ANONYMOUS = 0x32
 PROT = {1: vm.READ, 2: vm.WRITE, 4: vm.EXEC}
@@ -103,6 +103,14 @@ def load_word(world: World, mm: mm_struct, addr: int) -> Outcome:
 def store_word(world: World, mm: mm_struct, addr: int, value: int) -> Outcome:
     done = user.poke(mm, addr, value.to_bytes(8, "little"))
     return Outcome(0, 0, -done if done < 0 else 0)
+
+
+def resident(world: World, mm: mm_struct, addr: int, length: int) -> Outcome:
+    """mincore's answers are a byte a page; the generator draws no more than the scratch word holds."""
+    result, answers = mincore.sys_mincore(mm, addr, length)
+    word = bytearray(UNWRITTEN.to_bytes(8, "little"))
+    word[: len(answers)] = bytes(answers)
+    return Outcome(result, signed(int.from_bytes(word, "little")))
 
 
 def ioctl(request: int, scratch: Callable[[int, tuple[int, ...]], tuple[int, ...]]) -> Callable[..., Command]:
@@ -194,6 +202,13 @@ KINDS["munlock"] = Kind(
     "munlock",
     lambda base, process, a: Command(SYSCALL, process, SYS_MUNLOCK, (base + a[0], a[1])),
     lambda world, mm, addr, length: Outcome(mlock.sys_munlock(mm, addr, length)),
+)
+KINDS["mincore"] = Kind(
+    ("@addr", ":length"),
+    "mincore",
+    lambda base, process, a: Command(SYSCALL, process, SYS_MINCORE, (base + a[0], a[1], 0), 0b100, (UNWRITTEN,)),
+    resident,
+    out=0,
 )
 KINDS["fork"] = Kind(("child",), "fork", lambda base, process, a: Command(FORK, process, 0, a), fork_process)
 KINDS["exit"] = Kind((), "exit, and be waited for", lambda base, process, a: Command(EXIT, process), exit_process)
