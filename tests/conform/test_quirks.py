@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import fields, replace
 from signal import SIGSEGV
@@ -11,6 +12,7 @@ import pytest
 
 from userfault.conform import words as w
 from userfault.conform.compare import Step, perform
+from userfault.conform.generate import FILLS, Generator
 from userfault.conform.operations import Op
 from userfault.conform.quirks import QUIRKS, Quirks, lines, running
 from userfault.conform.world import Window, World
@@ -69,3 +71,16 @@ def test_an_access_may_go_past_a_window_that_ends_with_a_page_table() -> None:
     world = World(Window(BASE, 510, 2), lambda data: 1, Quirks())
     step = perform(Op(0, "load", (512 * PAGE,)), world)
     assert not step.broken and step.outcome is not None and step.outcome.signal == SIGSEGV
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_guards_are_shown_or_not(shown: bool) -> None:
+    word = last(AREA + GUARD, replace(Quirks(), shows_guards=shown, fills_replace_guards=False)).states[0].words[1]
+    assert word & w.S and bool(word & w.G) == bool(word & w.SCAN_GUARD) == shown
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_guards_are_drawn_where_there_are_some(there: bool) -> None:
+    world = World(FILLS.window, lambda data: 1, replace(Quirks(), has_guards=there))
+    names = Generator(FILLS, random.Random(0), world).names
+    assert {"guard_install", "guard_remove"} <= set(names) if there else not any("guard" in name for name in names)

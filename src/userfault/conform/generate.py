@@ -180,8 +180,9 @@ class Generator:
 
     def __init__(self, profile: Profile, rng: random.Random, world: World) -> None:
         self.profile, self.rng, self.world = profile, rng, world
-        self.names = list(profile.weights)
-        self.totals = list(profile.weights.values())
+        absent = () if world.quirks.has_guards else ("guard_install", "guard_remove")
+        weights = {name: weight for name, weight in profile.weights.items() if name not in absent}
+        self.names, self.totals = list(weights), list(weights.values())
         self.main = rng.choice((0, 0, 1, 2))
         self.at = 0
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..kernel import memory
 from ..kernel.memory import Mapping
-from ..kernel.pagemap import Frames, Pagemap
+from ..kernel.pagemap import Frames, Pagemap, known_categories
 from ..kernel.uapi import PAGE_SIZE_BYTES as PAGE
 from ..kernel.uapi import Advice, Feature, PageFlag, PageIs
 from ..kernel.userfaultfd import Userfault
@@ -24,6 +24,8 @@ class Quirks:
     holes_are_written: bool = True
     fills_replace_guards: bool = True
     anon_shows_ksm: bool = False
+    has_guards: bool = True
+    shows_guards: bool = True
 
 
 class Quirk(NamedTuple):
@@ -54,6 +56,18 @@ QUIRKS = (
         "yes: Debian 6.18.15; no: 6.18.44, Debian 7.1.13",
         "/proc/kpageflags of a page that was touched",
     ),
+    Quirk(
+        "has_guards",
+        "there are guard regions; without them sequences have no MADV_GUARD_*",
+        "yes: 6.18.44, Debian 6.18.15, Debian 7.1.13; no: Debian 6.12.107",
+        "MADV_GUARD_INSTALL",
+    ),
+    Quirk(
+        "shows_guards",
+        "PAGEMAP_SCAN has the category GUARD, pagemap its bit 58; without them they are not compared",
+        "yes: 6.18.44, Debian 6.18.15, Debian 7.1.13; no: Debian 6.12.107",
+        "PAGEMAP_SCAN that asks for it",
+    ),
 )
 
 
@@ -73,7 +87,13 @@ def running() -> Quirks:
         uffd.register(area.address + PAGE, PAGE).or_raise("UFFDIO_REGISTER")
         guarded = memory.madvise(area.address + PAGE, PAGE, Advice.GUARD_INSTALL).ok
         replaced = guarded and uffd.copy(area.address + PAGE, area.address, PAGE).ok
-    return Quirks(holes_are_written=written, fills_replace_guards=replaced, anon_shows_ksm=shown)
+    return Quirks(
+        holes_are_written=written,
+        fills_replace_guards=replaced,
+        anon_shows_ksm=shown,
+        has_guards=guarded,
+        shows_guards=PageIs.GUARD in known_categories(),
+    )
 
 
 def lines(quirks: Quirks) -> list[str]:

@@ -49,6 +49,7 @@ class World:
         self.window, self.quirks = window, quirks
         self.era = eras.use(era)
         self.era.fills_replace_guards = quirks.fills_replace_guards
+        self._guard = w.G | w.SCAN_GUARD if quirks.shows_guards else 0
         self._anon = w.ANON | (w.KSM if quirks.anon_shows_ksm else 0)
         addresses = (MMAP_MIN_ADDR - window.base, TASK_SIZE - window.base, (1 << 64) - window.base)
         machines.boot(page_shift=12, huge_order=9, split_vmas=True, synchronous_swap=True, addresses=addresses)
@@ -162,7 +163,7 @@ class World:
                     elif kind == PteKind.POISON_MARKER:
                         word |= w.S | w.SWAPPED | w.WRITTEN
                     elif kind == PteKind.GUARD_MARKER:
-                        word |= w.S | w.G | w.SWAPPED | w.WRITTEN | w.SCAN_GUARD
+                        word |= w.S | w.SWAPPED | w.WRITTEN | self._guard
                 elif pmd.kind == PmdKind.HUGE:
                     p = pool[pmd.page.pfn + (number & 511)]
                     count = pmd.page.entire_mapcount + p.mapcount.counter

@@ -271,6 +271,9 @@ enum { MAX_PAGES = 8192, MARKER_TYPES = 20 };
 static uint64_t entry[MAX_PAGES], count[MAX_PAGES], flags[MAX_PAGES];
 static struct scan_region region[MAX_PAGES];
 
+#define GUARD_CATEGORY 0x100
+static uint64_t categories = 0x17f; // not soft-dirty
+
 /* The bits of a word, from the lowest: what pagemap says (6), PAGEMAP_SCAN (9), kpagecount (8), kpageflags (10), class. */
 static const int pagemap_bits[] = {63, 62, 61, 58, 57, 56};
 static const int flag_bits[] = {12, 34, 22, 15, 16, 21, 24, 13};
@@ -279,7 +282,7 @@ static void observe_pages(struct agent *a, int p, uint64_t *word, uint64_t *cont
 {
 	uint64_t n = a->pages, base = a->base, i, k;
 	struct scan_arg scan = {.size = sizeof(scan), .start = base, .end = base + n * PAGE, .vec = (uint64_t)region,
-				.vec_len = MAX_PAGES, .return_mask = 0x17f}; // not soft-dirty
+				.vec_len = MAX_PAGES, .return_mask = categories};
 	long found;
 
 	if (pread(a->pagemap[p], entry, n * 8, (off_t)(base / PAGE * 8)) != (ssize_t)(n * 8))
@@ -291,6 +294,10 @@ static void observe_pages(struct agent *a, int p, uint64_t *word, uint64_t *cont
 			word[i] |= (entry[i] >> pagemap_bits[k] & 1) << k;
 	}
 	found = ioctl(a->pagemap[p], PAGEMAP_SCAN, &scan);
+	if (found < 0 && errno == EINVAL && (categories & GUARD_CATEGORY)) { // it came later than the others
+		scan.return_mask = categories &= ~(uint64_t)GUARD_CATEGORY;
+		found = ioctl(a->pagemap[p], PAGEMAP_SCAN, &scan);
+	}
 	for (long r = 0; r < found; r++)
 		for (i = (region[r].start - base) / PAGE; i < (region[r].end - base) / PAGE; i++)
 			word[i] |= (region[r].categories & 0x1ff) << 6;
