@@ -174,3 +174,9 @@ def test_the_tables_of_freedom_and_profiles_are_shown() -> None:
     shown = CliRunner().invoke(cli, ["conform", "--profile", "freedom"]).output
     assert "physical addresses: Which page frame" in shown
     assert "moves " in CliRunner().invoke(cli, ["conform", "--profile", "list"]).output
+
+
+def test_mincore_of_more_than_is_compared_is_refused() -> None:
+    given = '[[0,"mmap",0,409600,3],[0,"mincore",0,36864]]'
+    result = CliRunner().invoke(cli, ["conform", "--replay", given])
+    assert result.exit_code == 2 and "ask for 8 pages at most" in result.output

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..kernel.agent import EXIT, FORK, LOAD, MASK, STORE, SYSCALL, Answer, Command
-from ..kernel.uapi import Ioctl
+from ..kernel.uapi import PAGE_SIZE_BYTES, Ioctl
 from ..model import fs_userfaultfd as uffd
 from ..model import madvise, mincore, mlock, mmap, mprotect, mremap, user
 from ..model.errno import EEXIST, EINVAL, ESRCH
@@ -21,6 +21,7 @@ MAP_FIXED_PRIVATE_ANONYMOUS = 0x32
 PROT = {1: vm.READ, 2: vm.WRITE, 4: vm.EXEC}
 UNWRITTEN = 57005
 """What an output field holds that the kernel did not write."""
+ADDRESS_BITS = 47
 CONTEXT_FD = 200
 """The userfaultfds have this number and the following ones."""
 
@@ -111,6 +112,14 @@ def resident(world: World, mm: mm_struct, addr: int, length: int) -> Outcome:
     word = bytearray(UNWRITTEN.to_bytes(8, "little"))
     word[: len(answers)] = bytes(answers)
     return Outcome(result, signed(int.from_bytes(word, "little")))
+
+
+def ask_mincore(base: int, process: int, args: tuple[int, ...]) -> Command:
+    """Raises ValueError for more pages than the scratch word holds answers; a length that wraps gets none."""
+    addr, length = args
+    if 8 * PAGE_SIZE_BYTES < length < 1 << ADDRESS_BITS:
+        raise ValueError(f"mincore of {length} bytes: its answers are compared as one word, so ask for 8 pages at most")
+    return Command(SYSCALL, process, SYS_MINCORE, (base + addr, length, 0), 0b100, (UNWRITTEN,))
 
 
 def ioctl(request: int, scratch: Callable[[int, tuple[int, ...]], tuple[int, ...]]) -> Callable[..., Command]:
@@ -206,7 +215,7 @@ KINDS["munlock"] = Kind(
 KINDS["mincore"] = Kind(
     ("@addr", ":length"),
     "mincore",
-    lambda base, process, a: Command(SYSCALL, process, SYS_MINCORE, (base + a[0], a[1], 0), 0b100, (UNWRITTEN,)),
+    ask_mincore,
     resident,
     out=0,
 )
