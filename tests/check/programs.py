@@ -36,6 +36,7 @@ class shared:
     flags: Annotated[list[bool], PerCpu()] = NULL
     other: other_t = NULL
     items: list[other_t] = NULL
+    drawn: Annotated[list[Annotated[int, Range(-1, 899)]], PerCpu()] = NULL
 
 
 @struct
@@ -56,7 +57,7 @@ class holder:
 
 
 def fresh(cpus: int = 2) -> shared:
-    return shared(lock_t(), lock_t(), flags=[False] * cpus, items=[])
+    return shared(lock_t(), lock_t(), flags=[False] * cpus, items=[], drawn=[-1] * cpus)
 
 
 @atomic

@@ -19,8 +19,9 @@ from userfault.check.ir import Program
 from userfault.check.result import Options, Result
 from userfault.check.trace import replay, switches
 from userfault.litmus import Test, library
-from userfault.model.lang import smp_processor_id
+from userfault.model.lang import choose, smp_processor_id
 from userfault.native import why_missing
+from userfault.paging.pytest_plugin import check as in_child
 
 from . import programs as p
 
@@ -146,6 +147,31 @@ def test_two_workers_share_large_levels(keep_going: bool) -> None:
     assert all(r.bytes_per_state < 32 for r in results)
     for threads in (1, 2, 3):
         assert native.explore(program, Options(max_bytes=500_000, threads=threads)).verdict == "bound"
+
+
+def draw(s: p.shared) -> None:
+    s.drawn[smp_processor_id()] = choose(8)
+
+
+def test_no_share_is_lost_where_the_table_runs_full() -> None:
+    """Levels so much larger than the one before that the table is full before their end, whoever is in the middle of what."""
+    s = p.fresh(4)
+    program = compile_program("draw", [ThreadSpec(f"P{n}", [Call(draw, (s,))]) for n in range(4)])
+    for threads in (1, *[2, 3] * 20):
+        result = native.explore(program, Options(keep_going=True, liveness=False, threads=threads))
+        assert (result.verdict, result.states, result.transitions) == ("holds", 17**4, 4 * 16 * 17**3), threads
+
+
+def draw_of_many(s: p.shared) -> None:
+    s.drawn[smp_processor_id()] = choose(900)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_choice_that_fills_the_table_within_a_share_is_a_bound(threads: int) -> None:
+    s = p.fresh()
+    program = compile_program("many", [ThreadSpec(f"P{n}", [Call(draw_of_many, (s,))]) for n in range(2)])
+    options = Options(keep_going=True, liveness=False, threads=threads)
+    assert in_child(lambda: native.explore(program, options).verdict) == "bound"
 
 
 def test_a_bound_is_a_bound_on_both() -> None:

@@ -515,7 +515,8 @@ static int64_t take_place(worker *w)
         w->place = atomic_fetch_add_explicit(&t->count, w->g->share, memory_order_relaxed);
         w->place_end = w->place + w->g->share;
     }
-    if (w->place < t->capacity) return w->place++;
+    // A share with more successors than slack() left room for ends the search: without an empty slot a probe has no end.
+    if (w->place < t->capacity && w->place + SHARE < (int64_t)t->slot_count) return w->place++;
     atomic_store(&w->g->full, 1);
     return -1;
 }
@@ -717,16 +718,19 @@ static void work_level(worker *w)
 {
     search *g = w->g;
     for (;;) {
-        int64_t from = atomic_fetch_add(&g->cursor, SHARE), to = from + SHARE;
-        if (from >= g->level_end || atomic_load_explicit(&g->full, memory_order_relaxed)) break;
+        // Asked before a share is taken: what is taken is expanded or left for later, never dropped.
+        if (atomic_load_explicit(&g->full, memory_order_relaxed)) break;
         if (atomic_load_explicit(&stop_requested, memory_order_relaxed)) break;
+        int64_t from = atomic_fetch_add(&g->cursor, SHARE), to = from + SHARE;
+        if (from >= g->level_end) break;
         // A table that runs full in the middle of a level is grown by the leader; this worker stops before.
         if (atomic_load_explicit(&g->t.count, memory_order_relaxed) + slack(g) * g->count >
             (int64_t)(g->t.slot_count / 16 * 15)) {
             pthread_mutex_lock(&g->lock);
             g->left[g->left_count++] = from;
             pthread_mutex_unlock(&g->lock);
-            atomic_store(&g->full, 2);
+            int not_full = 0; // a full arena stays what is said: nothing can be grown then
+            atomic_compare_exchange_strong(&g->full, &not_full, 2);
             break;
         }
         expand_range(w, from, to);
