@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from userfault.check import explore, native
 from userfault.check.compile import Call, ThreadSpec, compile_program
 from userfault.check.errors import CheckError
 from userfault.check.ir import Program
+from userfault.check.layout import Layout
 from userfault.check.result import Options, Result
 from userfault.check.trace import replay, switches
 from userfault.litmus import Test, library
@@ -194,3 +197,21 @@ def test_local_work_without_end_is_an_error_on_both() -> None:
     for engine in (explore, native):
         with pytest.raises(CheckError, match="does not end"):
             engine.explore(program)
+
+
+def space_is_short(room_bytes: int) -> tuple[bool, str]:
+    """A search that gets memory for its states and none for their parents; then one that fits, with more threads than fit."""
+    s = p.fresh()
+    program = compile_program("t", [ThreadSpec(f"P{n}", [Call(p.increment, (s, True))]) for n in range(2)])
+    counted = native.explore(program, Options(liveness=False)).states
+    mapped_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes + room_bytes, -1))
+    most = room_bytes // (8 * Layout(program, True).words)
+    with pytest.raises(CheckError, match="no memory"):
+        native.explore(program, Options(max_states=most * 3 // 4))
+    again = native.explore(program, Options(max_states=most // 2, liveness=False, threads=32))
+    return again.states == counted, again.verdict
+
+
+def test_memory_that_is_short_is_given_back() -> None:
+    assert in_child(space_is_short, 128 << 20) == (True, "holds")

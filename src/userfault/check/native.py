@@ -189,8 +189,15 @@ def _call(
     else:
         search()
     del keep
+    if troubles or out.verdict in (3, 5):
+        lib.uf_free(out.moves)
+        lib.uf_free(out.ends)
     if troubles:
         raise troubles[0]
+    if out.verdict == 3:
+        raise CheckError(f"{program.name}: a loop without a shared access does not end")
+    if out.verdict == 5:
+        raise CheckError(f"{program.name}: the search got no memory: lower --max-states")
     moves: list[Move] = []
     at = 0
     while at < out.moves_length:
@@ -198,10 +205,6 @@ def _call(
         moves.append(Move(out.moves[at], tuple(out.moves[at + 2 + i] for i in range(count))))
         at += 2 + count
     lib.uf_free(out.moves)
-    if out.verdict == 3:
-        raise CheckError(f"{program.name}: a loop without a shared access does not end")
-    if out.verdict == 5:
-        raise CheckError(f"{program.name}: the search got no memory: lower --max-states")
     return out, moves, encoder
 
 

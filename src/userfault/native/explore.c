@@ -758,6 +758,8 @@ static void work(worker *w)
 static void *worker_main(void *arg)
 {
     worker *w = arg;
+    pthread_mutex_lock(&w->g->lock);
+    pthread_mutex_unlock(&w->g->lock);
     for (;;) {
         pthread_barrier_wait(&w->g->barrier);
         if (w->g->quit) return 0;
@@ -924,13 +926,13 @@ static int enabled(search *g, int64_t number, int t, int32_t *regs)
 }
 
 // Append a walk inside a component: from `at` to an edge of thread `mover` (or, mover -1, to `goal`). Returns its end.
-static int64_t walk(search *g, result *out, int64_t *room, const marks *m, int64_t at, int mover, int64_t goal,
+static int64_t walk(search *g, result *made, int64_t *room, const marks *m, int64_t at, int mover, int64_t goal,
                     int32_t *regs)
 {
     int64_t count = atomic_load(&g->t.count), head = 0, tail = 0, found_from = -1, found = -1;
     int64_t *queue = malloc((size_t)count * sizeof *queue);
     int64_t *from = malloc((size_t)count * sizeof *from);
-    if (!queue || !from) return -1;
+    if (!queue || !from) goto out;
     memset(from, 0xff, (size_t)count * sizeof *from);
     queue[tail++] = at;
     from[at] = at;
@@ -970,10 +972,14 @@ static int64_t walk(search *g, result *out, int64_t *room, const marks *m, int64
                 } while (!done && next_choice(&c));
             }
             if (!done) find_move(g->p, state_at(&g->t, here), state_at(&g->t, to), regs, &thread, &c);
-            push_move(out, room, thread, &c);
+            if (!push_move(made, room, thread, &c)) {
+                found = -1;
+                break;
+            }
             here = to;
         }
     }
+out:
     free(queue);
     free(from);
     return found;
@@ -1003,7 +1009,7 @@ static int push_lasso(search *g, result *out, int64_t *room, const int64_t *memb
     int64_t start = members[0];
     for (int64_t i = 0; i < size; i++)
         if (members[i] < start) start = members[i];
-    push_path(g, out, room, start, regs);
+    if (!push_path(g, out, room, start, regs)) return 0;
     int64_t steps = 0;
     for (int64_t i = 0; i < out->moves_length; i += 2 + out->moves[i + 1]) steps++;
     out->lasso = steps;
@@ -1129,18 +1135,17 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
 {
     memset(out, 0, sizeof *out);
     out->lasso = -1;
-    search g = {.p = p, .o = o, .worst = -1};
+    search g = {.p = p, .o = o, .worst = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
     int64_t room = 0;
     int count = o->workers < 1 ? 1 : o->workers > MAX_WORKERS ? MAX_WORKERS : o->workers;
     out->verdict = 5;
     g.count = count;
-    if (!store_open(&g.t, p, o)) return 0;
+    if (!store_open(&g.t, p, o)) goto done;
     g.t.shared = count > 1;
     g.judged = p->invariants || p->finals;
     g.workers = aligned_alloc(LINE, (size_t)count * sizeof *g.workers);
     if (!g.workers) goto done;
     memset(g.workers, 0, (size_t)count * sizeof *g.workers);
-    pthread_mutex_init(&g.lock, 0);
     for (int i = 0; i < count; i++) {
         worker *w = &g.workers[i];
         w->g = &g;
@@ -1161,13 +1166,12 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
         report(&g, r, 0, -1, 0);
         g.worst_new = 0;
     }
-    int helpers = 0;
-    if (count > 1) {
-        pthread_barrier_init(&g.barrier, 0, (unsigned)count);
-        for (int i = 1; i < count; i++)
-            if (!pthread_create(&g.workers[i].thread, 0, worker_main, &g.workers[i])) helpers++;
-        if (helpers != count - 1) abort(); // a barrier that can't fill
-    }
+    // Where fewer threads can be had, the search makes do with them; they wait until it is known how many they are.
+    pthread_mutex_lock(&g.lock);
+    g.count = 1;
+    while (g.count < count && !pthread_create(&g.workers[g.count].thread, 0, worker_main, &g.workers[g.count])) g.count++;
+    pthread_barrier_init(&g.barrier, 0, (unsigned)g.count);
+    pthread_mutex_unlock(&g.lock);
     int bound = 0, stopped = 0, memory = 0;
     g.level_end = 1;
     while (g.level_begin < g.level_end && (g.worst < 0 || o->keep_going) && !bound && !stopped && !memory) {
@@ -1175,9 +1179,9 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
         for (;;) {
             int64_t level = g.level_end - atomic_load(&g.cursor);
             if (level < 0) level = 0;
-            if (!grow(&g, level + (slack(&g) * 2 + SHARE) * count)) { memory = 1; break; }
+            if (!grow(&g, level + (slack(&g) * 2 + SHARE) * g.count)) { memory = 1; break; }
             atomic_store(&g.full, 0);
-            g.share = count > 1 && level > 2048 ? SHARE : 1;
+            g.share = g.count > 1 && level > 2048 ? SHARE : 1;
             while (g.left_count) {
                 int64_t from = g.left[--g.left_count];
                 expand_range(&g.workers[0], from, from + SHARE);
@@ -1195,12 +1199,10 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
         g.level_end = total;
         atomic_store(&progress_states, total);
     }
-    if (helpers) {
-        g.quit = 1;
-        pthread_barrier_wait(&g.barrier);
-        for (int i = 1; i < count; i++) pthread_join(g.workers[i].thread, 0);
-        pthread_barrier_destroy(&g.barrier);
-    }
+    g.quit = 1;
+    pthread_barrier_wait(&g.barrier);
+    for (int i = 1; i < g.count; i++) pthread_join(g.workers[i].thread, 0);
+    pthread_barrier_destroy(&g.barrier);
     for (int i = 0; i < count; i++) {
         out->transitions += g.workers[i].transitions;
         for (int j = 0; j < 4; j++) out->reached[j] |= g.workers[i].reached[j];
@@ -1216,8 +1218,9 @@ EXPORT int uf_explore(const program *p, const options *o, result *out)
     else if (g.worst >= 0) {
         out->verdict = 1;
         out->failure = g.worst;
-        if (!p->alone) push_path(&g, out, &room, g.worst_state, regs);
-        if (!p->alone && g.worst_thread >= 0) push_move(out, &room, g.worst_thread, &g.worst_choices);
+        if (!p->alone && !(push_path(&g, out, &room, g.worst_state, regs) &&
+                           (g.worst_thread < 0 || push_move(out, &room, g.worst_thread, &g.worst_choices))))
+            out->verdict = 5;
     } else if (stopped) out->verdict = 4;
     else if (bound) out->verdict = 2;
     else {
