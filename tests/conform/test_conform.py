@@ -22,7 +22,7 @@ from userfault.conform.mutants import find_mutant, mutant_library, mutated
 from userfault.conform.operations import Op
 from userfault.kernel.agent import SYSCALL, Agent, Command
 from userfault.litmus import Mutant
-from userfault.model import fork, userfaultfd
+from userfault.model import fork, userfaultfd_move
 
 PAGE = 4096
 
@@ -55,7 +55,7 @@ def test_a_sequence_depends_on_profile_seed_and_number_only() -> None:
 
 
 def test_a_divergence_is_found_shrunk_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(userfaultfd, "ENOENT", 5)
+    monkeypatch.setattr(userfaultfd_move, "ENOENT", 5)
     found = [each for each in run("moves", 1, 5000) if isinstance(each, Divergence)]
     assert len(found) == 1
     short = shrunk(MOVES, found[0])

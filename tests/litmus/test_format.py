@@ -11,7 +11,7 @@ from userfault.litmus import LitmusError, compile_test, judged, load, matrix_job
 from userfault.litmus.ast import Formula
 from userfault.litmus.mutants import parse_mutant, patch
 from userfault.litmus.read import read
-from userfault.model import rmap
+from userfault.model.anon_vma import put_anon_vma
 
 GOOD = """userfault T
 "Does it?"
@@ -117,9 +117,9 @@ def test_a_situation_that_is_never_reached_breaks_sometimes() -> None:
 
 
 def test_a_mutant_that_does_not_fit_is_refused() -> None:
-    text = "removes: x\nkills: S1 v6.8 p\n@@ rmap.put_anon_vma @@\n-    nothing like this\n"
+    text = "removes: x\nkills: S1 v6.8 p\n@@ anon_vma.put_anon_vma @@\n-    nothing like this\n"
     mutant = parse_mutant("M", text)
     with pytest.raises(LitmusError, match="fits nowhere"):
-        patch("M", rmap.put_anon_vma, mutant.hunks[0])
+        patch("M", put_anon_vma, mutant.hunks[0])
     with pytest.raises(LitmusError, match=r"needs `removes"):
         parse_mutant("M", "removes: x\n")

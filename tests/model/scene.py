@@ -13,7 +13,7 @@ from userfault.model.mm_types import PmdKind, mm_struct, page, pte_t, tlb_t, vm
 from userfault.model.mmap import do_mmap
 from userfault.model.properties import ALWAYS
 from userfault.model.user import load, store
-from userfault.model.userfaultfd import uffdio_move
+from userfault.model.userfaultfd_move import uffdio_move
 
 PAGES = 12
 every_era = pytest.mark.parametrize("era", list(eras.ERAS))

@@ -21,7 +21,8 @@ from userfault.model.mm_types import PmdKind, PteKind, address_space, mm_struct,
 from userfault.model.mmap import do_mmap
 from userfault.model.pgtable import pte_offset, set_pte
 from userfault.model.user import touch
-from userfault.model.userfaultfd import uffdio_copy, uffdio_move
+from userfault.model.userfaultfd import uffdio_copy
+from userfault.model.userfaultfd_move import uffdio_move
 from userfault.model.vmscan import shrink_page
 
 from .scene import PAGES, move, page_at, run_in, settled, start, write

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from userfault.model import era as eras
+from userfault.model.anon_vma import anon_vma_lock_write, anon_vma_unlock_write
 from userfault.model.errno import EAGAIN, EBUSY
 from userfault.model.fork import sys_fork
 from userfault.model.gup import gup_fast, unpin_user_page
@@ -17,7 +18,8 @@ from userfault.model.machine import machine, new_mm
 from userfault.model.madvise import madvise_dontneed, madvise_nouserfault
 from userfault.model.mm_types import PmdKind, PteKind, anon_vma, mm_struct, page, vm
 from userfault.model.mmap import do_mmap, sys_munmap
-from userfault.model.rmap import anon_vma_lock_write, anon_vma_unlock_write, folio_mapcount, page_referenced_anon
+from userfault.model.page_flags import folio_mapcount
+from userfault.model.rmap import page_referenced_anon
 from userfault.model.slab import get_page, put_page
 from userfault.model.user import load, touch
 from userfault.model.vmscan import shrink_page

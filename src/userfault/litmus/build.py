@@ -9,6 +9,7 @@ from ..check.compile import Call, ThreadSpec, compile_program
 from ..check.ir import Program
 from ..model import era as eras
 from ..model import machine as machines
+from ..model.anon_vma import anon_vma_prepare
 from ..model.errno import SIGBUS, SIGSEGV
 from ..model.fork import sys_fork
 from ..model.huge_memory import do_huge_pmd_anonymous_page
@@ -34,7 +35,6 @@ from ..model.mm_types import (
 from ..model.mmap import do_mmap
 from ..model.pgtable import pmd_trans_huge
 from ..model.properties import ALWAYS
-from ..model.rmap import anon_vma_prepare
 from ..model.slab import anon_vma_chain_new, get_page, put_page
 from ..model.vmscan import shrink_page
 from .ast import EXISTS, At, Atom, Column, Formula, Operation, Setup, Test, Value, Vma, atoms

@@ -18,12 +18,13 @@ from ..model import (
     mmap,
     mprotect,
     mremap,
-    rmap,
     slab,
     user,
     userfaultfd,
+    userfaultfd_move,
     vmscan,
 )
+from ..model.anon_vma import page_get_anon_vma, put_anon_vma
 from ..model.errno import EAGAIN
 from ..model.lang import atomic, raw
 from ..model.madvise import MADV
@@ -77,8 +78,8 @@ def _move(mm: mm_struct, args: list[Any]) -> tuple[Callable[..., Any], tuple[Any
     holes = int(len(args) > 4)
     if era.uffdio_move:
         ctx = next((vma.ctx for vma in mm.mmap if vma.ctx is not None), None)
-        mode = holes * userfaultfd.UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES
-        return userfaultfd.uffdio_move, (mm, dst, src, length, mode, ctx)
+        mode = holes * userfaultfd_move.UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES
+        return userfaultfd_move.uffdio_move, (mm, dst, src, length, mode, ctx)
     return fremap.remap_anon_pages, (mm, dst, src, length, holes * fremap.RAP_ALLOW_SRC_HOLES)
 
 
@@ -260,9 +261,9 @@ def get_and_put_anon_vma(p: page) -> int:
     """A walker that only takes a reference: 1 if it got one."""
     if not slab.get_page_unless_zero(p):
         return 0
-    av = rmap.page_get_anon_vma(p)
+    av = page_get_anon_vma(p)
     if av is not None:
-        rmap.put_anon_vma(av)
+        put_anon_vma(av)
     slab.put_page(p)
     return 0 if av is None else 1
 

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from .anon_vma import (
+    anon_vma_alloc,
+    anon_vma_chain_link,
+    anon_vma_clone,
+    anon_vma_lock_write,
+    anon_vma_unlock_write,
+    get_anon_vma,
+)
 from .catalogue import modelled
 from .era import era
 from .huge_memory import copy_huge_pmd
@@ -11,16 +19,7 @@ from .machine import config
 from .memory import pte_alloc
 from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pte_slot, pte_t, vm, vm_area_struct
 from .pgtable import flush_tlb_mm, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte
-from .rmap import (
-    anon_vma_alloc,
-    anon_vma_chain_link,
-    anon_vma_clone,
-    anon_vma_lock_write,
-    anon_vma_unlock_write,
-    get_anon_vma,
-    page_add_new_anon_rmap,
-    page_mapcount_inc,
-)
+from .rmap import page_add_new_anon_rmap, page_mapcount_inc
 from .slab import alloc_page, anon_vma_chain_alloc, compound_head, get_page, hpage_nr, put_page, vm_area_alloc
 from .swapfile import swap_duplicate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .anon_vma import anon_vma_lock_write, anon_vma_prepare, anon_vma_unlock_write, page_get_anon_vma, put_anon_vma
 from .catalogue import modelled
 from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
 from .huge_split import split_huge_page_pmd, wait_split_huge_page
@@ -24,6 +25,7 @@ from .mm_types import (
     vm_area_struct,
 )
 from .mmap import find_vma
+from .page_flags import PageAnon
 from .pgtable import (
     flush_tlb_pmd,
     linear_page_index,
@@ -36,14 +38,6 @@ from .pgtable import (
     ptep_get_and_clear,
     set_pmd,
     set_pte,
-)
-from .rmap import (
-    PageAnon,
-    anon_vma_lock_write,
-    anon_vma_prepare,
-    anon_vma_unlock_write,
-    page_get_anon_vma,
-    put_anon_vma,
 )
 from .slab import atomic_read, get_page, hpage_size, put_page, put_page_testzero
 from .swapfile import swp_entry_swapcount

@@ -15,14 +15,8 @@ from .mm_types import PmdKind, mm_struct, userfaultfd_ctx, vm, vm_area_struct
 from .pgtable import pmd_offset
 from .slab import alloc_page, put_page
 from .user import peek
-from .userfaultfd import (
-    mfill_atomic,
-    mfill_atomic_install_pte,
-    mfill_vma,
-    mwriteprotect_range,
-    uffd_wp_range,
-    uffdio_move,
-)
+from .userfaultfd import mfill_atomic, mfill_atomic_install_pte, mfill_vma, mwriteprotect_range, uffd_wp_range
+from .userfaultfd_move import uffdio_move
 from .vma import vma_modify
 
 UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_REGISTER_MODE_MINOR = 1, 2, 4

@@ -5,6 +5,7 @@ A huge page is its head: lock, counts, mapping and index live there. Its tails a
 
 from __future__ import annotations
 
+from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
 from .huge_split import split_huge_pmd, split_huge_zero_page_pmd, wait_split_huge_page
@@ -23,6 +24,7 @@ from .mm_types import (
     vm,
     vm_area_struct,
 )
+from .page_flags import folio_mapcount
 from .pgtable import (
     flush_tlb_pmd,
     pmd_lockptr,
@@ -33,8 +35,6 @@ from .pgtable import (
     set_pte,
 )
 from .rmap import (
-    anon_vma_prepare,
-    folio_mapcount,
     huge_mapcount_dec,
     huge_mapcount_inc,
     hugepage_add_new_anon_rmap,

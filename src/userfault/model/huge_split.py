@@ -6,6 +6,7 @@ split alone, which leaves the page huge and mapped by PTEs.
 
 from __future__ import annotations
 
+from .anon_vma import anon_vma_lock_write, anon_vma_unlock_write, page_get_anon_vma, put_anon_vma
 from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN, EBUSY
@@ -26,6 +27,7 @@ from .mm_types import (
     pte_t,
     vm_area_struct,
 )
+from .page_flags import folio_mapcount
 from .pgtable import (
     flush_tlb_pmd,
     pmd_lockptr,
@@ -35,16 +37,7 @@ from .pgtable import (
     set_pte,
     vma_address,
 )
-from .rmap import (
-    anon_vma_lock_write,
-    anon_vma_unlock_write,
-    folio_mapcount,
-    huge_mapcount_dec,
-    page_get_anon_vma,
-    put_anon_vma,
-    try_to_unmap_one,
-    vma_overlaps,
-)
+from .rmap import huge_mapcount_dec, try_to_unmap_one, vma_overlaps
 from .slab import atomic_read, get_page, hpage_nr, hpage_size, nth_page, put_page
 from .swap import free_page_and_swap_cache
 from .vmscan import page_freeze

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .anon_vma import anon_vma_lock_write, anon_vma_unlock_write
 from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN
@@ -10,7 +11,7 @@ from .lang import BUG_ON, reached
 from .locks import down_write, spin_lock, spin_unlock, trylock_page, unlock_page, up_write
 from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pmd_t, pte_t, vm, vm_area_struct
 from .pgtable import flush_tlb_pmd, pmd_lockptr, pmd_offset, pte_lockptr, ptep_get_and_clear, set_pmd
-from .rmap import anon_vma_lock_write, anon_vma_unlock_write, hugepage_add_new_anon_rmap, page_remove_rmap
+from .rmap import hugepage_add_new_anon_rmap, page_remove_rmap
 from .slab import alloc_hugepage, atomic_read, hpage_nr, hpage_size, nth_page, put_page
 from .swap import free_page_and_swap_cache
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .anon_vma import get_anon_vma
 from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN
@@ -11,8 +12,9 @@ from .locks import down_read, lock_page, spin_lock, spin_unlock, trylock_page, u
 from .machine import machine
 from .mm_types import PmdKind, PteKind, anon_vma, mm_struct, page, pte_t, rmap_item, stable_node, vm_area_struct
 from .mmap import find_vma
+from .page_flags import PageAnon, PageKsm, page_mapped
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, ptep_clear_flush, set_pte
-from .rmap import PageAnon, PageKsm, get_anon_vma, page_check_address, page_mapcount_inc, page_mapped, page_remove_rmap
+from .rmap import page_check_address, page_mapcount_inc, page_remove_rmap
 from .slab import atomic_read, get_page, put_page
 from .swap import try_to_free_swap
 

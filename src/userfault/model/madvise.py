@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
 from .errno import EFAULT, EHWPOISON, EINVAL, ENOMEM
@@ -14,7 +15,6 @@ from .memory import VM_FAULT_HWPOISON, handle_mm_fault, pte_alloc, pte_free, tlb
 from .mm_types import PmdKind, PteKind, mm_struct, pmd_t, pte_t, vm, vm_area_struct
 from .mmap import find_vma
 from .pgtable import flush_tlb_pmd, pmd_lockptr, pmd_offset, pte_lockptr, pte_offset, set_pmd, set_pte
-from .rmap import anon_vma_prepare
 from .slab import atomic_read, hpage_size
 from .vma import vma_modify
 from .vmscan import shrink_page

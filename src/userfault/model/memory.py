@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
 from .huge_memory import (
@@ -17,6 +18,7 @@ from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
 from .machine import config, machine, new_page_table, this_cpu
 from .migrate import migration_entry_wait
 from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pmd_t, pte_slot, pte_t, vm, vm_area_struct
+from .page_flags import PageAnon, PageKsm
 from .pgtable import (
     flush_tlb_pmd,
     flush_tlb_range,
@@ -30,14 +32,7 @@ from .pgtable import (
     set_pmd,
     set_pte,
 )
-from .rmap import (
-    PageAnon,
-    PageKsm,
-    anon_vma_prepare,
-    page_add_new_anon_rmap,
-    page_move_anon_rmap,
-    page_remove_rmap,
-)
+from .rmap import page_add_new_anon_rmap, page_move_anon_rmap, page_remove_rmap
 from .slab import alloc_page, atomic_read, compound_head, get_page, hpage_nr, hpage_size, put_page
 from .swap import (
     do_swap_page,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .anon_vma import page_get_anon_vma, put_anon_vma
 from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN
@@ -10,17 +11,9 @@ from .lang import NULL, atomic, check, ghost, raw, reached
 from .locks import down_read, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, wait_on_page_locked
 from .machine import config
 from .mm_types import PmdKind, PteKind, anon_vma, page, page_table, pte_slot, pte_t, stable_node, vm, vm_area_struct
+from .page_flags import PageAnon, PageKsm, page_mapped
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte, vma_address
-from .rmap import (
-    PageAnon,
-    PageKsm,
-    item_may_lie,
-    page_get_anon_vma,
-    page_mapcount_inc,
-    page_mapped,
-    put_anon_vma,
-    try_to_unmap,
-)
+from .rmap import item_may_lie, page_mapcount_inc, try_to_unmap
 from .slab import alloc_page, atomic_read, get_page, get_page_unless_zero, put_page
 from .vmscan import isolate_lru_page, page_freeze
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .anon_vma import unlink_anon_vmas
 from .catalogue import modelled
 from .era import era
 from .errno import EINVAL, ENOMEM
@@ -10,7 +11,6 @@ from .locks import down_read, down_write, downgrade_write, up_read, up_write
 from .machine import config, machine
 from .memory import free_pgd_range, tlb_finish_mmu, zap_page_range
 from .mm_types import mm_struct, vm, vm_area_struct
-from .rmap import unlink_anon_vmas
 from .slab import vm_area_alloc, vm_area_free
 from .vma import mmap_region, split_vma
 

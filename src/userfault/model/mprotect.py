@@ -11,8 +11,8 @@ from .machine import config
 from .memory import pte_alloc
 from .mlock import populate_vma_page_range
 from .mm_types import PmdKind, PteKind, mm_struct, page_table, pte_t, vm, vm_area_struct
+from .page_flags import PageAnon
 from .pgtable import flush_tlb_range, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte
-from .rmap import PageAnon
 from .slab import hpage_nr, hpage_size
 from .vma import vma_modify
 

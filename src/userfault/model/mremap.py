@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .anon_vma import anon_vma_clone, anon_vma_lock_write, anon_vma_unlock_write, unlink_anon_vmas
 from .catalogue import modelled
 from .era import era
 from .errno import EFAULT, EINVAL
@@ -22,7 +23,6 @@ from .pgtable import (
     ptep_get_and_clear,
     set_pte,
 )
-from .rmap import anon_vma_clone, anon_vma_lock_write, anon_vma_unlock_write, unlink_anon_vmas
 from .slab import vm_area_alloc
 from .vma import copied_range_merged, vma_link
 

@@ -9,8 +9,9 @@ from .lang import NULL, atomic, wait_until
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
 from .machine import config, machine
 from .mm_types import PteKind, anon_vma, page, page_table, pte_slot, pte_t, swap_slot, vm, vm_area_struct
+from .page_flags import PageKsm, page_mapped
 from .pgtable import pte_lockptr, set_pte
-from .rmap import PageKsm, page_add_anon_rmap, page_add_new_anon_rmap, page_mapped
+from .rmap import page_add_anon_rmap, page_add_new_anon_rmap
 from .slab import alloc_page, atomic_read, compound_head, put_page
 from .swapfile import swap_entry_free, swap_free, swp_entry_swapcount
 

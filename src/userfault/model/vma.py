@@ -5,6 +5,7 @@ Only with `config.SPLIT_VMAS`: without it the bounds of a VMA are constants of a
 
 from __future__ import annotations
 
+from .anon_vma import anon_vma_clone, unlink_anon_vmas
 from .catalogue import modelled
 from .era import era
 from .huge_split import split_huge_page_pmd, split_huge_pmd
@@ -13,7 +14,6 @@ from .locks import down_write, up_write
 from .machine import config
 from .mm_types import anon_vma, mm_struct, userfaultfd_ctx, vm, vm_area_struct
 from .pgtable import pmd_offset, pmd_trans_huge
-from .rmap import anon_vma_clone, unlink_anon_vmas
 from .slab import hpage_size, vm_area_alloc, vm_area_free
 
 STICKY = int(vm.MAYBE_GUARD)

@@ -8,7 +8,8 @@ from .lang import atomic, raw, reached
 from .locks import trylock_page, unlock_page
 from .machine import config
 from .mm_types import page
-from .rmap import PageAnon, PageKsm, page_mapped, page_referenced_anon, try_to_unmap
+from .page_flags import PageAnon, PageKsm, page_mapped
+from .rmap import page_referenced_anon, try_to_unmap
 from .slab import atomic_read, free_page, put_page
 from .swap import add_to_swap_cache, clear_swap_cache
 from .swapfile import get_swap_page
