@@ -170,6 +170,12 @@ def test_litmus_is_run_compare(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Test move+move Required" in done.output and "Model move+move v6.18" in done.output
 
 
+@pytest.mark.parametrize("option", [["--ops", "5"], ["--seed", "2"], ["--profile", "fills"], ["--mutant", "all"]])
+def test_litmus_refuses_what_it_would_ignore(option: list[str]) -> None:
+    refused = CliRunner().invoke(cli, ["conform", "--litmus", *option])
+    assert refused.exit_code == 2 and f"of which {option[0]} says nothing" in refused.output
+
+
 def test_the_tables_of_freedom_and_profiles_are_shown() -> None:
     shown = CliRunner().invoke(cli, ["conform", "--profile", "freedom"]).output
     assert "physical addresses: Which page frame" in shown

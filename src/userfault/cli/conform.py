@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .guest import guest_options
+from .guest import given, guest_options
 
 if TYPE_CHECKING:
     from ..conform.compare import Divergence
@@ -63,7 +63,16 @@ def command(
     if litmus:
         from . import run
 
-        click.get_current_context().invoke(run.command, comparing=True, as_json=as_json)
+        context = click.get_current_context()
+        others = [each for each in given(context) if each.startswith("--") and each not in ("--litmus", "--json")]
+        if others:
+            click.echo(
+                f"userfault conform: --litmus runs the library's tests, of which {', '.join(others)} says nothing: leave it out, "
+                "or see `userfault run --compare` for what can be asked",
+                err=True,
+            )
+            sys.exit(EXIT_USAGE)
+        context.invoke(run.command, comparing=True, as_json=as_json)
         return
     if name == "list":
         for profile in PROFILES.values():
@@ -95,12 +104,12 @@ def command(
                         sys.exit(EXIT_DIVERGES)
             return
         profile = profile_named(name)
-        given = report.from_json(Path(replay).read_text() if replay[0] != "[" else replay)
+        sequence = report.from_json(Path(replay).read_text() if replay[0] != "[" else replay)
         if as_c:
-            click.echo(emit.c_program(given, profile.window, f"userfault conform --profile {name}"), nl=False)
+            click.echo(emit.c_program(sequence, profile.window, f"userfault conform --profile {name}"), nl=False)
             return
         with surroundings(profile):
-            result = check(profile, given)
+            result = check(profile, sequence)
         if isinstance(result, Divergence):
             show(name, result, as_json)
             sys.exit(EXIT_DIVERGES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from ..model.mm_types import PmdKind, PteKind, mm_struct, vm, vm_area_struct
+from ..model.mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
 from .operations import Op
 from .world import HUGE_PAGES, PAGE, Window, World
 
@@ -113,7 +113,7 @@ SWAPS = Profile(
     "the same with swap: entries that are exclusive or not, moved, shared, write-protected",
     Window(BASE, HUGE_PAGES - 12, 20),
     120,
-    {**FORKS.weights, "pageout": 16, "cold": 3, "mincore": 4, "load": 24, "writeprotect": 8},
+    {**FORKS.weights, "pageout": 16, "cold": 3, "mincore": 8, "load": 24, "writeprotect": 8},
     swap=True,
 )
 REMAPS = Profile(
@@ -172,6 +172,7 @@ PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, HUG
 
 RW = int(vm.READ | vm.WRITE)
 ACCESS = int(vm.READ | vm.WRITE | vm.EXEC)
+NOTHING, HUGE_PART = pte_t(), pte_t(kind=PteKind.PRESENT)
 OF_USERFAULTFD = ("register", "unregister", "move", "copy", "zeropage", "poison", "writeprotect")
 
 
@@ -237,12 +238,15 @@ class Generator:
         return self.rng.random() < probability
 
     @staticmethod
-    def kind(mm: mm_struct, addr: int) -> PteKind:
-        """What is mapped at an address; a huge page counts as present."""
+    def pte(mm: mm_struct, addr: int) -> pte_t:
+        """What is mapped at an address; a huge page is like one that is present."""
         pmd = mm.pmd[addr >> 21].pmd
         if pmd.kind == PmdKind.TABLE:
-            return pmd.table.pte[(addr >> 12) & 511].pte.kind
-        return PteKind.NONE if pmd.kind == PmdKind.NONE else PteKind.PRESENT
+            return pmd.table.pte[(addr >> 12) & 511].pte
+        return NOTHING if pmd.kind == PmdKind.NONE else HUGE_PART
+
+    def kind(self, mm: mm_struct, addr: int) -> PteKind:
+        return self.pte(mm, addr).kind
 
     def vma(self, mm: mm_struct, flags: int = 0, ctx: int = -1) -> vm_area_struct | None:
         """Some VMA with these flags, registered with that userfaultfd."""
@@ -273,6 +277,11 @@ class Generator:
         if self.maybe(0.02):
             return (window.first + self.rng.choice((-1, window.pages, window.pages + 1))) * PAGE
         return (window.first + self.rng.randrange(window.pages)) * PAGE
+
+    def pages(self) -> range:
+        """The addresses of the window's pages."""
+        window = self.profile.window
+        return range(window.first * PAGE, (window.first + window.pages) * PAGE, PAGE)
 
     def length(self, most: int = 8) -> int:
         return min(int(self.rng.expovariate(0.4)) + 1, most) * PAGE
@@ -347,6 +356,15 @@ class Generator:
     def draw_store(self, mm: mm_struct) -> tuple[int, ...]:
         vma = self.vma(mm, RW) if self.maybe(0.95) else None
         return (self.page_in(mm, vma) + 8 * self.rng.randrange(512), self.rng.randrange(1, 1 << 16))
+
+    def draw_mincore(self, mm: mm_struct) -> tuple[int, ...]:
+        """Mostly where something is swapped out, the only place where there is more to look up than the entry."""
+        swapped = [addr for addr in self.pages() if self.kind(mm, addr) == PteKind.SWAP]
+        # What one process has read in is in the cache for the others.
+        cached = [addr for addr in swapped if self.pte(mm, addr).slot.cache is not None]
+        if swapped and self.maybe(0.7):
+            return self.inside(self.rng.choice(cached or swapped), self.length())
+        return self.range_in(mm)
 
     def draw_mremap(self, mm: mm_struct) -> tuple[int, ...]:
         addr, length = self.range_in(mm)
