@@ -19,8 +19,9 @@ TIMEOUT_S = 60
 @pytest.mark.usefixtures("can_page")
 def test_the_examples_run_and_their_contract_holds(tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    function, store, use, contract = blocks
-    (tmp_path / "script.py").write_text(function + store + use)
+    function, objects, store, use, contract = blocks
+    np.ones((2000, 128), dtype="<f4").tofile(tmp_path / "vectors.f32")
+    (tmp_path / "script.py").write_text(function + objects + store + use)
     (tmp_path / "test_store.py").write_text(f"{store}{contract}\n    sizes_bytes, example_count = (30_003,), 10\n")
     run(tmp_path, "script.py")
     done = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_store.py")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import random
+import signal
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +15,13 @@ from typing import Any
 import fsspec
 import pytest
 
-from userfault.paging.fsspec import FsspecSource
-from userfault.paging.source import Source, SourceError
+from userfault import paging
+from userfault.paging.fsspec import FsspecSource, FsspecStore, remove_strays, split
+from userfault.paging.memory import MemorySource
+from userfault.paging.pytest_plugin import check
+from userfault.paging.source import Source, SourceError, Store
 from userfault.paging.sources import open_source
-from userfault.paging.testing import SourceContract, read
+from userfault.paging.testing import SourceContract, StoreContract, read
 
 
 class TestS3(SourceContract):
@@ -30,6 +37,59 @@ class TestS3(SourceContract):
 
     def make_broken(self, directory: Path) -> Source:
         return open_source("s3://bucket/missing", **self.s3.options)
+
+
+class TestS3Chunks(StoreContract):
+    """Objects can't be written in place."""
+
+    sizes_bytes = (0, 40_003)
+    example_count = 4
+    names = itertools.count()
+
+    @pytest.fixture(autouse=True)
+    def _s3(self, s3: Any) -> None:
+        self.s3 = s3
+
+    def make(self, data: bytes, directory: Path) -> Store:
+        self.url = f"s3://bucket/chunks/{next(self.names)}"
+        split(MemorySource(data), self.url, chunk_bytes=9000, **self.s3.options)
+        return self.reopen(directory)
+
+    def reopen(self, directory: Path) -> Store:
+        store = open_source(self.url, writable=True, **self.s3.options)
+        assert isinstance(store, Store)
+        return store
+
+    def make_broken(self, directory: Path) -> Source:
+        return open_source("s3://bucket/missing", writable=True, **self.s3.options)
+
+
+class TestLocalInPlace(StoreContract):
+    """A file system that writes where it stands."""
+
+    example_count = 20
+
+    def make(self, data: bytes, directory: Path) -> Store:
+        (directory / "data").write_bytes(data)
+        return self.reopen(directory)
+
+    def reopen(self, directory: Path) -> Store:
+        return FsspecStore(f"local://{directory}/data")
+
+    def make_broken(self, directory: Path) -> Source:
+        return FsspecStore(f"local://{directory}/missing")
+
+
+class TestLocalChunks(StoreContract):
+    sizes_bytes = (1, 100_003)
+    example_count = 20
+
+    def make(self, data: bytes, directory: Path) -> Store:
+        split(MemorySource(data), f"local://{directory}/data", chunk_bytes=5000)
+        return self.reopen(directory)
+
+    def reopen(self, directory: Path) -> Store:
+        return FsspecStore(f"local://{directory}/data")
 
 
 class TestZip(SourceContract):
@@ -82,6 +142,77 @@ def test_what_became_shorter_is_an_error(tmp_path: Path) -> None:
             read(source, 3, 4)
 
 
+def test_an_object_can_not_be_written_in_place_but_split(s3: Any) -> None:
+    url = s3.put("whole", b"0123456789")
+    with pytest.raises(SourceError, match=r"S3FileSystem replaces it whole or not at all: make chunks of it.*split"):
+        open_source(url, writable=True, **s3.options).open()
+    split(open_source(url, **s3.options), "s3://bucket/pieces", chunk_bytes=4, **s3.options)
+    with open_source("s3://bucket/pieces", **s3.options) as source:
+        assert not isinstance(source, FsspecStore)
+        assert read(source, 0, 100) == b"0123456789"
+    with pytest.raises(SourceError, match="it has 10 bytes where 2 were asked for"):
+        split(MemorySource(b"ab"), "s3://bucket/pieces", **s3.options)
+
+
+@pytest.mark.usefixtures("can_page")
+def test_a_region_over_chunks_in_s3_is_written_back_and_read_again(s3: Any) -> None:
+    def child() -> None:
+        url, size = "s3://bucket/region", 300_001
+        oracle = bytearray(size)
+        with paging.open(
+            url, access="r+", size_bytes=size, chunk_bytes=100_000, resident="128 KiB", **s3.options
+        ) as memory:
+            pick = random.Random(1)
+            for _round in range(2):
+                for _ in range(20):
+                    at = pick.randrange(size)
+                    memory[at] = oracle[at] = pick.randrange(256)
+                memory.flush()
+                memory.evict()
+                assert memory[:] == oracle
+            # Half of a flush, and then nobody is there any more.
+            memory[0] = oracle[0] ^ 1
+            assert memory._store and memory._worker
+            memory._store.write_from(0, memoryview(b"half"))
+            os.kill(memory._worker.pid, signal.SIGKILL)
+            with paging.open(url, **s3.options) as other:
+                assert other[:] == oracle
+            oracle[0] ^= 1
+            with pytest.raises(SourceError, match="may be lost"):
+                memory.flush()
+        with paging.open(url, **s3.options) as memory:
+            assert memory[:] == oracle
+
+    check(child)
+
+
+def test_a_file_in_memory_is_written_in_place() -> None:
+    files = fsspec.filesystem("memory")
+    files.pipe("/written", b"0123456789")
+    with open_source("memory://written", writable=True) as store:
+        assert isinstance(store, FsspecStore)
+        store.write_from(3, memoryview(b"xyz"))
+        assert read(store, 2, 5) == b"2xyz6"
+        store.flush()
+    assert files.cat("/written") == b"012xyz6789"
+    with pytest.raises(SourceError, match="it has 10 bytes where 11 were asked for"):
+        open_source("memory://written", writable=True, size_bytes=11).open()
+
+
+def test_chunks_that_a_writer_left_are_removed(tmp_path: Path) -> None:
+    url = f"local://{tmp_path}/data"
+    with FsspecStore(url, size_bytes=10, chunk_bytes=4) as store:
+        assert store._objects
+        store.write_from(0, memoryview(b"0123456789"))
+        store.flush()
+        store._objects.write_chunk(1, bytearray(b"left"))  # type: ignore[attr-defined]
+    assert (remove_strays(url), remove_strays(url)) == (1, 0)
+    with FsspecSource(url) as source:
+        assert read(source, 0, 10) == b"0123456789"
+    (tmp_path / "file").write_bytes(b"x")
+    assert remove_strays(f"local://{tmp_path}/file") == 0
+
+
 def test_threads_do_not_share_a_position() -> None:
     fsspec.filesystem("memory").pipe("/shared", b"0123456789" * 1000)
     with open_source("memory://shared") as source:
@@ -98,9 +229,10 @@ def test_threads_do_not_share_a_position() -> None:
         assert wrong == []
 
 
-def test_a_directory_is_no_source(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="IsADirectoryError"):
-        open_source(f"local://{tmp_path}").open()
+@pytest.mark.parametrize("writable", [False, True])
+def test_a_directory_of_other_things_is_no_source(writable: bool, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="is a directory without a manifest"):
+        open_source(f"local://{tmp_path}", writable=writable).open()
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,20 @@ def test_a_worker_that_dies_with_unflushed_writes_makes_the_flush_fail_and_the_n
     check(child)
 
 
+@pytest.mark.parametrize("is_atomic", [True, False])
+def test_half_of_a_flush_whose_owner_died_is_dropped_where_flushes_are_atomic(path: Path, is_atomic: bool) -> None:
+    store = ZstdStore(path)
+    store.sync_is_atomic = is_atomic
+    with Worker(store) as worker:
+        worker.wait_ready()
+        with worker.store() as remote:
+            remote.write_from(0, memoryview(b"half"))
+    with ZstdSource(path) as source:
+        buffer = bytearray(4)
+        source.read_into(0, memoryview(buffer))
+        assert (buffer == b"half") is not is_atomic
+
+
 def test_the_side_door_is_for_this_user_only(path: Path) -> None:
     if os.geteuid():
         pytest.skip("another user is needed to try: run as root")

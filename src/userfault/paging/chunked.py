@@ -6,6 +6,7 @@ import threading
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from .source import Source, Store
@@ -140,10 +141,14 @@ class ChunkedStore(ChunkedSource, Store):
     def sync(self) -> None:
         with self._lock:
             indices = sorted(index for index, chunk in self._chunks.items() if chunk.dirty)
-        for index in indices:
-            with self._held(index, for_write=True) as chunk:
-                self._clean(index, chunk)
+        with ThreadPoolExecutor(self.parallel_count) as pool:
+            for _ in pool.map(self._store, indices):
+                pass
         self.sync_chunks()
+
+    def _store(self, index: int) -> None:
+        with self._held(index, for_write=True) as chunk:
+            self._clean(index, chunk)
 
     def _clean(self, index: int, chunk: _Chunk) -> None:
         if chunk.dirty and chunk.data is not None:

@@ -65,14 +65,15 @@ class Engine:
         self._queue.forget(peer)
 
     def close(self) -> None:
-        """Finish what was written, flush it, and close the source. Raises SourceError where that fails."""
+        """Finish what was written, flush it unless a flush is all or nothing, and close the source. Raises SourceError where that fails."""
         self._queue.end()
         self._watchdog.join()
         for thread in self._threads:
             # After the watchdog, what still runs is stuck.
             thread.join(timeout=0.05)
         try:
-            if self.store:
+            # Half of a flush whose owner died is not for such a store.
+            if self.store and not self.store.sync_is_atomic:
                 self.store.flush()
         finally:
             self.source.close()

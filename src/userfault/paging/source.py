@@ -332,6 +332,10 @@ class Source(ABC):
 class Store(Source):
     """A source that takes pages back. To write one, implement `write_exactly` too, and `sync` if writes are not durable at once."""
 
+    sync_is_atomic: bool = False
+    """Whether what was written since the last `sync` becomes durable by the next one, all of it at once. Then the writes of one who died
+    before it are dropped; otherwise they are stored as far as they came."""
+
     @abstractmethod
     def write_exactly(self, offset_bytes: int, view: memoryview) -> None:
         """Store the whole of `view` at `offset_bytes`. All of it lies inside the data and it is not empty.

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from .blosc2 import Blosc2Source, Blosc2Store
 from .callables import CallableSource
 from .files import FileSource, FileStore
-from .fsspec import FsspecSource
+from .fsspec import FsspecSource, FsspecStore
 from .memory import MemorySource, MemoryStore
 from .redis import RedisStore
 from .source import Source, Store, ZeroSource
@@ -27,7 +27,7 @@ def open_source(what: Any, *, writable: bool = False, size_bytes: int | None = N
     - a path that ends in .zst, .b2frame or .b2nd: the data compressed in it (for the bytes themselves, pass a FileSource);
     - `tcp://HOST:PORT`: a page server;
     - `redis://HOST:PORT/DB?key=NAME`, `rediss://...`, `unix://PATH?key=NAME`: data in Redis, made if `size_bytes` is given;
-    - any other URL (`s3://`, `gs://`, `https://`, `zip://...::...`): whatever fsspec has for its scheme;
+    - any other URL (`s3://`, `gs://`, `https://`, `zip://...::...`): whatever fsspec has for its scheme; to be written, see FsspecStore;
     - bytes, a bytearray, an mmap, an array: that memory;
     - a function: see CallableSource; it needs `size_bytes`;
     - None: `size_bytes` zeros;
@@ -93,6 +93,8 @@ def _redis(url: str, writable: bool, size_bytes: int | None, options: dict[str, 
 
 
 def _fsspec(url: str, writable: bool, size_bytes: int | None, options: dict[str, Any]) -> Source:
+    if writable:
+        return FsspecStore(url, size_bytes=size_bytes, **options)
     _no_options(url, size_bytes, {})
     return FsspecSource(url, **options)
 

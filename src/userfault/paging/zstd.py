@@ -129,6 +129,8 @@ class ZstdStore(ZstdSource, ChunkedStore):
     a crash leaves the old one or the new one. That costs time in proportion to the compressed file, so flush seldom, or use a Blosc2Store.
     """
 
+    sync_is_atomic = True
+
     def __init__(self, path: str | os.PathLike[str], *, level: int = 3) -> None:
         super().__init__(path)
         self.level = level
