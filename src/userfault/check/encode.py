@@ -1,4 +1,4 @@
-"""A program in the form that native/explore.c executes.
+"""A program in the form that native/explore_step.c executes.
 
 A step becomes one run of instructions: load the locals and cells that it reads, compute, store, clear the bits of the
 locals that died, set the new place. It is translated when a search first comes to it: most steps are never reached.
@@ -28,7 +28,7 @@ LOW = (1 << 32) - 1
 
 
 class Encoder:
-    """The program in the form of native/explore.c."""
+    """The `program` of native/explore.h."""
 
     def __init__(self, program: ir.Program, options: Options) -> None:
         self.program = program
@@ -91,7 +91,7 @@ class Encoder:
         return self.kept[-1].buffer_info()[0]
 
     def translate_step(self, thread: int, number: int) -> int:
-        """`translate` of native/explore.c: the code of a step, and which invariants it may change."""
+        """`translate` of native/explore.h: the code of a step, and which invariants it may change."""
         written = self.step(thread, self.program.threads[thread], self.steps[thread][number])
         mask = sum(1 << i for i, cells in enumerate(self.seen_by) if cells & written)
         self.affects[thread * self.max_pc + number] = mask
@@ -261,7 +261,7 @@ class Encoder:
         return row * max(rows, 1)
 
     def persistent_sets(self, reduction: Reduction) -> tuple[array[int], array[int], int]:
-        """`alone`, `rows` and `row_words` of native/explore.c."""
+        """`alone`, `rows` and `row_words` of native/explore.h."""
         threads = len(self.program.threads)
         words = (self.max_pc + 64) // 64
         alone = array("i", [-1]) * (self.max_pc * threads * threads)
@@ -278,7 +278,7 @@ class Encoder:
         return alone, rows, words
 
     def alike(self, groups: list[list[int]]) -> array[int]:
-        """`alike` of native/explore.c. Alike threads have alike frames: the same slots, elsewhere."""
+        """`alike` of native/explore.h. Alike threads have alike frames: the same slots, elsewhere."""
         out = array("i", [0])
         for group in groups:
             frames = [self.slots(thread) for thread in group]

@@ -1,4 +1,4 @@
-"""The native engine: hands a program (layout.py, encode.py) to native/explore.c and takes back what it found."""
+"""The native engine: hands a program (layout.py, encode.py) to native/explore*.c and takes back what it found."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ class _Result(ctypes.Structure):
         ("reached", ctypes.c_uint64 * 4),
         ("moves", ctypes.POINTER(ctypes.c_int32)),
         ("moves_length", ctypes.c_int64),
+        ("moves_room", ctypes.c_int64),
         ("ends", ctypes.POINTER(ctypes.c_uint64)),
         ("ends_count", ctypes.c_int64),
     )

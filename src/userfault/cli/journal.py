@@ -17,10 +17,10 @@ from .jobs import Job, Outcome
 @cache
 def code() -> str:
     """Of all that an outcome depends on but for the test and the mutant."""
-    digest = hashlib.sha256(files("userfault.native").joinpath("explore.c").read_bytes())
-    for package in ("model", "check", "litmus"):
+    digest = hashlib.sha256()
+    for package in ("native", "model", "check", "litmus"):
         for file in sorted(files(f"userfault.{package}").iterdir(), key=lambda each: each.name):
-            if file.name.endswith(".py"):
+            if file.name.startswith("explore") if package == "native" else file.name.endswith(".py"):
                 digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -1,0 +1,174 @@
+// The native engine: breadth-first search, shortest-switch search and fair-cycle search over bit-packed states.
+//
+// check/native.py lays out the state, translates each step to a run of instructions on packed words, and calls uf_explore and
+// uf_fewest. The Python engine (check/explore.py) defines what they must return. This file: what the parts have in common.
+#pragma once
+#define _GNU_SOURCE
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define MAX_WORDS 256
+#define MAX_CHOICES 16
+#define MAX_THREADS 16
+#define MAX_WORKERS 64
+#define MAX_FIELDS 64
+#define LINE 64 // bytes of a cache line: what one worker writes all the time lies in no line that another one reads
+#define HUGE (2u << 20)
+
+typedef struct {
+    int32_t op, d, a, b, x, y, z, w;
+} ins;
+
+enum {
+    MOV, ADD, SUB, MUL, AND, OR, XOR, SHL, SHR, EQ, NE, LT, LE, NOT,
+    LD,   // d := field (word x, shift y, mask z) + w
+    ST,   // field (word x, shift y, mask z) := b - w, range checked
+    LDX,  // d := cell[a + x], a in [y, z]
+    STX,  // cell[a + x] := b, a in [y, z]
+    LDK,  // d := table[a + x], a in [y, z]
+    BR, JMP, WAIT, FAIL, CHOOSE, REACH,
+    EQ_BR, NE_BR, LT_BR, LE_BR, NOT_BR, // d := the comparison, as above; BR on it
+    KEEP, // word x := word x & the 64-bit mask (y low, z high) | the 64-bit value (d low, a high)
+    RET,  // the step is over
+    OPS
+};
+
+typedef struct {
+    int32_t word, shift, mask, lo, hi;
+} cell;
+
+typedef struct {
+    int32_t words, threads, max_pc;
+    const ins *_Atomic *entry; // [thread * max_pc + pc] -> the step's code, or null: nobody came here yet
+    const uint64_t *affects;   // [thread * max_pc + pc] -> which invariants a step may change, once there is code
+    const ins *(*translate)(int32_t thread, int32_t pc);
+    const int32_t *pc_word, *pc_shift, *pc_mask, *pc_end; // per thread
+    const int32_t *regs;       // initial registers of each thread, thread * reg_count
+    int32_t reg_count;
+    const cell *cells;
+    const int32_t *tables;
+    const uint64_t *initial;
+    int32_t invariants, finals;
+    const ins *const *spec_entry; // invariants, then finals
+    const int32_t *spec_regs;  // initial registers of each spec
+    int32_t failures;          // number of the first built-in failure: dereference, range, deadlock
+    // Persistent sets (check/reduce.py), or null: alone[(thread * max_pc + pc) * threads + other] is the row of `rows` with
+    // the places of the other next to which the thread may move alone, or -1 for no place.
+    const int32_t *alone;
+    const uint64_t *rows;
+    int32_t row_words, chains;
+    // Groups of threads that may change places: how many; then, for each, the number of threads and of fields, and the
+    // fields (word, shift, mask) of the first thread, of the second, ...
+    const int32_t *alike;
+} program;
+
+typedef struct {
+    int64_t max_states, max_bytes;
+    int32_t workers, keep_going, liveness, collect;
+} options;
+
+enum { HOLDS, VIOLATED, BOUND, LOCAL_LOOP, STOPPED, NO_MEMORY };
+
+typedef struct {
+    int32_t verdict;
+    int32_t failure; // number, or failures + 3 for a livelock
+    int64_t states, transitions, bytes;
+    int64_t depth, lasso, cyclic;
+    uint64_t reached[4];
+    int32_t *moves;  // (thread, number of choices, choices...) repeated; free with uf_free
+    int64_t moves_length, moves_room;
+    uint64_t *ends;  // with `collect`: the packed final states that break nothing; free with uf_free
+    int64_t ends_count;
+} result;
+
+extern _Atomic int stop_requested;
+
+static inline void copy(uint64_t *to, const uint64_t *from, int words)
+{
+    for (int i = 0; i < words; i++) to[i] = from[i];
+}
+
+static inline int equal(const uint64_t *a, const uint64_t *b, int words)
+{
+    for (int i = 0; i < words; i++)
+        if (a[i] != b[i]) return 0;
+    return 1;
+}
+
+static inline uint64_t mix(uint64_t a, uint64_t b)
+{
+    unsigned __int128 product = (unsigned __int128)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+// The pairs of words are multiplied independently of each other: a processor does several at a time.
+static inline uint64_t hash_state(const uint64_t *s, int words)
+{
+    uint64_t h = 0, key = 0x9e3779b97f4a7c15ull;
+    int i = 0;
+    for (; i + 1 < words; i += 2, key += 0xd1b54a32d192ed02ull) h ^= mix(s[i] ^ key, s[i + 1] ^ 0xe7037ed1a0b428dbull);
+    if (i < words) h ^= mix(s[i] ^ key, 0xe7037ed1a0b428dbull);
+    return mix(h ^ 0x8ebc6af09c88c6e3ull, 0xff51afd7ed558ccdull);
+}
+
+// explore_step.c
+enum { R_OK = -1, R_BLOCKED = -2, R_LOCAL = -3 }; // what a step returns that breaks nothing; else, the failure's number
+
+typedef struct {
+    int32_t taken[MAX_CHOICES], width[MAX_CHOICES];
+    int count, given;
+} choices;
+
+int32_t execute(const program *p, const ins *code, uint64_t *s, int32_t *regs, choices *c, uint64_t *reached);
+const ins *translated(const program *p, int t, int32_t pc);
+int32_t broken(const program *p, uint64_t *s, int32_t *spec_regs, uint64_t affects, uint64_t *reached);
+int32_t *copy_regs(const int32_t *from, int rows, int columns);
+
+static inline int32_t pc_of(const program *p, const uint64_t *s, int t)
+{
+    return (int32_t)((s[p->pc_word[t]] >> p->pc_shift[t]) & (uint32_t)p->pc_mask[t]);
+}
+
+static inline int all_ended(const program *p, const uint64_t *s)
+{
+    for (int t = 0; t < p->threads; t++)
+        if (pc_of(p, s, t) != p->pc_end[t]) return 0;
+    return 1;
+}
+
+// The code of a step. It is made when a search first comes to it; jumps in it count from its start.
+static inline const ins *step_at(const program *p, int t, int32_t pc)
+{
+    const ins *_Atomic *entry = &p->entry[t * p->max_pc + pc];
+    const ins *code = atomic_load_explicit(entry, memory_order_acquire);
+    return __builtin_expect(!code, 0) ? translated(p, t, pc) : code;
+}
+
+// The next step of a thread that has not ended.
+static inline int32_t step(const program *p, int t, uint64_t *s, int32_t *regs, choices *c, uint64_t *reached)
+{
+    return execute(p, step_at(p, t, pc_of(p, s, t)), s, regs + t * p->reg_count, c, reached);
+}
+
+// The next combination of choices after a step; 0 when all were taken.
+static inline int next_choice(choices *c)
+{
+    for (int at = c->count - 1; at >= 0; at--)
+        if (c->taken[at] + 1 < c->width[at]) {
+            c->taken[at]++;
+            c->given = at + 1;
+            c->count = 0;
+            return 1;
+        }
+    return 0;
+}
+
+// explore_reduce.c
+int32_t move_alone(const program *p, uint64_t *s, int32_t *regs, uint64_t *reached);
+void canonical(const program *p, uint64_t *s);
+
+// explore_trace.c: 0 where there is no memory
+int push_move(result *out, int32_t thread, const choices *c);
+int push_step(const program *p, result *out, const uint64_t *from, const uint64_t *to, int t, int32_t *regs);
