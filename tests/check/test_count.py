@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any
+
+import pytest
+
 from userfault.check.count import count_steps
+from userfault.check.errors import CompileError
 
 from . import programs as p
 
@@ -45,3 +52,29 @@ def test_what_another_function_writes_costs_a_step_to_read() -> None:
 def test_only_what_the_starts_come_to_is_counted() -> None:
     # Nobody that helper leads to writes s.x.
     assert count_steps([helper], [outer, helper], [world()]) == {helper: 1}
+
+
+def writer(s: p.shared) -> None:
+    s.x = 1
+    helper(s)
+
+
+def test_the_order_of_the_starts_is_of_no_account() -> None:
+    starts: list[Callable[..., Any]] = [writer, outer, helper, other]
+    counts = [count_steps(order, starts, [world()]) for order in permutations(starts)]
+    assert all(each == counts[0] for each in counts)
+    # What others write makes it a step, whoever was counted last.
+    assert counts[0][helper] == 2
+
+
+def printing(s: p.shared) -> None:
+    s.x = 1
+    print(s)
+
+
+def test_a_function_outside_the_subset_is_named_and_the_others_are_counted() -> None:
+    refused: dict[Callable[..., Any], CompileError] = {}
+    assert count_steps([other, printing], [printing, helper], [world()], refused=refused).keys() == {other, helper}
+    assert list(refused) == [printing] and "test_count.py" in str(refused[printing])
+    with pytest.raises(CompileError):
+        count_steps([printing], [], [world()])

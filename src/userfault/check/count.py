@@ -9,6 +9,7 @@ from typing import Any
 
 from .analysis import in_order
 from .body import Body
+from .errors import CompileError
 from .heap import Heap
 from .source import parse
 from .symbols import Frame, Label, Py, Sym, Tup, Unreachable, Val
@@ -19,30 +20,42 @@ from .unit import Unit
 Fn = Callable[..., Any]
 
 
-def count_steps(starts: Iterable[Fn], table: Collection[Fn], roots: Iterable[Any], cpus: int = 2) -> dict[Fn, int]:
+def count_steps(
+    starts: Iterable[Fn],
+    table: Collection[Fn],
+    roots: Iterable[Any],
+    cpus: int = 2,
+    refused: dict[Fn, CompileError] | None = None,
+) -> dict[Fn, int]:
     """The steps (where another CPU can come in) of each function that somebody comes to from the starts.
 
     A function has the steps of its own text and those of the helpers that it calls, once for each call. Calls of functions of
     the table count for those. roots: the objects to compile for, as of compile_program; there must be one of every
     struct that the functions use. Fields that none of the functions writes are constants.
-    Raises CompileError for code outside the subset.
+    Raises CompileError for code outside the subset; or puts it into `refused`, by function, and leaves the function out.
     """
     unit = Unit("steps", Heap(list(roots), cpus, {}), {}, frozenset(), reuse=False)
     apart = frozenset(table)
     counted: dict[Fn, _Alone] = {}
     trusts: dict[Fn, set[Access]] = {}
+    failed = {} if refused is None else refused
     work = list(starts)
-    while work:
+    # The last of them may have betrayed what the others rest on.
+    while work or (work := [fn for fn in counted if unit.betrayed(trusts[fn])]):
         fn = work.pop()
-        if fn in counted and not unit.betrayed(trusts[fn]):
+        if fn in failed or (fn in counted and not unit.betrayed(trusts[fn])):
             continue
         unit.log = Log()
         trusts[fn] = unit.log.trusted
         counted[fn] = body = _Alone(unit, apart)
-        body.compile(fn)
+        try:
+            body.compile(fn)
+        except CompileError as error:
+            if refused is None:
+                raise
+            failed[fn] = error
+            del counted[fn]
         work += body.called
-        if not work:
-            work = [fn for fn in counted if unit.betrayed(trusts[fn])]
     return {fn: body.steps_begun() for fn, body in counted.items()}
 
 
