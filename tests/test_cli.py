@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from userfault.check import native
 from userfault.cli import cli
 from userfault.litmus import load
+from userfault.model.era import ERAS
 
 
 def run(*args: str) -> Result:
@@ -149,6 +150,26 @@ def test_the_seed_changes_two_walkers_and_leaves_the_others_alone() -> None:
     assert not [line for line in result.output.splitlines() if line.startswith("    -") and "era" in line]
     assert all(len(line) <= 80 for line in result.output.splitlines()[-4:])
     assert run("model", "--diff", "v3.10", "v9").exit_code == 2
+
+
+def test_every_function_has_its_steps_in_every_era_or_the_reason_why_not() -> None:
+    rows = [json.loads(line) for line in run("model", "--json").output.splitlines()]
+    assert len(rows) > 150
+    for row in rows:
+        assert not row["model_steps"].keys() & row["no_steps"].keys()
+        assert {*row["model_steps"], *row["no_steps"]} == {*ERAS}
+        for why in row["no_steps"].values():
+            assert why == "seed only" or why.startswith(("since ", "until ", "model/"))
+    of = {(row["section"], row["function"]): row for row in rows}
+    mover = of["C.13a", "move_present_pte"]
+    assert mover["model_steps"].keys() == {"v6.8"}
+    assert mover["no_steps"] == {"v3.10": "since 6.8", "v3.10+seed": "since 6.8", "v6.18": "until 6.17"}
+    assert of["C.11", "remap_anon_pages_pte"]["no_steps"]["v6.8"] == "seed only"
+    # What copies bytes of its own is no program of steps; the compiler says where.
+    refused = of["F.1", "userfaultfd_copy, mfill_atomic"]["no_steps"]["v6.18"]
+    assert refused.startswith("model/")
+    text = run("model", "--section", "F.1").output
+    assert f"[1] not compiled: {refused}" in text and text.count("[1]") == 2
 
 
 def test_an_era_differs_from_itself_in_nothing() -> None:

@@ -8,6 +8,7 @@ from userfault.model import era as eras
 from userfault.model.errno import EAGAIN, EBUSY, EEXIST, EFAULT, EHWPOISON, EINVAL, ENOENT, ENOMEM
 from userfault.model.fork import sys_fork
 from userfault.model.fs_userfaultfd import (
+    UNWRITTEN,
     userfaultfd_copy,
     userfaultfd_move,
     userfaultfd_poison,
@@ -95,8 +96,8 @@ def test_a_move_is_partial_and_says_so(mm: mm_struct, ctx: userfaultfd_ctx) -> N
     assert userfaultfd_move(ctx, mm, 8, 5, 1, 2) == (-EEXIST, -EEXIST)
     assert userfaultfd_move(ctx, mm, 12, 5, 1, 0) == (-ENOENT, -ENOENT)
     assert userfaultfd_move(ctx, mm, 30, 5, 1, 0) == (-ENOENT, -ENOENT)
-    assert userfaultfd_move(ctx, mm, 12, 5, 1, 4) == (-EINVAL, None)
-    assert userfaultfd_move(ctx, new_mm(PAGES), 12, 5, 1, 0) == (-EINVAL, None)
+    assert userfaultfd_move(ctx, mm, 12, 5, 1, 4) == (-EINVAL, UNWRITTEN)
+    assert userfaultfd_move(ctx, new_mm(PAGES), 12, 5, 1, 0) == (-EINVAL, UNWRITTEN)
     assert userfaultfd_move(userfaultfd_ctx(mm=mm), mm, 12, 5, 1, 0) == (-EINVAL, -EINVAL)
     settled()
 

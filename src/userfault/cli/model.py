@@ -13,7 +13,10 @@ from ..model.catalogue import Citation
 
 
 def table() -> list[dict[str, Any]]:
-    """One row a modelled function, in the order of the dossier's sections. model_steps: by era, where it runs."""
+    """One row a modelled function, in the order of the dossier's sections.
+
+    model_steps: by era. no_steps: why an era has no number, as a sentence of the compiler, or the versions that have it.
+    """
     from .steps import catalogue, steps_by_era
 
     def order(each: Citation) -> tuple[str, int, str]:
@@ -28,7 +31,8 @@ def table() -> list[dict[str, Any]]:
             "file": each.file,
             "versions": each.versions,
             "dossier_steps": each.steps,
-            "model_steps": {era: counts[each.fn] for era, counts in steps.items() if each.fn in counts},
+            "model_steps": {era: counts.steps[each.fn] for era, counts in steps.items() if each.fn in counts.steps},
+            "no_steps": {era: counts.why_not[each.fn] for era, counts in steps.items() if each.fn in counts.why_not},
             "omits": each.omits,
             "errs": each.errs,
         }
@@ -56,11 +60,12 @@ def command(section: str | None, as_json: bool, omissions: bool, diff: tuple[str
 
         names = " ".join(f"{era:>10}" for era in ERAS)
         click.echo(f"{'':<6} {'steps':<50} {'dossier':>7} {names}")
+    notes: dict[str, int] = {}
     for row in rows:
         if as_json:
             click.echo(json.dumps(row))
             continue
-        steps = " ".join(f"{row['model_steps'].get(era, '-'):>10}" for era in ERAS)
+        steps = " ".join(f"{cell(row, era, notes):>10}" for era in ERAS)
         click.echo(f"{row['section']:<6} {row['function']:<50} {row['dossier_steps'] or '-':>7} {steps}")
         if omissions:
             click.echo(f"       {row['file']}, {row['versions']}")
@@ -70,8 +75,18 @@ def command(section: str | None, as_json: bool, omissions: bool, diff: tuple[str
             f"{len(rows)} functions. Steps of the model: where another CPU can come in, in the function and its helpers;"
         )
         click.echo(
-            "what another row of the whole table counts is not counted again. -: no operation of that era gets there."
+            "what another row of the whole table counts is not counted again. since, until: the kernels that have it."
         )
+        for note, number in notes.items():
+            click.echo(f"[{number}] not compiled: {note}")
+
+
+def cell(row: dict[str, Any], era: str, notes: dict[str, int]) -> str:
+    """A number, or why there is none: in a word, or as a footnote."""
+    if era in row["model_steps"]:
+        return str(row["model_steps"][era])
+    why: str = row["no_steps"][era]
+    return why if len(why) <= 10 else f"[{notes.setdefault(why, len(notes) + 1)}]"
 
 
 def print_diff(old: str, new: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from ..check.count import count_steps
+from ..check.errors import CompileError
 from ..litmus.build import Builder
 from ..litmus.operations import OPERATIONS
 from ..litmus.read import read
@@ -29,18 +33,58 @@ def catalogue() -> list[Citation]:
     return CATALOGUE
 
 
-def steps_by_era() -> dict[str, dict[Fn, int]]:
-    """era -> function -> its steps, for the functions that some operation of that era comes to."""
+@dataclass(frozen=True)
+class Counts:
+    """An era's functions: their steps, or why there is no number. Every modelled function is in one of the two."""
+
+    steps: dict[Fn, int]
+    why_not: dict[Fn, str]
+
+
+@cache
+def steps_by_era() -> dict[str, Counts]:
+    """The steps that the operations of litmus tests come to, and of what else the era's kernel has.
+
+    What runs only outside tests (system calls of random sequences, file pages) is counted beside the operations, so
+    that their numbers are those of a test.
+    """
     now = eras.era.name
-    functions = [each.fn for each in catalogue()]
-    out: dict[str, dict[Fn, int]] = {}
+    versions = {each.fn: each.versions for each in catalogue()}
+    out: dict[str, Counts] = {}
     try:
         for name in eras.ERAS:
             eras.use(name)
-            out[name] = count_steps(boot(name), functions, [machine])
+            starts = boot(name)
+            steps = count_steps(starts, versions, [machine])
+            why_not = {fn: absent(cited, name) for fn, cited in versions.items() if fn not in steps}
+            others = [fn for fn, why in why_not.items() if not why]
+            refused: dict[Fn, CompileError] = {}
+            beside = count_steps([*starts, *others], versions, [machine], refused=refused)
+            for fn in others:
+                if fn in refused:
+                    why_not[fn] = str(refused[fn]).splitlines()[0]
+                else:
+                    steps[fn] = beside[fn]
+                    del why_not[fn]
+            out[name] = Counts(steps, why_not)
     finally:
         eras.use(now)
     return out
+
+
+def absent(cited: str, era: str) -> str:
+    """Why an era's kernel has no such function, from the versions cited for it; empty if it has it."""
+    found = re.findall(r"v(\d+)\.(\d+)(?:\.\d+)?(\+seed)?", re.sub(r"\(.*?\)", "", cited))
+    versions = [(int(major), int(minor), bool(seed)) for major, minor, seed in found]
+    first, last = min(versions), max(versions)
+    here = next((int(major), int(minor)) for major, minor in re.findall(r"v(\d+)\.(\d+)", era))
+    if first[2] and last[2]:
+        return "" if era.endswith("+seed") else "seed only"
+    if here < first[:2]:
+        return f"since {first[0]}.{first[1]}"
+    if here > last[:2]:
+        return f"until {last[0]}.{last[1]}"
+    return ""
 
 
 def boot(era: str) -> list[Fn]:

@@ -11,6 +11,7 @@ from ..kernel.uapi import PAGE_SIZE_BYTES, Ioctl
 from ..model import fs_userfaultfd as uffd
 from ..model import madvise, mincore, mlock, mmap, mprotect, mremap, user
 from ..model.errno import EEXIST, EINVAL, ESRCH
+from ..model.fs_userfaultfd import UNWRITTEN
 from ..model.madvise import MADV
 from ..model.mm_types import mm_struct, vm
 from .world import World
@@ -19,8 +20,6 @@ SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_IOCTL, SYS_MINCORE, SYS_MADVISE = 9, 10,
 SYS_MREMAP, SYS_MUNLOCK, SYS_MLOCK2 = 25, 150, 325
 MAP_FIXED_PRIVATE_ANONYMOUS = 0x32
 PROT = {1: vm.READ, 2: vm.WRITE, 4: vm.EXEC}
-UNWRITTEN = 57005
-"""What an output field holds that the kernel did not write."""
 ADDRESS_BITS = 47
 CONTEXT_FD = 200
 """The userfaultfds have this number and the following ones."""
@@ -131,9 +130,8 @@ def ioctl(request: int, scratch: Callable[[int, tuple[int, ...]], tuple[int, ...
     return command
 
 
-def uffd_outcome(answer: tuple[int, int | None]) -> Outcome:
-    result, out = answer
-    return Outcome(result, UNWRITTEN if out is None else out)
+def uffd_outcome(answer: tuple[int, int]) -> Outcome:
+    return Outcome(*answer)
 
 
 def advice(number: int) -> Callable[..., Command]:

@@ -1,6 +1,6 @@
 """fs/userfaultfd.c: the ioctls of a userfaultfd, with their results as user space sees them: (0 or -errno, the output field).
 
-The output field is None where the kernel does not write it. Addresses and lengths are bytes, and may be any value.
+The output field is UNWRITTEN where the kernel does not write it. Addresses and lengths are bytes, and may be any value.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ UFFD_FLAGS = int(vm.USERFAULT | vm.UFFD_WP)
 RANGE_IOCTLS = 0x13C
 """Bits of the ioctls that a range may be used with: WAKE, COPY, ZEROPAGE, MOVE, POISON."""
 WRITEPROTECT_IOCTL = 1 << 6
+UNWRITTEN = 57005
+"""What stands in an output field that the kernel does not write: no length, no errno, no set of ioctls."""
 
 
 @modelled("fs/userfaultfd.c", versions="v4.3 .. v6.18", section="F.1", steps=1)
@@ -53,13 +55,13 @@ def validate_unaligned_range(start: int, length: int) -> int:
     steps=4,
     omits="shmem, hugetlb and files: every VMA is anonymous",
 )
-def userfaultfd_register(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int | None]:
+def userfaultfd_register(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int]:
     """UFFDIO_REGISTER: (0, the bits of the range's ioctls), or the error."""
     if mode == 0 or mode & ~7:
-        return -EINVAL, None
+        return -EINVAL, UNWRITTEN
     err = validate_range(start, length)
     if err != 0:
-        return err, None
+        return err, UNWRITTEN
     flags = 0
     if mode & UFFDIO_REGISTER_MODE_MISSING:
         flags |= int(vm.USERFAULT)
@@ -70,7 +72,7 @@ def userfaultfd_register(ctx: userfaultfd_ctx, start: int, length: int, mode: in
     err = may_register(ctx, start, start + length, mode)
     if err != 0:
         up_write(mm.mmap_sem)
-        return err, None
+        return err, UNWRITTEN
     userfaultfd_register_range(ctx, start, start + length, flags)
     up_write(mm.mmap_sem)
     return 0, RANGE_IOCTLS | (WRITEPROTECT_IOCTL if flags & vm.UFFD_WP else 0)
@@ -156,22 +158,22 @@ def userfaultfd_clear_vma(mm: mm_struct, vma: vm_area_struct, start: int, end: i
 @modelled("fs/userfaultfd.c", versions="v6.8 .. v6.18", section="F.1", steps=3, omits="waking who waits; a dying mm")
 def userfaultfd_move(
     ctx: userfaultfd_ctx, current: mm_struct, dst: int, src: int, length: int, mode: int
-) -> tuple[int, int | None]:
+) -> tuple[int, int]:
     """UFFDIO_MOVE by a process whose address space is `current`: (0 or -errno, bytes moved or -errno)."""
     mm = ctx.mm
     if mm.mmap_changing != 0:
         return -EAGAIN, -EAGAIN
     if mm is not current:
-        return -EINVAL, None
+        return -EINVAL, UNWRITTEN
     if validate_range(dst, length) != 0 or validate_range(src, length) != 0 or mode & ~3:
-        return -EINVAL, None
+        return -EINVAL, UNWRITTEN
     done = uffdio_move(mm, dst, src, length, mode, ctx)
     if done < 0:
         return done, done
     return (0 if done == length else -EAGAIN), done
 
 
-def progress(done: int, length: int) -> tuple[int, int | None]:
+def progress(done: int, length: int) -> tuple[int, int]:
     """(result, output field) of a fill that did `done` bytes or failed with an errno."""
     if done < 0:
         return done, done
@@ -179,22 +181,22 @@ def progress(done: int, length: int) -> tuple[int, int | None]:
 
 
 @modelled("fs/userfaultfd.c", versions="v6.9 .. v6.18", section="F.1", steps=3, omits="waking who waits")
-def userfaultfd_zeropage(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int | None]:
+def userfaultfd_zeropage(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int]:
     """UFFDIO_ZEROPAGE: (0 or -errno, bytes done or -errno)."""
     if ctx.mm.mmap_changing != 0:
         return -EAGAIN, -EAGAIN
     if validate_range(start, length) != 0 or mode & ~1:
-        return -EINVAL, None
+        return -EINVAL, UNWRITTEN
     return progress(mfill_atomic(ctx.mm, start, length, False), length)
 
 
 @modelled("fs/userfaultfd.c", versions="v6.9 .. v6.18", section="F.1", steps=3, omits="waking who waits")
-def userfaultfd_poison(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int | None]:
+def userfaultfd_poison(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int]:
     """UFFDIO_POISON: (0 or -errno, bytes done or -errno)."""
     if ctx.mm.mmap_changing != 0:
         return -EAGAIN, -EAGAIN
     if validate_range(start, length) != 0 or mode & ~1:
-        return -EINVAL, None
+        return -EINVAL, UNWRITTEN
     return progress(mfill_atomic(ctx.mm, start, length, True), length)
 
 
@@ -218,13 +220,13 @@ def userfaultfd_writeprotect(ctx: userfaultfd_ctx, start: int, length: int, mode
 )
 def userfaultfd_copy(
     ctx: userfaultfd_ctx, current: mm_struct, dst: int, src: int, length: int, mode: int
-) -> tuple[int, int | None]:
+) -> tuple[int, int]:
     """UFFDIO_COPY from the memory of `current`: (0 or -errno, bytes done or -errno). Sequential runs only: it moves bytes."""
     mm = ctx.mm
     if mm.mmap_changing != 0:
         return -EAGAIN, -EAGAIN
     if validate_unaligned_range(src, length) != 0 or validate_range(dst, length) != 0 or mode & ~3:
-        return -EINVAL, None
+        return -EINVAL, UNWRITTEN
     size = 1 << config.PAGE_SHIFT
     done = 0
     err = 0

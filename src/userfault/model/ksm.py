@@ -105,7 +105,7 @@ def write_protect_page(vma: vm_area_struct, p: page, addr: int) -> bool:
     return done
 
 
-@modelled("mm/ksm.c", versions="v3.10 .. v6.8", section="C.17", steps=5, omits="the zero page (v6.6)")
+@modelled("mm/ksm.c", versions="v3.10 .. v6.18", section="C.17", steps=5, omits="the zero page (v6.6)")
 def replace_page(vma: vm_area_struct, p: page, kpage: page, addr: int, orig: pte_t) -> bool:
     """Map the KSM page where the other one was."""
     pmd = pmd_offset(vma.vm_mm, addr).pmd
@@ -184,7 +184,7 @@ def ksm_make_stable(mm: mm_struct, addr: int) -> int:
     return 0 if item is not None else -EAGAIN
 
 
-@modelled("mm/ksm.c", function="try_to_merge_with_ksm_page", versions="v3.10 .. v6.8", section="C.17", steps=4)
+@modelled("mm/ksm.c", function="try_to_merge_with_ksm_page", versions="v3.10 .. v6.18", section="C.17", steps=4)
 def ksm_merge(mm: mm_struct, addr: int, kpage: page) -> int:
     """Merge the page at an address with an equal KSM page. 0, or -EAGAIN."""
     down_read(mm.mmap_sem)

@@ -163,7 +163,7 @@ def detached_here(vma: vm_area_struct) -> bool:
 
 @modelled(
     "mm/mmap.c",
-    versions="v3.10 .. v6.8",
+    versions="v3.10 .. v6.18",
     section="C.4",
     steps=5,
     omits="the mmu notifier, mlock, the OOM reaper",

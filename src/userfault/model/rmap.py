@@ -187,7 +187,7 @@ def page_referenced_one(p: page, vma: vm_area_struct, addr: int) -> tuple[int, i
     return 1, 1 if young else 0
 
 
-@modelled("mm/rmap.c", function="page_referenced_one (huge)", versions="v3.10 .. v6.8", section="C.7", steps=4)
+@modelled("mm/rmap.c", function="page_referenced_one (huge)", versions="v3.10 .. v6.18", section="C.7", steps=4)
 def huge_page_referenced_one(p: page, vma: vm_area_struct) -> tuple[int, int]:
     """By its PMD, or, since v4.5, by the PTEs of its parts."""
     pgoff = p.index
