@@ -8,7 +8,7 @@ import shutil
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,10 +19,11 @@ from userfault.check.compile import Call, ThreadSpec, compile_program
 from userfault.check.errors import CheckError
 from userfault.check.ir import Program
 from userfault.check.layout import Layout
+from userfault.check.reduce import reduction
 from userfault.check.result import Options, Result
 from userfault.check.trace import replay, switches
 from userfault.litmus import Test, library
-from userfault.model.lang import choose, smp_processor_id
+from userfault.model.lang import Range, check, choose, smp_processor_id, struct
 from userfault.native import why_missing
 from userfault.paging.pytest_plugin import check as in_child
 
@@ -175,6 +176,41 @@ def test_a_choice_that_fills_the_table_within_a_share_is_a_bound(threads: int) -
     program = compile_program("many", [ThreadSpec(f"P{n}", [Call(draw_of_many, (s,))]) for n in range(2)])
     options = Options(keep_going=True, liveness=False, threads=threads)
     assert in_child(lambda: native.explore(program, options).verdict) == "bound"
+
+
+@struct
+class wide:
+    many: list[Annotated[int, Range(0, (1 << 30) - 1)]]
+
+
+def scatter(w: wide, at: int, lost: bool) -> None:
+    seen = w.many[0]
+    w.many[at] = (1 << 30) - 1 - seen
+    w.many[99 - choose(2)] = w.many[at] - 5
+    w.many[0] = seen + 1
+    if lost:
+        check(w.many[0] != 1 or w.many[50] == 0, "lost", "an addition is lost")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_both_agree_on_a_state_of_many_words(lost: bool) -> None:
+    w = wide([0] * 100)
+    program = compile_program("wide", [ThreadSpec(f"P{n}", [Call(scatter, (w, 25 + 25 * n, lost))]) for n in range(2)])
+    assert Layout(program, True).words > 47
+    result = agree(program, Options())
+    assert result.verdict == ("violated" if lost else "holds")
+    for threads in (1, 2):
+        fast = native.explore(program, Options(threads=threads, keep_going=True))
+        assert (fast.verdict, fast.bytes_per_state > 8 * 47) == (result.verdict, True)
+    reduced = reduction(program, True, True, True)
+    counts = [engine.explore_reduced(program, reduced) for engine in (explore, native)]
+    assert counts[0].verdict == counts[1].verdict
+    assert lost or outcome(counts[0]) == outcome(counts[1])
+    if result.failure is not None:
+        slow, fewest = (engine.fewest_switches(program, result.failure) for engine in (explore, native))
+        assert slow is not None and fewest is not None
+        assert (switches(fewest), len(fewest)) == (switches(slow), len(slow))
+        assert replay(program, fewest).failure == result.failure
 
 
 def test_a_bound_is_a_bound_on_both() -> None:

@@ -75,9 +75,9 @@ class _Result(ctypes.Structure):
         ("reached", ctypes.c_uint64 * 4),
         ("moves", ctypes.POINTER(ctypes.c_int32)),
         ("moves_length", ctypes.c_int64),
-        ("moves_room", ctypes.c_int64),
         ("ends", ctypes.POINTER(ctypes.c_uint64)),
         ("ends_count", ctypes.c_int64),
+        ("moves_room", ctypes.c_int64),
     )
 
 

@@ -78,9 +78,10 @@ typedef struct {
     int64_t depth, lasso, cyclic;
     uint64_t reached[4];
     int32_t *moves;  // (thread, number of choices, choices...) repeated; free with uf_free
-    int64_t moves_length, moves_room;
+    int64_t moves_length;
     uint64_t *ends;  // with `collect`: the packed final states that break nothing; free with uf_free
     int64_t ends_count;
+    int64_t moves_room; // what `moves` was allocated for
 } result;
 
 extern _Atomic int stop_requested;
