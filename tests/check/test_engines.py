@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from userfault.check import explore, native
 from userfault.check.compile import Call, ThreadSpec, compile_program
-from userfault.check.errors import CheckError
+from userfault.check.errors import CheckError, TooLarge
 from userfault.check.ir import Program
 from userfault.check.layout import Layout
 from userfault.check.reduce import reduction
 from userfault.check.result import Options, Result
 from userfault.check.trace import replay, switches
 from userfault.litmus import Test, library
-from userfault.model.lang import Range, check, choose, smp_processor_id, struct
+from userfault.model.lang import Range, atomic, check, choose, smp_processor_id, struct
 from userfault.native import why_missing
 from userfault.paging.pytest_plugin import check as in_child
 
@@ -166,16 +166,42 @@ def test_no_share_is_lost_where_the_table_runs_full() -> None:
         assert (result.verdict, result.states, result.transitions) == ("holds", 17**4, 4 * 16 * 17**3), threads
 
 
-def draw_of_many(s: p.shared) -> None:
-    s.drawn[smp_processor_id()] = choose(900)
+@atomic
+def draw_twice(s: p.shared, width: int) -> None:
+    s.drawn[smp_processor_id()] = choose(width) * width + choose(width)
+
+
+def drawn_twice(width: int) -> Program:
+    s = p.fresh()
+    return compile_program("twice", [ThreadSpec(f"P{n}", [Call(draw_twice, (s, width))]) for n in range(2)])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_choice_that_fills_the_table_within_a_share_is_a_bound(threads: int) -> None:
-    s = p.fresh()
-    program = compile_program("many", [ThreadSpec(f"P{n}", [Call(draw_of_many, (s,))]) for n in range(2)])
-    options = Options(keep_going=True, liveness=False, threads=threads)
-    assert in_child(lambda: native.explore(program, options).verdict) == "bound"
+def test_a_wide_choice_is_searched_to_its_end(threads: int) -> None:
+    """A share of the level has more successors than the table has room for: a step is left in the middle, and taken up again."""
+    options = Options(liveness=False, threads=threads)
+    assert agree(drawn_twice(12), options).states == 145**2
+    program = drawn_twice(30)
+    result = in_child(lambda: native.explore(program, options))
+    assert (result.verdict, result.states, result.transitions) == ("holds", 901**2, 2 * 900 * 901)
+
+
+def draw_often(s: p.shared) -> None:
+    s.x = sum_of_choices()
+
+
+@atomic
+def sum_of_choices() -> int:
+    total = 0
+    for _ in range(17):
+        total = total & choose(2)
+    return total
+
+
+def test_more_choices_than_the_native_engine_holds_are_an_error() -> None:
+    program = compile_program("often", [ThreadSpec("P0", [Call(draw_often, (p.fresh(),))])])
+    with pytest.raises(TooLarge, match="more than 16 times"):
+        native.explore(program)
 
 
 @struct

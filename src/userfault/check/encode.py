@@ -18,6 +18,7 @@ from .reduce import Reduction
 from .result import Options
 
 MAX_WORDS, MAX_THREADS, MAX_INVARIANTS, MAX_FIELDS, MAX_SOMETIMES = 255, 16, 64, 64, 256
+MAX_CHOICES = 16
 
 (MOV, ADD, SUB, MUL, AND, OR, XOR, SHL, SHR, EQ, NE, LT, LE, NOT) = range(14)
 (LD, ST, LDX, STX, LDK, BR, JMP, WAIT, FAIL, CHOOSE, REACH) = range(14, 25)

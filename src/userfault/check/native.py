@@ -12,8 +12,8 @@ from typing import Any
 from ..native import library
 from ..native import why_missing as why_not_built
 from . import ir
-from .encode import Encoder, signed
-from .errors import CheckError
+from .encode import MAX_CHOICES, Encoder, signed
+from .errors import CheckError, TooLarge
 from .ir import Failure
 from .reduce import Reduction
 from .result import DEADLOCK, DEREFERENCE, LIVELOCK, RANGE, Move, Options, Result
@@ -190,7 +190,7 @@ def _call(
     else:
         search()
     del keep
-    if troubles or out.verdict in (3, 5):
+    if troubles or out.verdict in (3, 5, 6):
         lib.uf_free(out.moves)
         lib.uf_free(out.ends)
     if troubles:
@@ -199,6 +199,8 @@ def _call(
         raise CheckError(f"{program.name}: a loop without a shared access does not end")
     if out.verdict == 5:
         raise CheckError(f"{program.name}: the search got no memory: lower --max-states")
+    if out.verdict == 6:
+        raise TooLarge(f"{program.name}: a step chooses more than {MAX_CHOICES} times, the native engine holds no more")
     moves: list[Move] = []
     at = 0
     while at < out.moves_length:

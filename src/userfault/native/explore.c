@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define BATCH 64
+#define FEW 2048 // states of a level that one worker expands alone
 
 _Atomic int stop_requested;
 
@@ -22,9 +23,12 @@ typedef struct {
     int32_t *regs, *spec_regs;
     uint64_t reached[4];
     int64_t transitions;
-    int64_t place, place_end; // its places in the arena, not used yet
+    int64_t number, share_end; // its share of the level: the state that it expands, and
+    int next_thread, moved;    // (the table was full in the middle) the step to go on with, and whether there was one before
+    choices next_choices;
+    int64_t place, place_end;  // its places in the arena, not used yet
     char *queue;
-    size_t stride;            // bytes of a pending state: as few as the state has, so that the batch stays in the cache
+    size_t stride;             // bytes of a pending state: as few as the state has, so that the batch stays in the cache
     int queued;
     pthread_t thread;
 } worker;
@@ -37,15 +41,15 @@ struct search {
     int judged; // there is something to judge a state by
     _Alignas(LINE) _Atomic int64_t cursor;
     _Alignas(LINE) int entering; // what the workers do: enter states into a larger table, or expand a level
-    _Atomic int full, local_loop, cyclic;
+    _Atomic int full;    // the table is, or the arena: nobody goes on
+    _Atomic int trouble; // LOCAL_LOOP or MANY_CHOICES
+    _Atomic int cyclic;
     pthread_mutex_t lock;
     int32_t worst;         // rank of the worst violation of the first level that has one, or -1
     int64_t worst_state;   // where it was found
     int32_t worst_thread;  // the step that broke it (-1: the state itself)
     choices worst_choices;
     int count;
-    int64_t left[MAX_WORKERS]; // shares of the level that were not begun because the table ran full
-    int left_count;
     int worst_new;         // the first violation is of this level: a smaller number may replace it
     worker *workers;
     pthread_barrier_t barrier;
@@ -54,6 +58,10 @@ struct search {
 
 static void report(search *g, int32_t rank, int64_t state, int32_t thread, const choices *c)
 {
+    if (cannot(rank)) {
+        atomic_store(&g->trouble, cannot(rank));
+        return;
+    }
     pthread_mutex_lock(&g->lock);
     // Within the level, the smallest failure wins, then the smallest place: the same whatever the workers' timing.
     if (g->worst < 0 || (g->worst_new && rank < g->worst)) {
@@ -80,13 +88,13 @@ static int64_t take_place(worker *w)
         w->place = atomic_fetch_add_explicit(&t->count, w->g->share, memory_order_relaxed);
         w->place_end = w->place + w->g->share;
     }
-    // A share with more successors than slack() left room for ends the search: without an empty slot a probe has no end.
-    if (w->place < t->capacity && w->place + SHARE < (int64_t)t->slot_count) return w->place++;
-    atomic_store(&w->g->full, 1);
+    if (w->place < t->limit) return w->place++;
+    atomic_store_explicit(&w->g->full, 1, memory_order_relaxed);
     return -1;
 }
 
-static void insert(worker *w, pending *e)
+// 0: there is no place for it.
+static int insert(worker *w, pending *e)
 {
     search *g = w->g;
     store *t = &g->t;
@@ -98,7 +106,7 @@ static void insert(worker *w, pending *e)
         if (!slot) {
             if (mine < 0) {
                 mine = take_place(w);
-                if (mine < 0) return;
+                if (mine < 0) return 0;
                 copy(state_at(t, mine), e->state, t->words);
                 t->parents[mine] = e->parent;
             }
@@ -110,20 +118,21 @@ static void insert(worker *w, pending *e)
                     // The place in the arena may depend on timing; its parent does not matter to the verdict.
                     report(g, r, mine, -1, 0);
                 }
-                return;
+                return 1;
             }
         }
         if (same_tag(t, slot, tag) && equal(state_at(t, number_in(t, slot)), e->state, t->words)) {
             if (mine >= 0) w->place--; // it lost a race: the next new state has the place
             if (number_in(t, slot) < g->level_end && !atomic_load_explicit(&g->cyclic, memory_order_relaxed))
                 atomic_store_explicit(&g->cyclic, 1, memory_order_relaxed);
-            return;
+            return 1;
         }
         at = next_slot(t, at);
     }
 }
 
-static void flush(worker *w)
+// Enter the batch into the table. 0: it is full, and what did not go in stays queued.
+static int flush(worker *w)
 {
     const store *t = &w->g->t;
     // The slots were asked for when the states were made; now the states that they point to.
@@ -138,8 +147,11 @@ static void flush(worker *w)
             at = next_slot(t, at);
         }
     }
-    for (int i = 0; i < w->queued; i++) insert(w, queued_at(w, i));
-    w->queued = 0;
+    int done = 0;
+    while (done < w->queued && insert(w, queued_at(w, done))) done++;
+    w->queued -= done;
+    if (w->queued) memmove(w->queue, queued_at(w, done), (size_t)w->queued * w->stride);
+    return !w->queued;
 }
 
 // A new state, or (in a reduced search) the state where the interleaving next matters.
@@ -161,16 +173,20 @@ static void enqueue(worker *w, int64_t number, int t, uint64_t affects)
     e->affects = affects;
     e->parent = (uint32_t)number;
     __builtin_prefetch((const void *)&g->t.slots[first_slot(&g->t, e->hash)]);
-    if (++w->queued == BATCH) flush(w);
+    w->queued++;
 }
 
-static void expand(worker *w, int64_t number)
+// All steps from a state. 0: the table is full; the worker notes where to go on.
+static int expand(worker *w, int64_t number)
 {
     search *g = w->g;
     const program *p = g->p;
     const uint64_t *from = state_at(&g->t, number);
-    int moved = 0, ended = 1;
-    if (p->alone) {
+    choices c = w->next_choices;
+    int moved = w->moved, ended = 1, first = w->next_thread;
+    w->next_thread = w->moved = w->next_choices.count = w->next_choices.given = 0;
+    if (p->alone && !moved) {
+        if (w->queued == BATCH && !flush(w)) return 0;
         pending *e = queued_at(w, w->queued);
         copy(e->state, from, p->words);
         int32_t r = move_alone(p, e->state, w->regs, w->reached);
@@ -178,24 +194,25 @@ static void expand(worker *w, int64_t number)
             w->transitions++;
             if (r == R_OK) enqueue(w, number, 0, 0);
             else report(g, r, number, 0, 0);
-            return;
+            return 1;
         }
     }
-    for (int t = 0; t < p->threads; t++) {
+    for (int t = first; t < p->threads; t++) {
         int32_t pc = pc_of(p, from, t);
         if (pc == p->pc_end[t]) continue;
         ended = 0;
         const ins *code = step_at(p, t, pc);
-        choices c = {.count = 0, .given = 0};
         do {
+            if (w->queued == BATCH && !flush(w)) {
+                w->next_thread = t;
+                w->next_choices = c;
+                w->moved = moved;
+                return 0;
+            }
             pending *e = queued_at(w, w->queued);
             copy(e->state, from, p->words);
             int32_t r = execute(p, code, e->state, w->regs + t * p->reg_count, &c, w->reached);
             if (r == R_BLOCKED) break;
-            if (r == R_LOCAL) {
-                atomic_store(&g->local_loop, 1);
-                return;
-            }
             moved = 1;
             w->transitions++;
             if (r != R_OK) {
@@ -204,44 +221,26 @@ static void expand(worker *w, int64_t number)
             }
             enqueue(w, number, t, p->affects[t * p->max_pc + pc]);
         } while (next_choice(&c));
+        c.count = c.given = 0;
     }
     if (!moved && !ended) report(g, p->failures + 2, number, -2, 0);
-}
-
-static void expand_range(worker *w, int64_t from, int64_t to)
-{
-    search *g = w->g;
-    if (to > g->level_end) to = g->level_end;
-    for (int64_t n = from; n < to; n++)
-        if (intact(&g->t, n)) expand(w, n);
-}
-
-// How many states the table still takes: what is asked for before a share of a level is begun.
-static int64_t slack(const search *g)
-{
-    return SHARE * g->p->threads * 8;
+    return 1;
 }
 
 static void work_level(worker *w)
 {
     search *g = w->g;
-    for (;;) {
-        // Asked before a share is taken: what is taken is expanded or left for later, never dropped.
-        if (atomic_load_explicit(&g->full, memory_order_relaxed)) break;
-        if (atomic_load_explicit(&stop_requested, memory_order_relaxed)) break;
-        int64_t from = atomic_fetch_add(&g->cursor, SHARE), to = from + SHARE;
-        if (from >= g->level_end) break;
-        // A table that runs full in the middle of a level is grown by the leader; this worker stops before.
-        if (atomic_load_explicit(&g->t.count, memory_order_relaxed) + slack(g) * g->count >
-            (int64_t)(g->t.slot_count / 16 * 15)) {
-            pthread_mutex_lock(&g->lock);
-            g->left[g->left_count++] = from;
-            pthread_mutex_unlock(&g->lock);
-            int not_full = 0; // a full arena stays what is said: nothing can be grown then
-            atomic_compare_exchange_strong(&g->full, &not_full, 2);
-            break;
+    // Asked before a share is taken: what is taken is expanded now, or when the table has grown.
+    while (!atomic_load_explicit(&g->full, memory_order_relaxed) && !atomic_load_explicit(&stop_requested, memory_order_relaxed)) {
+        if (w->number == w->share_end) {
+            w->number = atomic_fetch_add(&g->cursor, SHARE);
+            w->share_end = w->number + SHARE < g->level_end ? w->number + SHARE : g->level_end;
+            if (w->number >= g->level_end) {
+                w->number = w->share_end;
+                break;
+            }
         }
-        expand_range(w, from, to);
+        while (w->number < w->share_end && (!intact(&g->t, w->number) || expand(w, w->number))) w->number++;
     }
     flush(w);
 }
@@ -279,7 +278,7 @@ static void *worker_main(void *arg)
 // Everybody's work, or the leader's alone: little is not worth waking anybody for.
 static void work_together(search *g, int64_t size)
 {
-    int waking = g->count > 1 && size > 2048;
+    int waking = g->count > 1 && size > FEW;
     if (waking) pthread_barrier_wait(&g->barrier);
     work(&g->workers[0]);
     if (waking) pthread_barrier_wait(&g->barrier);
@@ -386,27 +385,23 @@ static void close_search(search *g, int count)
 // One level. HOLDS: the search goes on, if there is a next one.
 static int search_level(search *g)
 {
+    int64_t level = g->level_end - g->level_begin;
+    g->share = g->count > 1 && level > FEW ? SHARE : 1;
     atomic_store(&g->cursor, g->level_begin);
     do {
-        int64_t level = g->level_end - atomic_load(&g->cursor);
-        if (level < 0) level = 0;
-        if (!grow(g, level + (slack(g) * 2 + SHARE) * g->count)) return NO_MEMORY;
+        // A level is often as large as the one before; where it is larger, the table grows in the middle.
+        int64_t left = g->level_end - atomic_load(&g->cursor);
+        if (!grow(g, left < SHARE ? SHARE : left)) return NO_MEMORY;
         atomic_store(&g->full, 0);
-        g->share = g->count > 1 && level > 2048 ? SHARE : 1;
-        while (g->left_count) {
-            int64_t from = g->left[--g->left_count];
-            expand_range(&g->workers[0], from, from + SHARE);
-        }
         work_together(g, level);
         return_places(g);
-    } while (atomic_load(&g->full) == 2);
+    } while (atomic_load(&g->full) && g->t.limit < g->t.capacity);
     g->worst_new = 0;
-    int64_t total = atomic_load(&g->t.count);
-    if (atomic_load(&g->local_loop)) return LOCAL_LOOP;
+    if (atomic_load(&g->trouble)) return atomic_load(&g->trouble);
     g->level_begin = g->level_end;
-    g->level_end = total;
+    g->level_end = atomic_load(&g->t.count);
     if (atomic_load(&stop_requested)) return STOPPED;
-    return atomic_load(&g->full) == 1 || total - g->t.holes > g->o->max_states ? BOUND : HOLDS;
+    return atomic_load(&g->full) || g->level_end - g->t.holes > g->o->max_states ? BOUND : HOLDS;
 }
 
 static int search_levels(search *g, int count)
@@ -426,7 +421,7 @@ static int search_levels(search *g, int count)
     pthread_barrier_wait(&g->barrier);
     for (int i = 1; i < g->count; i++) pthread_join(g->workers[i].thread, 0);
     pthread_barrier_destroy(&g->barrier);
-    return g->worst >= 0 && verdict != NO_MEMORY && verdict != LOCAL_LOOP ? VIOLATED : verdict;
+    return g->worst >= 0 && verdict != NO_MEMORY && !atomic_load(&g->trouble) ? VIOLATED : verdict;
 }
 
 // What is said of the states found; the verdict may change.

@@ -112,9 +112,9 @@ static int follow(fewest *f, uint32_t number, size_t steps)
             copy(to, from, p->words);
             int32_t r = step(p, t, to, f->regs, &c, reached);
             if (r == R_BLOCKED) break;
-            if (r == R_LOCAL) return LOCAL_LOOP;
             moved = 1;
             if (r == R_OK) r = broken(p, to, f->spec_regs, p->affects[t * p->max_pc + pc], reached);
+            if (cannot(r)) return cannot(r);
             if (r == f->target) {
                 f->goal = number;
                 f->goal_thread = t;

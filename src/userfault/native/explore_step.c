@@ -90,12 +90,10 @@ l_WAIT:
     NEXT;
 l_FAIL: return i->x;
 l_CHOOSE:
-    if (c->count < MAX_CHOICES) {
-        int32_t v = c->count < c->given ? c->taken[c->count] : 0;
-        c->taken[c->count] = v;
-        c->width[c->count++] = i->x;
-        r[i->d] = v;
-    }
+    if (c->count == MAX_CHOICES) return R_MANY;
+    if (c->count >= c->given) c->taken[c->count] = 0;
+    r[i->d] = c->taken[c->count];
+    c->width[c->count++] = i->x;
     NEXT;
 l_REACH: reached[i->x >> 6] |= 1ull << (i->x & 63); NEXT;
 l_KEEP: s[i->x] = (s[i->x] & wide(i->y, i->z)) | wide(i->d, i->a); NEXT;

@@ -32,6 +32,19 @@ static int bits_for(uint64_t slots)
     return bits < 31 ? bits : 31;
 }
 
+static int resize(store *t, uint64_t count)
+{
+    _Atomic uint32_t *fresh = slots_new(count);
+    if (!fresh) return 0;
+    slots_free(t->slots, t->slot_count);
+    t->slots = fresh;
+    t->slot_count = count;
+    t->number_bits = bits_for(count);
+    t->limit = (int64_t)(count / 16 * 15);
+    if (t->limit > t->capacity) t->limit = t->capacity;
+    return 1;
+}
+
 // Where the arena is full, every worker may hold places that are beyond it.
 static size_t arena_places(const store *t)
 {
@@ -51,10 +64,7 @@ int store_open(store *t, const program *p, const options *o)
     // Small searches stay small: no huge page for the beginning of what may never be used.
     t->states = reserve(arena_places(t) * 8 * (size_t)p->words, HUGE);
     t->parents = reserve(arena_places(t) * 4, HUGE);
-    t->slot_count = 1 << 10;
-    t->number_bits = bits_for(t->slot_count);
-    t->slots = slots_new(t->slot_count);
-    return t->states && t->parents && t->slots;
+    return t->states && t->parents && resize(t, 1 << 10);
 }
 
 void store_close(store *t)
@@ -71,13 +81,7 @@ int store_grow(store *t, int64_t more)
     if (need <= t->slot_count) return 0;
     uint64_t count = t->slot_count / 2 * 3;
     if (count < need) count = need;
-    _Atomic uint32_t *fresh = slots_new(count);
-    if (!fresh) return -1;
-    slots_free(t->slots, t->slot_count);
-    t->slots = fresh;
-    t->slot_count = count;
-    t->number_bits = bits_for(count);
-    return 1;
+    return resize(t, count) ? 1 : -1;
 }
 
 int64_t store_find(const store *t, const uint64_t *s)

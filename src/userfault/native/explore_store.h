@@ -1,7 +1,7 @@
 // The search's memory: an arena of packed states, their parents, and a hash table.
 //
 // A slot of the table holds the number of a state, +1, in its low bits, and as much of the state's hash as fits above: a probe
-// looks at another state's words only if those agree, so the table may be filled to four fifths.
+// looks at another state's words only if those agree, so the table may be nearly full.
 #pragma once
 #include "explore.h"
 
@@ -13,7 +13,7 @@ typedef struct {
     const program *p;
     const options *o;
     int words, number_bits;
-    int64_t capacity;
+    int64_t capacity, limit;  // states that there are places for; that the table takes before it has to grow
     uint64_t *states;
     uint32_t *parents;
     _Atomic uint32_t *slots;
