@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from userfault.cli import cli
+from userfault.conform.needs import NEEDS, missing
 from userfault.conform.races.emit import emit
 from userfault.conform.races.lower import lower
-from userfault.conform.races.needs import NEEDS, missing
 from userfault.kernel.race import defines, operations, pieces
 from userfault.litmus import load
 
@@ -42,7 +42,7 @@ def test_it_compiles_runs_and_shows_what_the_author_expects(
     program = compiled(name, tmp_path)
     for need in lower(test).needs:
         if problem := missing(need):
-            cannot_run(problem, NEEDS[need][1])
+            cannot_run(problem, NEEDS[need].remedy)
     done = subprocess.run([program, "20"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
     assert done.stdout.startswith(f"Test {name} Required\nHistogram (")
@@ -55,7 +55,7 @@ def test_what_the_condition_rules_out_has_its_exit_code(
     if shutil.which("gcc") is None:
         pytest.skip("no gcc: apt-get install gcc libc6-dev")
     if problem := missing("move"):
-        cannot_run(problem, NEEDS["move"][1])
+        cannot_run(problem, NEEDS["move"].remedy)
     wrong = tmp_path / "wrong.litmus"
     wrong.write_text(load("move+move").text.replace("forall", "~exists"))
     done = subprocess.run([compiled(str(wrong), tmp_path), "20"], capture_output=True, text=True, timeout=60)

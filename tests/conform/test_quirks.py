@@ -13,6 +13,7 @@ import pytest
 from userfault.conform import words as w
 from userfault.conform.compare import Step, perform
 from userfault.conform.generate import FILLS, Generator
+from userfault.conform.needs import NEEDS
 from userfault.conform.operations import Op
 from userfault.conform.quirks import QUIRKS, Quirks, lines, running
 from userfault.conform.world import Window, World
@@ -20,7 +21,7 @@ from userfault.model.errno import EEXIST
 
 
 def test_every_quirk_has_its_row() -> None:
-    assert [quirk.field for quirk in QUIRKS] == [each.name for each in fields(Quirks)]
+    assert [*(quirk.field for quirk in QUIRKS), "without"] == [each.name for each in fields(Quirks)]
 
 
 def test_the_running_kernel_has_an_answer_for_each(cannot_run: Callable[[str, str], NoReturn]) -> None:
@@ -28,7 +29,7 @@ def test_the_running_kernel_has_an_answer_for_each(cannot_run: Callable[[str, st
         found = running()
     except OSError as error:
         cannot_run(f"no userfaultfd ({error})", "see `userfault probe`")
-    assert len(lines(found)) == len(QUIRKS)
+    assert len(lines(found)) == len(QUIRKS) + len(found.without)
 
 
 BASE = 1 << 40
@@ -73,14 +74,41 @@ def test_an_access_may_go_past_a_window_that_ends_with_a_page_table() -> None:
     assert not step.broken and step.outcome is not None and step.outcome.signal == SIGSEGV
 
 
-@pytest.mark.parametrize("shown", [True, False])
-def test_guards_are_shown_or_not(shown: bool) -> None:
-    word = last(AREA + GUARD, replace(Quirks(), shows_guards=shown, fills_replace_guards=False)).states[0].words[1]
-    assert word & w.S and bool(word & w.G) == bool(word & w.SCAN_GUARD) == shown
+@pytest.mark.parametrize("without", [frozenset(), frozenset({"guard-bits"})])
+def test_guards_are_shown_or_not(without: frozenset[str]) -> None:
+    quirks = replace(Quirks(), without=without, fills_replace_guards=False)
+    word = last(AREA + GUARD, quirks).states[0].words[1]
+    assert word & w.S and bool(word & w.G) == bool(word & w.SCAN_GUARD) == (not without)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_guards_are_drawn_where_there_are_some(there: bool) -> None:
-    world = World(FILLS.window, lambda data: 1, replace(Quirks(), has_guards=there))
-    names = Generator(FILLS, random.Random(0), world).names
-    assert {"guard_install", "guard_remove"} <= set(names) if there else not any("guard" in name for name in names)
+def test_without_a_scan_its_categories_are_not_compared() -> None:
+    words = last(AREA, replace(Quirks(), without=frozenset({"pagemap-scan"}))).states[0].words
+    assert words[0] & w.P and words[0] & w.AE and not any(word & w.ALL_SCAN for word in words)
+
+
+@pytest.mark.parametrize("need", [name for name, need in NEEDS.items() if need.operations])
+def test_what_is_not_there_is_not_drawn(need: str) -> None:
+    def drawn(without: frozenset[str]) -> set[str]:
+        world = World(FILLS.window, lambda data: 1, replace(Quirks(), without=without))
+        return set(Generator(FILLS, random.Random(0), world).names)
+
+    absent = set(NEEDS[need].operations)
+    assert absent <= drawn(frozenset()) and drawn(frozenset({need})) == drawn(frozenset()) - absent
+
+
+def test_a_userfaultfd_lacks_the_features_that_the_kernel_lacks() -> None:
+    world = World(WINDOW, lambda data: 1, replace(Quirks(), without=frozenset({"wp-async"})))
+    assert [(each.wp_unpopulated, each.wp_async) for each in world.contexts] == [
+        (False, False),
+        (True, False),
+        (True, False),
+    ]
+
+
+def test_what_is_left_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = replace(Quirks(), without=frozenset({"guard", "move", "pagemap-scan"}))
+    monkeypatch.setattr("userfault.conform.needs.missing", lambda name: f"no {name}")
+    said = lines(gone)
+    assert "left out: no move (no move in sequences); remedy: a kernel of v6.8 or later with userfaultfd" in said
+    assert any("WRITTEN" in line and "not compared" in line for line in said)
+    assert any(line.startswith("not applicable fills_replace_guards") for line in said)

@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from userfault.cli import cli
+from userfault.conform.needs import NEEDS, missing
 from userfault.conform.races.compare import compare
 from userfault.conform.races.histogram import make_histogram, render
 from userfault.conform.races.lower import Unrunnable, lower
-from userfault.conform.races.needs import NEEDS, borrowed, missing
+from userfault.conform.races.needs import borrowed
 from userfault.conform.races.run import run_test
 from userfault.kernel.race import Outcomes
 from userfault.litmus import library, load
@@ -28,7 +29,7 @@ def need(cannot_run: Callable[[str, str], NoReturn]) -> Callable[..., None]:
     def check(*needs: str) -> None:
         for each in needs:
             if problem := missing(each):
-                cannot_run(problem, NEEDS[each][1])
+                cannot_run(problem, NEEDS[each].remedy)
 
     return check
 

@@ -53,7 +53,7 @@ def command(
 
     Exit codes: 0 all agree, 1 a divergence, 2 usage or environment.
     """
-    from ..conform import emit, report
+    from ..conform import emit, quirks, report
     from ..conform.compare import Divergence
     from ..conform.drive import ConformError, check, profile_named, surroundings
     from ..conform.freedom import FREEDOM
@@ -83,8 +83,6 @@ def command(
             click.echo(f"{free.what}: {free.why} {free.instead}")
         return
     if name == "quirks":
-        from ..conform import quirks
-
         for line in quirks.lines(quirks.running()):
             click.echo(line)
         return
@@ -106,7 +104,8 @@ def command(
         profile = profile_named(name)
         sequence = report.from_json(Path(replay).read_text() if replay[0] != "[" else replay)
         if as_c:
-            click.echo(emit.c_program(sequence, profile.window, f"userfault conform --profile {name}"), nl=False)
+            title = f"userfault conform --profile {name}"
+            click.echo(emit.c_program(sequence, profile.window, title, quirks.running().lacking), nl=False)
             return
         with surroundings(profile):
             result = check(profile, sequence)

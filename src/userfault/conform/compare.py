@@ -12,6 +12,7 @@ from ..model.lang import ModelError, WouldBlock
 from . import operations
 from .generate import Profile
 from .operations import Op, Outcome
+from .quirks import running
 from .sandbox import prepare
 from .world import State, World
 
@@ -60,7 +61,7 @@ def compare(agent: Agent, profile: Profile, steps: Sequence[Step]) -> Divergence
     """Do on the kernel what was done on the model. The first divergence, or how many operations agree."""
     slice = profile.slice
     commands = [operations.command(step.op, profile.window.base) for step in steps]
-    run = agent.run(commands, partial(prepare, profile.huge), seconds=SECONDS, slice=slice)
+    run = agent.run(commands, partial(prepare, profile.huge, running().lacking), seconds=SECONDS, slice=slice)
     done = tuple(step.op for step in steps)
     for at, step in enumerate(steps):
         op = step.op

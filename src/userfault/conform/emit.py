@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..kernel.agent import MASK, Command
+from ..kernel.uapi import Feature
 from . import operations
 from .operations import CONTEXT_FD, Op
-from .sandbox import CONTEXTS
-from .world import Window
+from .world import CONTEXTS, Window
 
 HEAD = """\
 // SPDX-License-Identifier: Apache-2.0
@@ -181,14 +181,14 @@ int main(void)
 """
 
 
-def c_program(sequence: Sequence[Op], window: Window, title: str) -> str:
-    """The program. Where the profile needs swap, there must be some."""
+def c_program(sequence: Sequence[Op], window: Window, title: str, lacking: Feature = Feature(0)) -> str:  # noqa: B008
+    """The program, for a kernel that is lacking some features. Where the profile needs swap, there must be some."""
     rows = []
     for op in sequence:
         command = operations.command(op, window.base)
         rows.append(row(op, command))
     head = HEAD.format(title=title, base=window.start, pages=window.pages, ops="\n".join(rows))
-    features = ", ".join(f"{int(each):#x}" for each in CONTEXTS)
+    features = ", ".join(f"{int(each & ~lacking):#x}" for each in CONTEXTS)
     return head + TAIL.replace("{FEATURES}", f"{{{features}}}").replace("FIRST_FD", str(CONTEXT_FD))
 
 

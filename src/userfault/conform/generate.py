@@ -181,8 +181,7 @@ class Generator:
 
     def __init__(self, profile: Profile, rng: random.Random, world: World) -> None:
         self.profile, self.rng, self.world = profile, rng, world
-        absent = () if world.quirks.has_guards else ("guard_install", "guard_remove")
-        weights = {name: weight for name, weight in profile.weights.items() if name not in absent}
+        weights = {name: weight for name, weight in profile.weights.items() if name not in world.quirks.operations}
         self.names, self.totals = list(weights), list(weights.values())
         self.main = rng.choice((0, 0, 1, 2))
         self.at = 0

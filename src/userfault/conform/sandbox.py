@@ -11,20 +11,17 @@ from ..kernel.machine import THP, VM, machine
 from ..kernel.uapi import Feature
 from ..kernel.userfaultfd import Userfault
 from .operations import CONTEXT_FD
+from .world import CONTEXTS
 
 PR_SET_THP_DISABLE = 41
-CONTEXTS = (
-    Feature.SIGBUS,
-    Feature.SIGBUS | Feature.WP_UNPOPULATED,
-    Feature.SIGBUS | Feature.WP_UNPOPULATED | Feature.WP_ASYNC,
-)
-"""The userfaultfds' features. Nobody resolves faults here, so that a touch of a missing page must not wait for it: SIGBUS."""
 SWAP_BYTES = 512 << 20
 VMA_READAHEAD = "/sys/kernel/mm/swap/vma_ra_enabled"
 
 
-def prepare(huge: bool) -> None:
-    """In the agent's process: one CPU, huge pages only where advised or (not `huge`) nowhere, the userfaultfds. Raises OSError."""
+def prepare(huge: bool, lacking: Feature) -> None:
+    """In the agent's process: one CPU, huge pages only where advised or (not `huge`) nowhere, the userfaultfds, without the
+    features that the kernel is lacking. Raises OSError.
+    """
     # Batches of pages that are on their way to the LRU lists are kept by CPU.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     libc = ctypes.CDLL(None, use_errno=True)
@@ -32,7 +29,7 @@ def prepare(huge: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_THP_DISABLE)")
     for number, features in enumerate(CONTEXTS):
         # The descriptor is the agent's from here on: it has its own number and is not closed.
-        os.dup2(Userfault(features).fileno(), CONTEXT_FD + number)
+        os.dup2(Userfault(features & ~lacking).fileno(), CONTEXT_FD + number)
 
 
 @contextmanager

@@ -13,6 +13,14 @@ WPALLOWED, WRITTEN, FILE, PRESENT, SWAPPED, PFNZERO, HUGE, SOFT_DIRTY, SCAN_GUAR
 )
 ANON, AE, THP, HEAD, TAIL, KSM, ZERO, SWAPCACHE = (1 << (FLAGS_AT + at) for at in range(8))
 
+ALL = (1 << 64) - 1
+ALL_SCAN = (1 << COUNT_AT) - (1 << SCAN_AT)
+
+
+def names(bits: int) -> str:
+    """The names of bits of pagemap and of PAGEMAP_SCAN."""
+    return ", ".join(name for at, name in enumerate(PAGEMAP + SCAN) if bits >> at & 1)
+
 
 def describe(word: int, alike: bool = False) -> str:
     """A word in the letters of its sources: `PX:c1:ANON,AE #17 [PRESENT,WRITTEN]`; `-` for nothing at all.

@@ -6,19 +6,26 @@ from array import array
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..kernel.uapi import Feature
 from ..model import era as eras
 from ..model import machine as machines
 from ..model.fork import sys_fork
 from ..model.mm_types import PmdKind, PteKind, mm_struct, page, stable_node, userfaultfd_ctx, vm
 from ..model.user import page_bytes
 from . import words as w
-from .quirks import Quirks
+from .quirks import IN_THE_MODEL, Quirks
 
 PAGE = 4096
 HUGE_PAGES = 512
 TASK_SIZE = (1 << 47) - PAGE
 MMAP_MIN_ADDR = 65536
 ZERO_KEY = "the zero page"
+CONTEXTS = (
+    Feature.SIGBUS,
+    Feature.SIGBUS | Feature.WP_UNPOPULATED,
+    Feature.SIGBUS | Feature.WP_UNPOPULATED | Feature.WP_ASYNC,
+)
+"""The userfaultfds' features. Nobody resolves faults here, so that a touch of a missing page must not wait for it: SIGBUS."""
 
 
 class Window(NamedTuple):
@@ -48,8 +55,10 @@ class World:
     def __init__(self, window: Window, hash_page: Callable[[bytes], int], quirks: Quirks, era: str = "v6.18") -> None:
         self.window, self.quirks = window, quirks
         self.era = eras.use(era)
-        self.era.fills_replace_guards = quirks.fills_replace_guards
-        self._guard = w.G | w.SCAN_GUARD if quirks.shows_guards else 0
+        for name in IN_THE_MODEL:
+            setattr(self.era, name, getattr(quirks, name))
+        self.era.uffdio_move = "move" not in quirks.without
+        self.era.uffdio_poison = "poison" not in quirks.without
         self._anon = w.ANON | (w.KSM if quirks.anon_shows_ksm else 0)
         addresses = (MMAP_MIN_ADDR - window.base, TASK_SIZE - window.base, (1 << 64) - window.base)
         machines.boot(page_shift=12, huge_order=9, split_vmas=True, synchronous_swap=True, addresses=addresses)
@@ -58,8 +67,14 @@ class World:
         self.processes: list[mm_struct | None] = [None] * 8
         first = self.processes[0] = machines.new_mm(self._span)
         self.contexts = [
-            userfaultfd_ctx(mm=first, wp_unpopulated=number > 0, wp_async=number == 2) for number in range(3)
+            userfaultfd_ctx(
+                mm=first,
+                wp_unpopulated=bool(features & Feature.WP_UNPOPULATED),
+                wp_async=bool(features & Feature.WP_ASYNC),
+            )
+            for features in (each & ~quirks.lacking for each in CONTEXTS)
         ]
+        self._compared = quirks.compared
         self.running = -1
         self._hash_page = hash_page
         self._hashes: dict[bytes, int] = {}
@@ -163,7 +178,7 @@ class World:
                     elif kind == PteKind.POISON_MARKER:
                         word |= w.S | w.SWAPPED | w.WRITTEN
                     elif kind == PteKind.GUARD_MARKER:
-                        word |= w.S | w.SWAPPED | w.WRITTEN | self._guard
+                        word |= w.S | w.SWAPPED | w.WRITTEN | w.G | w.SCAN_GUARD
                 elif pmd.kind == PmdKind.HUGE:
                     p = pool[pmd.page.pfn + (number & 511)]
                     count = pmd.page.entire_mapcount + p.mapcount.counter
@@ -183,5 +198,5 @@ class World:
                 elif flags & vm.UFFD_WP and self.quirks.holes_are_written:
                     # So does one without a table, where write-protection could have marked it.
                     word |= w.WRITTEN
-                words[at] = word
+                words[at] = word & self._compared
         return State(process, tuple(vmas), words, contents)

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 from ..native import library, why_missing
 from .errors import KernelError
+from .pagemap import known_categories
+from .uapi import PageIs
 
 PROCESSES = 8
 SCRATCH = 8
@@ -75,6 +77,8 @@ class Control(ctypes.Structure):
         ("done", ctypes.c_uint64),
         ("contents", ctypes.c_uint64),
         ("record_bytes", ctypes.c_uint64),
+        ("categories", ctypes.c_uint64),
+        ("procmap_query", ctypes.c_uint64),
         ("pid", ctypes.c_int64 * PROCESSES),
         ("parent_pid", ctypes.c_int64 * PROCESSES),
         ("parent", ctypes.c_int32 * PROCESSES),
@@ -115,6 +119,7 @@ class Agent:
         if sizes != [OP.size, RESULT.size, HEADER_BYTES, ctypes.sizeof(Control), PROCESSES]:
             raise AgentError("the native library is of another version: reinstall userfault")
         self.base, self.pages, self.capacity = base, pages, capacity
+        self._categories = int(known_categories() & ~PageIs.SOFT_DIRTY)
         self._seen_bytes = HEADER_BYTES + pages * 16
         self._record_bytes = 8 + PROCESSES * self._seen_bytes
         self._ops_at = CONTROL_BYTES
@@ -161,6 +166,7 @@ class Agent:
         ctypes.memset(self._at, 0, ctypes.sizeof(control))
         control.base, control.pages, control.ops = self.base, self.pages, len(commands)
         control.contents, control.record_bytes = slice, self._record_bytes
+        control.categories = self._categories
         pid = os.fork()
         if pid == 0:
             self._child(setup, observed)

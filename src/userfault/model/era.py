@@ -24,6 +24,8 @@ class Era:
     """split_huge_page's loop around page_get_anon_vma (seed 2/4)."""
     uffdio_move: bool = False
     """UFFDIO_MOVE (since v6.8)."""
+    uffdio_poison: bool = False
+    """UFFDIO_POISON (since v6.6)."""
     folios: bool = False
     """The folio-era order of steps: split under the folio lock, PTE-mapped after unmap_folio, index read after the lock."""
     anon_exclusive: bool = False
@@ -89,6 +91,7 @@ V6_8 = Era(
     recheck_on_slow_path=True,
     recheck_on_fast_path=True,
     uffdio_move=True,
+    uffdio_poison=True,
     folios=True,
     anon_exclusive=True,
     aging_leaves_tlb=True,

@@ -6,6 +6,7 @@ The output field is UNWRITTEN where the kernel does not write it. Addresses and 
 from __future__ import annotations
 
 from .catalogue import modelled
+from .era import era
 from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
 from .lang import NULL
 from .locks import down_read, down_write, up_read, up_write
@@ -21,9 +22,9 @@ from .vma import vma_modify
 
 UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_REGISTER_MODE_MINOR = 1, 2, 4
 UFFD_FLAGS = int(vm.USERFAULT | vm.UFFD_WP)
-RANGE_IOCTLS = 0x13C
-"""Bits of the ioctls that a range may be used with: WAKE, COPY, ZEROPAGE, MOVE, POISON."""
-WRITEPROTECT_IOCTL = 1 << 6
+RANGE_IOCTLS = 0x1C
+"""Bits of the ioctls that any range may be used with: WAKE, COPY, ZEROPAGE."""
+MOVE_IOCTL, WRITEPROTECT_IOCTL, POISON_IOCTL = 1 << 5, 1 << 6, 1 << 8
 UNWRITTEN = 57005
 """What stands in an output field that the kernel does not write: no length, no errno, no set of ioctls."""
 
@@ -75,7 +76,19 @@ def userfaultfd_register(ctx: userfaultfd_ctx, start: int, length: int, mode: in
         return err, UNWRITTEN
     userfaultfd_register_range(ctx, start, start + length, flags)
     up_write(mm.mmap_sem)
-    return 0, RANGE_IOCTLS | (WRITEPROTECT_IOCTL if flags & vm.UFFD_WP else 0)
+    return 0, range_ioctls(flags)
+
+
+def range_ioctls(flags: int) -> int:
+    """What a range that is registered with these flags may be used with."""
+    out = RANGE_IOCTLS
+    if era.uffdio_move:
+        out |= MOVE_IOCTL
+    if era.uffdio_poison:
+        out |= POISON_IOCTL
+    if flags & vm.UFFD_WP:
+        out |= WRITEPROTECT_IOCTL
+    return out
 
 
 def may_register(ctx: userfaultfd_ctx, start: int, end: int, mode: int) -> int:

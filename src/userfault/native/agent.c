@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
@@ -55,6 +56,8 @@ struct agent {
 	uint64_t ops, done;      /* how many there are, how many are finished (shared: tells where a hang is) */
 	uint64_t contents;       /* pages whose contents are hashed after each operation; 0: all */
 	uint64_t record_bytes;   /* distance between two records */
+	uint64_t categories;     /* what PAGEMAP_SCAN is asked for; 0: this kernel has none, and it is not called */
+	uint64_t procmap_query;  /* found by uf_agent_open; 0: this kernel has none, and /proc/PID/maps is read */
 	int64_t pid[PROCESSES], parent_pid[PROCESSES];
 	int32_t parent[PROCESSES];
 	int32_t command[PROCESSES][2], answer[PROCESSES][2];
@@ -234,6 +237,13 @@ static void run_one(struct agent *a, struct op *ops, struct result *results, uin
 	}
 }
 
+/* What was there when it was tried must not be missing later: the status says where, the message why. */
+static void give_up(const char *what)
+{
+	dprintf(2, "userfault: the agent can't observe: %s: %s\n", what, strerror(errno));
+	_exit(5);
+}
+
 /* -- what can be seen ------------------------------------------------------------------------------------------- */
 
 /* A page's contents in one word; 0 for a page of zeroes. */
@@ -271,9 +281,6 @@ enum { MAX_PAGES = 8192, MARKER_TYPES = 20 };
 static uint64_t entry[MAX_PAGES], count[MAX_PAGES], flags[MAX_PAGES];
 static struct scan_region region[MAX_PAGES];
 
-#define GUARD_CATEGORY 0x100
-static uint64_t categories = 0x17f; // not soft-dirty
-
 /* The bits of a word, from the lowest: what pagemap says (6), PAGEMAP_SCAN (9), kpagecount (8), kpageflags (10), class. */
 static const int pagemap_bits[] = {63, 62, 61, 58, 57, 56};
 static const int flag_bits[] = {12, 34, 22, 15, 16, 21, 24, 13};
@@ -282,8 +289,8 @@ static void observe_pages(struct agent *a, int p, uint64_t *word, uint64_t *cont
 {
 	uint64_t n = a->pages, base = a->base, i, k;
 	struct scan_arg scan = {.size = sizeof(scan), .start = base, .end = base + n * PAGE, .vec = (uint64_t)region,
-				.vec_len = MAX_PAGES, .return_mask = categories};
-	long found;
+				.vec_len = MAX_PAGES, .return_mask = a->categories};
+	long found = 0;
 
 	if (pread(a->pagemap[p], entry, n * 8, (off_t)(base / PAGE * 8)) != (ssize_t)(n * 8))
 		memset(entry, 0, sizeof(entry));
@@ -293,11 +300,9 @@ static void observe_pages(struct agent *a, int p, uint64_t *word, uint64_t *cont
 		for (k = 0; k < 6; k++)
 			word[i] |= (entry[i] >> pagemap_bits[k] & 1) << k;
 	}
-	found = ioctl(a->pagemap[p], PAGEMAP_SCAN, &scan);
-	if (found < 0 && errno == EINVAL && (categories & GUARD_CATEGORY)) { // it came later than the others
-		scan.return_mask = categories &= ~(uint64_t)GUARD_CATEGORY;
-		found = ioctl(a->pagemap[p], PAGEMAP_SCAN, &scan);
-	}
+	/* It was tried before: a failure now would look like pages without categories. */
+	if (a->categories && (found = ioctl(a->pagemap[p], PAGEMAP_SCAN, &scan)) < 0)
+		give_up("PAGEMAP_SCAN");
 	for (long r = 0; r < found; r++)
 		for (i = (region[r].start - base) / PAGE; i < (region[r].end - base) / PAGE; i++)
 			word[i] |= (region[r].categories & 0x1ff) << 6;
@@ -312,7 +317,7 @@ static void observe_pages(struct agent *a, int p, uint64_t *word, uint64_t *cont
 		length = (k - i) * 8;
 		if (pread(a->kpagecount, count + i, length, (off_t)(pfn * 8)) != (ssize_t)length ||
 		    pread(a->kpageflags, flags + i, length, (off_t)(pfn * 8)) != (ssize_t)length)
-			_exit(5);
+			give_up("/proc/kpagecount or kpageflags");
 		for (uint64_t at = i; at < k; at++) {
 			word[at] |= (count[at] > 255 ? 255 : count[at]) << 15;
 			for (uint64_t bit = 0; bit < 8; bit++)
@@ -321,15 +326,46 @@ static void observe_pages(struct agent *a, int p, uint64_t *word, uint64_t *cont
 	}
 }
 
+/* The lines of /proc/PID/maps that overlap the window, in flags as PROCMAP_QUERY gives them. */
+static void read_maps(struct agent *a, int p, struct header *out)
+{
+	static char text[1 << 18];
+	uint64_t base = a->base, end = a->base + a->pages * PAGE;
+	ssize_t got, length = 0;
+
+	while ((got = pread(a->maps[p], text + length, sizeof(text) - 1 - (size_t)length, length)) > 0)
+		length += got;
+	if (got < 0 || length == sizeof(text) - 1)
+		give_up("/proc/PID/maps");
+	text[length] = 0;
+	for (char *line = text; *line && out->vmas < VMAS; line = strchr(line, '\n') + 1) {
+		uint64_t first = strtoull(line, &line, 16), last = strtoull(line + 1, &line, 16);
+
+		if (first < end && last > base)
+			out->vma[out->vmas++] = (struct vma){(uint32_t)((int64_t)(first - base) / PAGE),
+							     (uint32_t)((int64_t)(last - base) / PAGE),
+							     (line[1] == 'r') | (line[2] == 'w') << 1 | (line[3] == 'x') << 2, 0};
+	}
+}
+
 static void observe_vmas(struct agent *a, int p, struct header *out)
 {
 	uint64_t at = a->base, end = a->base + a->pages * PAGE;
 
 	out->vmas = 0;
+	if (!a->procmap_query) {
+		read_maps(a, p, out);
+		return;
+	}
 	while (out->vmas < VMAS) {
 		struct procmap q = {.size = sizeof(q), .query_flags = COVERING_OR_NEXT, .query_addr = at};
 
-		if (ioctl(a->maps[p], PROCMAP_QUERY, &q) || q.vma_start >= end)
+		if (ioctl(a->maps[p], PROCMAP_QUERY, &q)) {
+			if (errno != ENOENT)
+				give_up("PROCMAP_QUERY");
+			break;
+		}
+		if (q.vma_start >= end)
 			break;
 		out->vma[out->vmas++] = (struct vma){(uint32_t)((q.vma_start - a->base) / PAGE),
 						     (uint32_t)((q.vma_end - a->base) / PAGE), (uint32_t)q.vma_flags, 0};
@@ -459,6 +495,8 @@ EXPORT int uf_agent_run(struct agent *a, struct op *ops, struct result *results,
 /* Open what is needed to observe; the caller is the process that operations will be done to. Returns 0 or -errno. */
 EXPORT int uf_agent_open(struct agent *a)
 {
+	struct procmap q = {.size = sizeof(q), .query_flags = COVERING_OR_NEXT};
+
 	a->pid[0] = getpid();
 	a->pagemap[0] = open_proc(a->pid[0], "pagemap");
 	a->maps[0] = open_proc(a->pid[0], "maps");
@@ -466,6 +504,7 @@ EXPORT int uf_agent_open(struct agent *a)
 	a->kpageflags = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
 	if (a->pagemap[0] < 0 || a->maps[0] < 0 || a->kpagecount < 0 || a->kpageflags < 0)
 		return -errno;
+	a->procmap_query = !ioctl(a->maps[0], PROCMAP_QUERY, &q) || errno != ENOTTY;
 	for (int p = 1; p < PROCESSES; p++)
 		if (pipe2(a->command[p], O_CLOEXEC) || pipe2(a->answer[p], O_CLOEXEC))
 			return -errno;

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from ...kernel.race import Op, Race, defines, pieces
 from ...litmus.ast import Atom, Formula, Test, Value
+from ..needs import NEEDS
 from .histogram import show_formula, value_kind
 from .lower import BLOCK, SMALL, Lowered, lower
-from .needs import NEEDS
 
 ALWAYS = ("head", "place", "rounds", "engine", "report")
 PROTECTIONS = {1: "PROT_READ", 2: "PROT_WRITE", 3: "PROT_READ | PROT_WRITE"}
@@ -20,7 +20,7 @@ def emit(test: Test) -> str:
     race = lowered.race
     lists = [*race.setup, *(ops for _, ops in race.threads), *race.observe]
     used = chosen(race, {op.name for ops in lists for op in ops})
-    needs = [f"//   {need}: {NEEDS[need][1]}" for need in sorted(lowered.needs)]
+    needs = [f"//   {need}: {NEEDS[need].remedy}" for need in sorted(lowered.needs)]
     parts = [
         "// SPDX-License-Identifier: Apache-2.0",
         f"// {test.name}: {test.question}",
