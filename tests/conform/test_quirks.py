@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import fields, replace
 from signal import SIGSEGV
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -17,11 +17,11 @@ from userfault.conform.needs import NEEDS
 from userfault.conform.operations import Op
 from userfault.conform.quirks import QUIRKS, Quirks, lines, running
 from userfault.conform.world import Window, World
-from userfault.model.errno import EEXIST
+from userfault.model.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 
 
 def test_every_quirk_has_its_row() -> None:
-    assert [*(quirk.field for quirk in QUIRKS), "without"] == [each.name for each in fields(Quirks)]
+    assert [*(quirk.field for quirk in QUIRKS), "without", "unasked"] == [each.name for each in fields(Quirks)]
 
 
 def test_the_running_kernel_has_an_answer_for_each(cannot_run: Callable[[str, str], NoReturn]) -> None:
@@ -106,9 +106,101 @@ def test_a_userfaultfd_lacks_the_features_that_the_kernel_lacks() -> None:
 
 
 def test_what_is_left_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = replace(Quirks(), without=frozenset({"guard", "move", "pagemap-scan"}))
+    gone = replace(
+        Quirks(),
+        without=frozenset({"guard", "move", "pagemap-scan"}),
+        unasked=frozenset({"fills_replace_guards"}),
+    )
     monkeypatch.setattr("userfault.conform.needs.missing", lambda name: f"no {name}")
     said = lines(gone)
     assert "left out: no move (no move in sequences); remedy: a kernel of v6.8 or later with userfaultfd" in said
     assert any("WRITTEN" in line and "not compared" in line for line in said)
     assert any(line.startswith("not applicable fills_replace_guards") for line in said)
+
+
+MAPPED = Op(0, "mmap", (0, 4 * PAGE, 3))
+
+
+def vmas(step: Step) -> list[tuple[int, int]]:
+    return [(start, end) for start, end, _flags in step.states[0].vmas]
+
+
+def present(step: Step) -> str:
+    return "".join("P" if word & w.P else "-" for word in step.states[0].words)
+
+
+# quirk, operations, what is looked at after the last one, what it is with the quirk and without.
+BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]] = {
+    "merge_spares_fork_children": (
+        [
+            MAPPED,
+            Op(0, "dontdump", (0, PAGE)),
+            Op(0, "store", (PAGE, 1)),
+            Op(0, "dontdump", (PAGE, 3 * PAGE)),
+        ],
+        vmas,
+        [(0, 4)],
+        [(0, 1), (1, 4)],
+    ),
+    "mremap_moves_several": (
+        [
+            MAPPED,
+            Op(0, "store", (0, 1)),
+            Op(0, "store", (3 * PAGE, 1)),
+            Op(0, "mprotect", (PAGE, PAGE, 1)),
+            Op(0, "mremap", (0, 2 * PAGE, 3, 2 * PAGE)),
+        ],
+        lambda step: (step.outcome.result, present(step)),
+        (0, "--P-"),
+        (-EFAULT, "P---"),
+    ),
+    "mremap_drops_protection": (
+        [
+            MAPPED,
+            Op(0, "store", (0, 1)),
+            Op(0, "register", (0, 0, PAGE, 2)),
+            Op(0, "writeprotect", (0, 0, PAGE, 1)),
+            Op(0, "mremap", (0, PAGE, 3, 2 * PAGE)),
+        ],
+        lambda step: bool(step.states[0].words[2] & w.W),
+        False,
+        True,
+    ),
+    "populate_stops_at_holes": (
+        [MAPPED, Op(0, "munmap", (PAGE, PAGE)), Op(0, "populate_write", (0, 4 * PAGE))],
+        lambda step: (step.outcome.result, present(step)),
+        (-ENOMEM, "P---"),
+        (-ENOMEM, "P-PP"),
+    ),
+    "writeprotect_spans_vmas": (
+        [
+            MAPPED,
+            Op(0, "dontdump", (0, PAGE)),
+            Op(0, "register", (0, 0, 4 * PAGE, 2)),
+            Op(0, "writeprotect", (0, 0, 2 * PAGE, 1)),
+        ],
+        lambda step: step.outcome.result,
+        0,
+        -ENOENT,
+    ),
+    "unregister_asks_whose": (
+        [MAPPED, Op(0, "register", (0, 0, 4 * PAGE, 1)), Op(0, "unregister", (1, 0, 4 * PAGE))],
+        lambda step: step.outcome.result,
+        -EINVAL,
+        0,
+    ),
+    "uffd_merges_rear": (
+        [MAPPED, Op(0, "register", (0, 0, 2 * PAGE, 1)), Op(0, "unregister", (0, PAGE, PAGE))],
+        vmas,
+        [(0, 1), (1, 4)],
+        [(0, 1), (1, 2), (2, 4)],
+    ),
+}
+
+
+@pytest.mark.parametrize("field", BEHAVIOURS)
+@pytest.mark.parametrize("does", [True, False])
+def test_a_quirk_is_a_behaviour_of_the_model(field: str, does: bool) -> None:
+    operations, look, with_it, without_it = BEHAVIOURS[field]
+    changes: dict[str, Any] = {field: does}
+    assert look(last(operations, replace(Quirks(), **changes))) == (with_it if does else without_it)

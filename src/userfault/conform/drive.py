@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -137,11 +137,13 @@ def run(
         yield from _run(now, jobs, wanted)
 
 
-def surroundings(profile: Profile) -> AbstractContextManager[None]:
+@contextmanager
+def surroundings(profile: Profile) -> Iterator[None]:
     """What the machine must be like for a profile. Raises Unavailable where it can't be."""
-    if profile.swap:
-        return swap()
-    return huge_pages() if profile.huge else nullcontext()
+    with swap() if profile.swap else huge_pages() if profile.huge else nullcontext():
+        # What could not be asked before may be there now.
+        running.cache_clear()
+        yield
 
 
 def _run(now: Progress, jobs: int, wanted: int) -> Iterator[Progress | Divergence]:

@@ -6,19 +6,24 @@ needs.py.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from ..kernel import memory
+from ..kernel.maps import vma_at
 from ..kernel.memory import Mapping
 from ..kernel.pagemap import Frames, Pagemap
 from ..kernel.uapi import PAGE_SIZE_BYTES as PAGE
-from ..kernel.uapi import Advice, Feature, PageFlag, PageIs
+from ..kernel.uapi import Advice, Feature, PageFlag, PageIs, RegisterMode, RemapFlag
 from ..kernel.userfaultfd import Userfault
 from . import needs
 from . import words as w
+
+READ, MOVE = mmap.PROT_READ, RemapFlag.MAYMOVE | RemapFlag.FIXED
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,20 @@ class Quirks:
     holes_are_written: bool = True
     anon_shows_ksm: bool = False
     fills_replace_guards: bool = True
+    merge_spares_fork_children: bool = True
+    mremap_moves_several: bool = True
+    mremap_drops_protection: bool = True
+    populate_stops_at_holes: bool = True
+    writeprotect_spans_vmas: bool = True
+    unregister_asks_whose: bool = True
+    uffd_merges_rear: bool = True
+    empty_tables_are_freed: bool = True
+    huge_zero_page_is_replaced: bool = True
+    split_maps_zero_page: bool = True
     without: frozenset[str] = frozenset()
     """The needs (needs.py) that the kernel does not meet."""
+    unasked: frozenset[str] = frozenset()
+    """The fields that could not be asked: what they are about is not there."""
 
     @property
     def operations(self) -> frozenset[str]:
@@ -50,21 +67,33 @@ class Quirks:
         return Feature(sum(needs.NEEDS[need].feature for need in self.without))
 
 
-IN_THE_MODEL = ("fills_replace_guards",)
+IN_THE_MODEL = (
+    "fills_replace_guards",
+    "merge_spares_fork_children",
+    "mremap_moves_several",
+    "mremap_drops_protection",
+    "populate_stops_at_holes",
+    "writeprotect_spans_vmas",
+    "unregister_asks_whose",
+    "uffd_merges_rear",
+    "empty_tables_are_freed",
+    "huge_zero_page_is_replaced",
+    "split_maps_zero_page",
+)
 """The quirks that are differences of the model's eras (model/era.py), by the same name; the others change what is shown."""
 
 
 class Quirk(NamedTuple):
     """field: of Quirks; what: it does where that is True; seen: which kernels that we ran do, and which not; probe: how it is found.
 
-    ask: does so. need: of needs.py, without which there is nothing to ask.
+    ask: does so; None: what it is about is not there. need: of needs.py, without which there is nothing to ask.
     """
 
     field: str
     what: str
     seen: str
     probe: str
-    ask: Callable[[], bool]
+    ask: Callable[[], bool | None]
     need: str = ""
 
 
@@ -84,10 +113,102 @@ def _fills_replace_guards() -> bool:
 
 
 def _anon_shows_ksm() -> bool:
-    with Mapping(PAGE) as area, Pagemap() as pagemap, Frames() as frames:
+    with Mapping(PAGE) as area:
         memory.store(area.address, b"1")
-        pfn = pagemap.entry(area.address).pfn
-        return pfn is not None and bool(frames.flags_of([pfn])[pfn] & PageFlag.KSM)
+        return bool(_flags(area.address) & PageFlag.KSM)
+
+
+def _merge_spares_fork_children() -> bool:
+    with Mapping(2 * PAGE) as area:
+        area.madvise(Advice.DONTDUMP, 0, 1).or_raise("MADV_DONTDUMP")
+        memory.store(area.at(1), b"1")
+        area.madvise(Advice.DONTDUMP, 1, 1).or_raise("MADV_DONTDUMP")
+        vma = vma_at(area.address)
+        return vma is not None and area.at(1) in vma
+
+
+def _mremap_moves_several() -> bool:
+    with Mapping(2 * PAGE) as area, Mapping(2 * PAGE) as place:
+        memory.mprotect(area.at(1), PAGE, READ).or_raise("mprotect")
+        return memory.mremap(area.address, 2 * PAGE, 2 * PAGE, MOVE, place.address).ok
+
+
+def _mremap_drops_protection() -> bool:
+    with Mapping(PAGE) as area, Mapping(PAGE) as place, Userfault(Feature.SIGBUS) as uffd, Pagemap() as pagemap:
+        memory.store(area.address, b"1")
+        uffd.register(area.address, PAGE, RegisterMode.WP).or_raise("UFFDIO_REGISTER")
+        uffd.writeprotect(area.address, PAGE).or_raise("UFFDIO_WRITEPROTECT")
+        memory.mremap(area.address, PAGE, PAGE, MOVE, place.address).or_raise("mremap")
+        return not pagemap.entry(place.address).uffd_wp
+
+
+def _populate_stops_at_holes() -> bool:
+    with Mapping(3 * PAGE) as area, Pagemap() as pagemap:
+        memory.munmap(area.at(1), PAGE).or_raise("munmap")
+        memory.madvise(area.at(1), 2 * PAGE, Advice.POPULATE_WRITE)
+        return not pagemap.entry(area.at(2)).present
+
+
+def _writeprotect_spans_vmas() -> bool:
+    with Mapping(2 * PAGE) as area, Userfault(Feature.SIGBUS) as uffd:
+        area.madvise(Advice.DONTDUMP, 0, 1).or_raise("MADV_DONTDUMP")
+        uffd.register(area.address, 2 * PAGE, RegisterMode.WP).or_raise("UFFDIO_REGISTER")
+        return uffd.writeprotect(area.address, 2 * PAGE).ok
+
+
+def _unregister_asks_whose() -> bool:
+    with Mapping(PAGE) as area, Userfault(Feature.SIGBUS) as uffd, Userfault(Feature.SIGBUS) as other:
+        uffd.register(area.address, PAGE).or_raise("UFFDIO_REGISTER")
+        return not other.unregister(area.address, PAGE).ok
+
+
+def _uffd_merges_rear() -> bool:
+    with Mapping(3 * PAGE) as area, Userfault(Feature.SIGBUS) as uffd:
+        uffd.register(area.address, 2 * PAGE).or_raise("UFFDIO_REGISTER")
+        uffd.unregister(area.at(1), PAGE).or_raise("UFFDIO_UNREGISTER")
+        vma = vma_at(area.at(1))
+        return vma is not None and area.at(2) in vma
+
+
+def _empty_tables_are_freed() -> bool:
+    with Mapping.huge(advise=False) as area:
+        area.madvise(Advice.NOHUGEPAGE)
+        memory.store(area.address, b"1")
+        before = page_tables_bytes()
+        area.madvise(Advice.DONTNEED).or_raise("MADV_DONTNEED")
+        return page_tables_bytes() < before
+
+
+def page_tables_bytes() -> int:
+    """VmPTE of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmPTE:"))
+
+
+def _huge_zero_page_is_replaced() -> bool | None:
+    with Mapping.huge() as area:
+        memory.load(area.at(1), 1)
+        if not _flags(area.at(1)) & PageFlag.THP:
+            return None
+        memory.store(area.address, b"1")
+        return bool(_flags(area.at(1)) & PageFlag.THP)
+
+
+def _split_maps_zero_page() -> bool | None:
+    with Mapping.huge() as area:
+        memory.store(area.address, b"1")
+        if not _flags(area.at(2)) & PageFlag.THP:
+            return None
+        # Advice for a part splits it.
+        area.madvise(Advice.COLD, 1, 1)
+        return bool(_flags(area.at(2)) & PageFlag.ZERO_PAGE)
+
+
+def _flags(address: int) -> int:
+    """The flags of the page at an address; 0 where there is none."""
+    with Pagemap() as pagemap, Frames() as frames:
+        pfn = pagemap.entry(address).pfn
+        return 0 if pfn is None else frames.flags_of([pfn])[pfn]
 
 
 QUIRKS = (
@@ -114,6 +235,78 @@ QUIRKS = (
         _fills_replace_guards,
         "guard",
     ),
+    Quirk(
+        "merge_spares_fork_children",
+        "memory with pages is merged with a neighbour without any that becomes like it, unless a fork may have made the pages",
+        "",
+        "MADV_DONTDUMP of a page that was touched, behind one that was not and has it",
+        _merge_spares_fork_children,
+    ),
+    Quirk(
+        "mremap_moves_several",
+        "mremap moves all mappings of a range; EFAULT otherwise, when what was at the new place is unmapped already",
+        "",
+        "mremap of two mappings",
+        _mremap_moves_several,
+    ),
+    Quirk(
+        "mremap_drops_protection",
+        "mremap drops write-protection by a userfaultfd that asked for no remap events",
+        "",
+        "pagemap of a protected page that mremap moved",
+        _mremap_drops_protection,
+        "wp",
+    ),
+    Quirk(
+        "populate_stops_at_holes",
+        "MADV_POPULATE_* ends at the first hole; it goes on behind it otherwise",
+        "",
+        "MADV_POPULATE_WRITE of a hole and the page behind it",
+        _populate_stops_at_holes,
+    ),
+    Quirk(
+        "writeprotect_spans_vmas",
+        "UFFDIO_WRITEPROTECT takes a range of several mappings; ENOENT otherwise",
+        "",
+        "UFFDIO_WRITEPROTECT of two mappings",
+        _writeprotect_spans_vmas,
+        "wp",
+    ),
+    Quirk(
+        "unregister_asks_whose",
+        "UFFDIO_UNREGISTER of what another userfaultfd registered is EINVAL; it is unregistered otherwise",
+        "",
+        "UFFDIO_UNREGISTER by another userfaultfd",
+        _unregister_asks_whose,
+    ),
+    Quirk(
+        "uffd_merges_rear",
+        "the rear part of a mapping that is registered or unregistered is merged with an equal one behind it",
+        "",
+        "UFFDIO_UNREGISTER of the rear page of what was registered",
+        _uffd_merges_rear,
+    ),
+    Quirk(
+        "empty_tables_are_freed",
+        "MADV_DONTNEED of all that a page table maps frees the table",
+        "",
+        "VmPTE of /proc/self/status before and after",
+        _empty_tables_are_freed,
+    ),
+    Quirk(
+        "huge_zero_page_is_replaced",
+        "a write to the huge zero page maps a huge page in its place; it maps a small page otherwise",
+        "",
+        "/proc/kpageflags of the page beside one that was read, then written, in an area for huge pages",
+        _huge_zero_page_is_replaced,
+    ),
+    Quirk(
+        "split_maps_zero_page",
+        "a huge page that is split leaves the zero page in place of small pages full of zeroes",
+        "",
+        "MADV_COLD of a part of a huge page, then /proc/kpageflags of another part",
+        _split_maps_zero_page,
+    ),
 )
 
 
@@ -121,15 +314,16 @@ QUIRKS = (
 def running() -> Quirks:
     """What the running kernel does. Raises OSError where it has no userfaultfd."""
     without = needs.left_out()
-    answers = {quirk.field: quirk.ask() for quirk in QUIRKS if quirk.need not in without}
-    return Quirks(**answers, without=without)
+    asked = {quirk.field: None if quirk.need in without else quirk.ask() for quirk in QUIRKS}
+    answers = {name: answer for name, answer in asked.items() if answer is not None}
+    return Quirks(**answers, without=without, unasked=frozenset(asked.keys() - answers.keys()))
 
 
 def lines(quirks: Quirks) -> list[str]:
     """A table for people: what the running kernel does, which others were seen to, and what it lacks."""
 
     def answer(quirk: Quirk) -> str:
-        if quirk.need in quirks.without:
+        if quirk.field in quirks.unasked:
             return "not applicable"
         return "yes" if getattr(quirks, quirk.field) else "no"
 

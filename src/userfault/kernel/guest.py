@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,8 @@ from pathlib import Path
 from . import initramfs
 from .errors import KernelError
 
-MODULES = ("zram", "brd")
-"""What a guest may lack: a block device in memory, to swap to."""
+MODULES = ("zram", "lzo-rle", "brd")
+"""What a guest may lack: a block device in memory, to swap to (up to v6.11, zram compresses by the crypto API's modules)."""
 READY, EXIT = "userfault-guest ready", "userfault-guest exit "
 KVM_BOOT_S = 12.0
 """A guest under KVM that is not up by then does not run there (nested virtualisation): TCG is tried."""
@@ -203,7 +204,7 @@ def _boot(
     if not boot_s:
         if boot_timeout_s is not None:
             return None
-        tail = "\n".join([*kernel_log.splitlines()[-15:], *said.splitlines()[-5:]])
+        tail = "\n".join([*last_words(kernel_log), *said.splitlines()[-5:]])
         raise KernelError(f"the guest did not come up: {why or 'qemu ended'}. Its last words:\n{tail}")
     body = text.split(READY, 1)[1].lstrip("\r\n")
     code: int | None = None
@@ -212,8 +213,16 @@ def _boot(
         with contextlib.suppress(ValueError):
             code = int(tail.split()[0])
     elif not why:
-        why = "the guest's kernel died: " + " / ".join(kernel_log.splitlines()[-4:])
+        why = "the guest's kernel died. Its last words:\n" + "\n".join(last_words(kernel_log))
     return Ended(code, body, kernel_log, accelerator, boot_s, why)
+
+
+def last_words(kernel_log: str) -> list[str]:
+    """What a kernel said from its first complaint on, or at the end."""
+    lines = kernel_log.splitlines()
+    complaint = re.compile(r"BUG:|Oops|panic|general protection|WARNING:")
+    first = next((at for at, line in enumerate(lines) if complaint.search(line)), len(lines) - 15)
+    return lines[max(first, 0) :][:60]
 
 
 def modules_beside(kernel: Path) -> Path | None:

@@ -22,6 +22,8 @@ class Era:
     """The same after the trylock (since v6.8)."""
     recheck_in_split: bool = False
     """split_huge_page's loop around page_get_anon_vma (seed 2/4)."""
+    userfaultfd: bool = False
+    """userfaultfd (since v4.3), not the seed's MADV_USERFAULT."""
     uffdio_move: bool = False
     """UFFDIO_MOVE (since v6.8)."""
     uffdio_poison: bool = False
@@ -70,6 +72,19 @@ class Era:
     """MADV_DONTNEED frees the page tables that it empties (CONFIG_PT_RECLAIM, since v6.14)."""
     swapin_maps_writable: bool = False
     """A swapped-in page that is the process's alone is mapped writable even by a read (v6.18; v6.8 only by a write)."""
+    mremap_moves_several: bool = False
+    """mremap moves several VMAs, one after the other, and looks at its arguments first (since v6.17); before, a range that leaves
+    its VMA is EFAULT, when the new place was unmapped already."""
+    mremap_drops_protection: bool = False
+    """mremap of memory whose monitor asked for no remap events drops write-protection by userfaultfd (since v6.13)."""
+    populate_stops_at_holes: bool = False
+    """MADV_POPULATE_* ends at the first hole (since v6.10); before, it goes on behind it and answers ENOMEM at the end."""
+    writeprotect_spans_vmas: bool = False
+    """UFFDIO_WRITEPROTECT takes a range of several VMAs (since v6.3)."""
+    unregister_asks_whose: bool = False
+    """UFFDIO_UNREGISTER refuses what another userfaultfd registered (since v6.17, and in stable kernels of that time)."""
+    uffd_merges_rear: bool = False
+    """The rear part of a VMA that is registered or unregistered is merged with the neighbour behind it (since v6.5)."""
     markers: bool = False
     """Entries that mark a hole (write-protected, poisoned, guard) and write-protection by userfaultfd: modelled for v6.18."""
     fills_replace_guards: bool = False
@@ -90,6 +105,7 @@ V6_8 = Era(
     name="v6.8",
     recheck_on_slow_path=True,
     recheck_on_fast_path=True,
+    userfaultfd=True,
     uffdio_move=True,
     uffdio_poison=True,
     folios=True,
@@ -117,6 +133,12 @@ V6_18 = replace(
     split_maps_zero_page=True,
     empty_tables_are_freed=True,
     swapin_maps_writable=True,
+    mremap_moves_several=True,
+    mremap_drops_protection=True,
+    populate_stops_at_holes=True,
+    writeprotect_spans_vmas=True,
+    unregister_asks_whose=True,
+    uffd_merges_rear=True,
     markers=True,
     fills_replace_guards=True,
     huge_move_clears_first=True,

@@ -217,7 +217,7 @@ def dup_vma(tmp: vm_area_struct, vma: vm_area_struct, child: mm_struct) -> None:
     tmp.vm_end = vma.vm_end
     tmp.vm_pgoff = vma.vm_pgoff
     tmp.vm_flags = vma.vm_flags & ~(vm.LOCKED | vm.LOCKONFAULT)
-    if era.uffdio_move:
+    if era.userfaultfd:
         # dup_userfaultfd: the child is not registered, unless its monitor asked for fork events.
         tmp.vm_flags &= ~(vm.USERFAULT | vm.UFFD_WP)
     tmp.ctx = NULL

@@ -18,7 +18,7 @@ from .slab import alloc_page, put_page
 from .user import peek
 from .userfaultfd import mfill_atomic, mfill_atomic_install_pte, mfill_vma, mwriteprotect_range, uffd_wp_range
 from .userfaultfd_move import uffdio_move
-from .vma import vma_modify
+from .vma import split_vma, vma_modify
 
 UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_REGISTER_MODE_MINOR = 1, 2, 4
 UFFD_FLAGS = int(vm.USERFAULT | vm.UFFD_WP)
@@ -115,7 +115,7 @@ def userfaultfd_register_range(ctx: userfaultfd_ctx, start: int, end: int, flags
             break
         if not (vma.ctx is ctx and vma.vm_flags & flags == flags):
             first, last = max(at, vma.vm_start), min(end, vma.vm_end)
-            vma = vma_modify(ctx.mm, vma, first, last, (vma.vm_flags & ~UFFD_FLAGS) | flags, ctx)
+            vma = modify(ctx.mm, vma, first, last, (vma.vm_flags & ~UFFD_FLAGS) | flags, ctx)
             vma.ctx = ctx
             vma.vm_flags = (vma.vm_flags & ~UFFD_FLAGS) | flags
         at = vma.vm_end
@@ -141,10 +141,11 @@ def userfaultfd_unregister(ctx: userfaultfd_ctx, start: int, length: int) -> int
     if next_vma(mm, start, end) is None:
         up_write(mm.mmap_sem)
         return -EINVAL
-    for vma in mm.mmap:
-        if vma.vm_end > start and vma.vm_start < end and vma.ctx is not None and vma.ctx is not ctx:
-            up_write(mm.mmap_sem)
-            return -EINVAL
+    if era.unregister_asks_whose:
+        for vma in mm.mmap:
+            if vma.vm_end > start and vma.vm_start < end and vma.ctx is not None and vma.ctx is not ctx:
+                up_write(mm.mmap_sem)
+                return -EINVAL
     at = start
     while True:
         each = next_vma(mm, at, end)
@@ -162,10 +163,22 @@ def userfaultfd_clear_vma(mm: mm_struct, vma: vm_area_struct, start: int, end: i
     """Take a part of a VMA from its context, and with it the write-protection."""
     if vma.vm_flags & vm.UFFD_WP:
         uffd_wp_range(vma, start, end, False)
-    vma = vma_modify(mm, vma, start, end, vma.vm_flags & ~UFFD_FLAGS, NULL)
+    vma = modify(mm, vma, start, end, vma.vm_flags & ~UFFD_FLAGS, NULL)
     vma.ctx = NULL
     vma.vm_flags = vma.vm_flags & ~UFFD_FLAGS
     return vma
+
+
+def modify(
+    mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int, ctx: userfaultfd_ctx
+) -> vm_area_struct:
+    """vma_modify; before v6.5 the rear part of a VMA, said to begin where the whole one does, is like no neighbour."""
+    if not era.uffd_merges_rear and start > vma.vm_start:
+        vma = split_vma(mm, vma, start)
+        if vma.vm_end > end:
+            split_vma(mm, vma, end)
+        return vma
+    return vma_modify(mm, vma, start, end, flags, ctx)
 
 
 @modelled("fs/userfaultfd.c", versions="v6.8 .. v6.18", section="F.1", steps=3, omits="waking who waits; a dying mm")

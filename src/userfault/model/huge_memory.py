@@ -87,7 +87,7 @@ def do_huge_pmd_anonymous_page(vma: vm_area_struct, addr: int, write: bool = Tru
     missing = 0
     if pmdp.pmd.kind == PmdKind.NONE and vma.vm_flags & vm.USERFAULT:
         huge_fault_is_delivered(pmdp)
-        missing = VM_FAULT_USERFAULT if era.uffdio_move else VM_FAULT_SIGBUS
+        missing = VM_FAULT_USERFAULT if era.userfaultfd else VM_FAULT_SIGBUS
     if pmdp.pmd.kind != PmdKind.NONE or missing != 0:
         spin_unlock(pmd_lockptr(pmdp))
         pgtable_free(table)

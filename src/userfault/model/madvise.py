@@ -64,7 +64,9 @@ def sys_madvise(mm: mm_struct, addr: int, length: int, advice: int) -> int:
     if end == addr:
         return 0
     if advice == MADV.POPULATE_READ or advice == MADV.POPULATE_WRITE:
-        return madvise_populate(mm, addr, end, advice == MADV.POPULATE_WRITE)
+        if era.populate_stops_at_holes:
+            return madvise_populate(mm, addr, end, advice == MADV.POPULATE_WRITE)
+        return populate_vmas(mm, addr, end, advice == MADV.POPULATE_WRITE)
     writer = takes_write_lock(advice)
     if writer:
         down_write(mm.mmap_sem)
@@ -116,6 +118,29 @@ def madvise_populate(mm: mm_struct, start: int, end: int, write: bool) -> int:
         if err != 0:
             return err
     return 0
+
+
+@modelled(
+    "mm/madvise.c", function="madvise_walk_vmas, madvise_populate", versions="v5.14 .. v6.9", section="C.1", steps=3
+)
+def populate_vmas(mm: mm_struct, start: int, end: int, write: bool) -> int:
+    """The same, VMA by VMA: also what lies behind a hole is faulted in."""
+    at = start
+    hole = False
+    while at < end:
+        vma = vma_at_or_after(mm, at)
+        if vma is None or vma.vm_start >= end:
+            hole = True
+            break
+        if vma.vm_start > at:
+            hole = True
+            at = vma.vm_start
+        last = min(end, vma.vm_end)
+        err = madvise_populate(mm, at, last, write)
+        if err != 0:
+            return err
+        at = last
+    return -ENOMEM if hole else 0
 
 
 def populate_one(mm: mm_struct, vma: vm_area_struct, addr: int, write: bool) -> int:
@@ -341,7 +366,7 @@ def madvise_dofork(mm: mm_struct, addr: int) -> int:
 @modelled("mm/madvise.c", versions="v3.10+seed (linux-mm posting of 3 Oct 2014, 08/17)", section="A.3", steps=1)
 def madvise_userfault(mm: mm_struct, addr: int) -> int:
     """MADV_USERFAULT: a touch of a missing page raises SIGBUS (R21). v6.8: registration with a userfaultfd."""
-    if not era.remap_anon_pages and not era.uffdio_move:
+    if not era.remap_anon_pages and not era.userfaultfd:
         # v3.10 knows no such advice.
         return -EINVAL
     return change_flags(mm, addr, 0, int(vm.USERFAULT))
@@ -350,6 +375,6 @@ def madvise_userfault(mm: mm_struct, addr: int) -> int:
 @modelled("mm/madvise.c", versions="v3.10+seed (linux-mm posting of 3 Oct 2014, 08/17)", section="A.3", steps=1)
 def madvise_nouserfault(mm: mm_struct, addr: int) -> int:
     """MADV_NOUSERFAULT: undo."""
-    if not era.remap_anon_pages and not era.uffdio_move:
+    if not era.remap_anon_pages and not era.userfaultfd:
         return -EINVAL
     return change_flags(mm, addr, int(vm.USERFAULT), 0)

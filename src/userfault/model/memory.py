@@ -118,7 +118,7 @@ def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool, orig: pte_t =
         # A huge page appeared meanwhile: the access is tried again.
         return 0
     ptep = pte_offset(table, addr)
-    missing = VM_FAULT_USERFAULT if era.uffdio_move else VM_FAULT_SIGBUS
+    missing = VM_FAULT_USERFAULT if era.userfaultfd else VM_FAULT_SIGBUS
     if not write:
         spin_lock(pte_lockptr(table))
         if ptep.pte != orig:

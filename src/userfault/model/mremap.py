@@ -82,7 +82,7 @@ def move_ptes(
         spin_lock_nested(pte_lockptr(new))
     if old_ptep.pte.kind != PteKind.NONE:
         pte = ptep_get_and_clear(old_ptep)
-        if era.markers and forget:
+        if era.mremap_drops_protection and forget:
             pte = without_write_protection(pte)
         set_pte(new_ptep, pte)
         if pte.kind == PteKind.PRESENT and not pte.special:
@@ -258,6 +258,8 @@ def mremap_fixed(mm: mm_struct, addr: int, length: int, flags: int, new_addr: in
     """
     mask = (1 << config.PAGE_SHIFT) - 1
     length = (length + mask) & ~mask
+    if not era.mremap_moves_several:
+        return mremap_one(mm, addr, length, flags, new_addr)
     if flags & ~7 or addr & mask or length == 0 or length > config.TASK_SIZE:
         return -EINVAL
     if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
@@ -276,6 +278,40 @@ def mremap_fixed(mm: mm_struct, addr: int, length: int, flags: int, new_addr: in
     err = remap_move(mm, addr, addr + length, new_addr, flags & MREMAP_DONTUNMAP != 0)
     up_write(mm.mmap_sem)
     return err
+
+
+@modelled(
+    "mm/mremap.c",
+    function="sys_mremap, mremap_to, vma_to_resize",
+    versions="v5.7 .. v6.16",
+    section="C.16",
+    steps=4,
+    omits="everything but MREMAP_FIXED with an unchanged length",
+)
+def mremap_one(mm: mm_struct, addr: int, length: int, flags: int, new_addr: int) -> int:
+    """As mremap_fixed, of one VMA. What is mapped at `addr` is asked first, how far it reaches when the new place is unmapped."""
+    mask = (1 << config.PAGE_SHIFT) - 1
+    if flags & ~7 or addr & mask or length == 0:
+        return -EINVAL
+    if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP) and not flags & MREMAP_MAYMOVE:
+        return -EINVAL
+    if find_vma(mm, addr) is None:
+        return -EFAULT
+    if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        return 0
+    if new_addr & mask or length > config.TASK_SIZE or new_addr < 0 or new_addr > config.TASK_SIZE - length:
+        return -EINVAL
+    if addr + length > new_addr and new_addr + length > addr:
+        return -EINVAL
+    down_write(mm.mmap_sem)
+    do_munmap(mm, new_addr, length)
+    vma = find_vma(mm, addr)
+    if vma is None or addr + length > vma.vm_end:
+        up_write(mm.mmap_sem)
+        return -EFAULT
+    move_vma(mm, vma, addr, new_addr, length, flags & MREMAP_DONTUNMAP != 0)
+    up_write(mm.mmap_sem)
+    return 0
 
 
 def remap_move(mm: mm_struct, start: int, end: int, new_addr: int, dontunmap: bool) -> int:

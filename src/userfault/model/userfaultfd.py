@@ -173,15 +173,19 @@ def mfill_atomic(mm: mm_struct, start: int, length: int, poison: bool) -> int:
     return done << config.PAGE_SHIFT if done > 0 else err
 
 
-@modelled("mm/userfaultfd.c", versions="v6.4 .. v6.18", section="C.15", steps=3)
+@modelled("mm/userfaultfd.c", versions="v6.1 .. v6.18", section="C.15", steps=3)
 def mwriteprotect_range(mm: mm_struct, start: int, length: int, protect: bool) -> int:
-    """Write-protect [start, start + length), or let go: 0, or -ENOENT where a VMA is not registered for it (those before are done)."""
+    """Write-protect [start, start + length), or let go: 0, or -ENOENT where a VMA is not registered for it (those before are done).
+
+    Before v6.3 the range must lie in one VMA.
+    """
     down_read(mm.mmap_sem)
     end = start + length
     err = -ENOENT
     for vma in mm.mmap:
         if vma.vm_end > start and vma.vm_start < end:
-            if not vma.vm_flags & vm.UFFD_WP:
+            whole = era.writeprotect_spans_vmas or (vma.vm_start <= start and end <= vma.vm_end)
+            if not whole or not vma.vm_flags & vm.UFFD_WP:
                 err = -ENOENT
                 break
             uffd_wp_range(vma, max(start, vma.vm_start), min(end, vma.vm_end), protect)
