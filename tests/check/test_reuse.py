@@ -25,7 +25,7 @@ def content(program: Program) -> list[Any]:
     """Everything in a program but the functions that show values, and constants and sources that it does not name."""
     bodies: list[Thread | Spec] = [*program.threads, *program.invariants, *program.finals]
     return [
-        [(body.name, body.code, [(x.name, x.lo, x.hi, x.thread_id) for x in body.locals]) for body in bodies],
+        [(body.name, list(body.code), [(x.name, x.lo, x.hi, x.thread_id) for x in body.locals]) for body in bodies],
         [thread.live for thread in program.threads],
         [(c.name, c.lo, c.hi, c.init, c.thread_id, c.per_thread, c.owned) for c in program.cells],
         [program.tables, program.failures, program.sometimes],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from . import ir
 from .ir import READS_A, READS_B, WRITES_D, Op
-from .ranges import bound
 from .template import Row
-from .types import NoneT, Scalar
 from .unit import Unit
 
 NOT, LOAD, STORE, LOADK, REACH = Op.NOT, Op.LOAD, Op.STORE, Op.LOADK, Op.REACH
@@ -16,7 +16,7 @@ BR, JMP, FAIL, END = Op.BR, Op.JMP, Op.FAIL, Op.END
 """An enumeration's member costs a look-up, once for every instruction of a program."""
 
 
-def successors(code: list[ir.Instr], pc: int) -> tuple[int, ...]:
+def successors(code: Sequence[ir.Instr], pc: int) -> tuple[int, ...]:
     """The instructions that may execute after the one at `pc`."""
     instr = code[pc]
     if instr.op is Op.BR:
@@ -28,26 +28,38 @@ def successors(code: list[ir.Instr], pc: int) -> tuple[int, ...]:
     return (pc + 1,)
 
 
-def settle(
-    unit: Unit, rows: list[Row], variables: list[tuple[str, Scalar | NoneT]]
-) -> tuple[list[ir.Instr], list[ir.Local], dict[int, int]]:
-    """Emitted code as instructions, its locals numbered anew, and which of them are alive where (`ir.Thread.live`).
+@dataclass(slots=True)
+class Settled:
+    """Emitted code as instructions, its locals numbered anew.
+
+    lasting: the variables that are part of a state, in the order of their new numbers. locals_count: with the scratch ones.
+    live: the first which of them are alive where (`ir.Thread.live`). definitions: the rows, before that, with all that write a
+    local of which no range is declared.
+    """
+
+    code: Sequence[ir.Instr]
+    lasting: list[int]
+    locals_count: int
+    live: dict[int, int]
+    definitions: list[Row]
+
+
+def settled(unit: Unit, rows: list[Row], variables: int) -> Settled:
+    """Put emitted code in order and number its locals (there are so many `variables`).
 
     A local that is only read in the block that wrote it is scratch: it is never part of a state, and the blocks share the
-    numbers behind those of the others. The ranges of the others are narrowed to what their definitions give.
+    numbers behind those of the others.
     """
     placed, place = in_order(rows, unit)
     blocks = _blocks(placed, place)
-    lasting, gen, kill = _lasting(placed, blocks, len(variables))
-    traits = unit.declared(kind for _, kind in variables)
-    narrowed = bound(unit.program, placed, [each[0] for each in traits], lasting)
+    lasting, gen, kill = _lasting(placed, blocks, variables)
     block_of = {first: number for number, (first, _) in enumerate(blocks)}
     live = _flow_back(gen, kill, [[block_of[to] for to in _after(placed, place, end - 1)] for _, end in blocks])
     code: list[ir.Instr] = []
     new = tuple.__new__
     everywhere = len(blocks)
-    number_of = [-1] * len(variables)
-    home = [-1] * len(variables)
+    number_of = [-1] * variables
+    home = [-1] * variables
     for number, local in enumerate(lasting):
         number_of[local], home[local] = number, everywhere
     scratch = len(lasting)
@@ -70,11 +82,8 @@ def settle(
                 base = place[base]
             code.append(new(ir.Instr, (op, d, a, b, base, lo, hi, step, source)))
         scratch = max(scratch, fresh)
-    kept = [
-        ir.Local(variables[local][0], *narrowed.get(local, traits[local][0]), *traits[local][1:]) for local in lasting
-    ]
-    kept += [ir.Local("", 0, 0)] * (scratch - len(lasting))
-    return code, kept, {first: live[number] for number, (first, _) in enumerate(blocks) if code[first].step}
+    steps = {first: live[number] for number, (first, _) in enumerate(blocks) if code[first].step}
+    return Settled(code, lasting, scratch, steps, placed)
 
 
 def in_order(rows: list[Row], unit: Unit) -> tuple[list[Row], list[int]]:

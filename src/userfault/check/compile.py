@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 from . import ir
-from .analysis import settle
 from .body import Body
 from .heap import Heap
 from .names import CONSTANTS, SOURCES
+from .settle import settle
 from .template import Access, Log
 from .unit import Unit
 

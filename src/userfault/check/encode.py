@@ -7,6 +7,7 @@ locals that died, set the new place. It is translated when a search first comes 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 from . import ir
 from .analysis import bits, successors
@@ -114,7 +115,7 @@ class Encoder:
     def operand(self, operand: int) -> int:
         return operand if operand >= 0 else self.first_const - 1 - operand
 
-    def cells_of(self, code: list[ir.Instr], written: bool) -> int:
+    def cells_of(self, code: Sequence[ir.Instr], written: bool) -> int:
         """The cells that code may read (or write), as a bit set."""
         mask = 0
         for instr in code:
@@ -156,7 +157,7 @@ class Encoder:
     def load(self, d: int, place: Place) -> None:
         self.emit(LD, d=d, x=place.word, y=place.shift, z=(1 << place.bits) - 1, w=place.lo)
 
-    def region(self, code: list[ir.Instr], first: int, order: list[int], thread: tuple[int, int] | None) -> None:
+    def region(self, code: Sequence[ir.Instr], first: int, order: list[int], thread: tuple[int, int] | None) -> None:
         """Instructions of one step (or spec), in order; what leaves it goes to an exit that packs the state."""
         at_of: dict[int, int] = {}
         fix: list[tuple[int, int, int]] = []

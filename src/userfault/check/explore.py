@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -124,7 +124,7 @@ class Machine:
 
     def run(
         self,
-        code: list[ir.Instr],
+        code: Sequence[ir.Instr],
         pc: int,
         values: list[int],
         cells: list[int],

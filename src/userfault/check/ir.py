@@ -28,9 +28,10 @@ END        the thread has finished
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 
 class Op(enum.IntEnum):
@@ -82,6 +83,36 @@ class Instr(NamedTuple):
     hi: int = 0
     step: bool = False
     source: int = 0
+
+
+OPS = tuple(Op)
+
+
+class Code(Sequence[Instr]):
+    """Instructions as the native core hands them over: nine words each, taken apart when somebody asks for one."""
+
+    __slots__ = ("_made", "words")
+
+    def __init__(self, words: array[int]) -> None:
+        self.words = words
+        self._made: list[Instr | None] = [None] * (len(words) // 9)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    @overload
+    def __getitem__(self, at: int) -> Instr: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Instr]: ...
+    def __getitem__(self, at: int | slice) -> Instr | Sequence[Instr]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        made = self._made[at]
+        if made is None:
+            first = 9 * (at if at >= 0 else at + len(self))
+            op, d, a, b, base, lo, hi, step, source = self.words[first : first + 9]
+            made = self._made[at] = Instr(OPS[op], d, a, b, base, lo, hi, bool(step), source)
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +167,7 @@ class Thread:
     """`live`: at each instruction that begins a step, the locals whose values may still be read, as a bit set."""
 
     name: str
-    code: list[Instr]
+    code: Sequence[Instr]
     locals: list[Local]
     live: dict[int, int]
 
@@ -149,7 +180,7 @@ class Spec:
     """
 
     name: str
-    code: list[Instr]
+    code: Sequence[Instr]
     locals: list[Local]
 
 
