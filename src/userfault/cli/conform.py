@@ -34,6 +34,7 @@ EXIT_DIVERGES, EXIT_USAGE = 1, 2
 @click.option("--replay", default="", help="Only this sequence (what a report ends with, or a file with it).")
 @click.option("--c", "as_c", is_flag=True, help="With --replay: print the sequence as a C program instead.")
 @click.option("--mutant", default="", help="Break the model first: a name, or `all`; how many operations find it.")
+@click.option("--hypothesis", is_flag=True, help="hypothesis draws the sequences: slower, and by other chances.")
 @click.option("--litmus", is_flag=True, help="The litmus tests instead: the same as `userfault run --compare`.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @guest_options(after=[["run", "--compare", "--rounds", "300"]])
@@ -46,6 +47,7 @@ def command(
     replay: str,
     as_c: bool,
     mutant: str,
+    hypothesis: bool,
     litmus: bool,
     as_json: bool,
 ) -> None:
@@ -88,15 +90,22 @@ def command(
         return
     try:
         chosen = seeds_of(seeds)
-        if mutant:
-            sys.exit(mutants(mutant, chosen[0], operations, as_json))
         names = list(PROFILES) if name == "all" else [profile_named(name).name]
+        if hypothesis and (replay or resume or jobs != 1 or mutant):
+            raise ConformError(
+                "--hypothesis draws sequences on one core and keeps none: leave out --replay, --resume, --jobs and --mutant"
+            )
         if (replay or resume) and len(names) * len(chosen) > 1:
             raise ConformError("--replay and --resume are of one profile and one seed: name them")
+        if mutant:
+            sys.exit(mutants(mutant, chosen[0], operations, as_json))
         if not replay:
             for each in names:
                 for seed in chosen:
-                    found = compare(each, seed, operations, jobs or cpus(), resume, as_json)
+                    if hypothesis:
+                        found = draw(each, seed, operations, as_json)
+                    else:
+                        found = compare(each, seed, operations, jobs or cpus(), resume, as_json)
                     if found is not None:
                         show(each, found, as_json)
                         sys.exit(EXIT_DIVERGES)
@@ -166,11 +175,32 @@ def compare(name: str, seed: int, operations: int, jobs: int, resume: Path | Non
     return None
 
 
+def draw(name: str, seed: int, operations: int, as_json: bool) -> Divergence | None:
+    """A run of which hypothesis draws the sequences, and what is said of it: None, or a divergence made short."""
+    from ..conform.compare import Divergence
+    from ..conform.drive import profile_named, search, shrunk, surroundings
+
+    started = time.perf_counter()
+    profile = profile_named(name)
+    result = search(profile, seed, operations)
+    if isinstance(result, Divergence):
+        with surroundings(profile):
+            return shrunk(profile, result)
+    rate = result / (time.perf_counter() - started)
+    if as_json:
+        click.echo(json.dumps({"profile": name, "seed": seed, "operations": result, "rate": round(rate)}))
+    else:
+        click.echo(f"{name}: {result} operations agree (drawn by hypothesis, seed {seed}), {rate:.0f} a second")
+    return None
+
+
 def show(name: str, found: Divergence, as_json: bool) -> None:
     """The report of a divergence, and how to see it again."""
     from ..conform import report
-    from ..conform.drive import profile_named
+    from ..conform.drive import profile_named, without_hypothesis
 
+    if without_hypothesis():
+        click.echo(f"userfault conform: made short without hypothesis: {without_hypothesis()}", err=True)
     sequence = report.to_json(found.sequence)
     if as_json:
         click.echo(json.dumps({"profile": name, "what": found.what, "at": found.at, "sequence": sequence}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from ..kernel.agent import Agent
 from .compare import Divergence, Step, compare, perform
@@ -179,5 +181,39 @@ def _collect(
 
 
 def shrunk(profile: Profile, found: Divergence) -> Divergence:
-    """The divergence with as short a sequence as can be had."""
-    return shrink(found, lambda sequence: check(profile, sequence))
+    """The divergence with as short a sequence as can be had: operations are left out here, the rest is hypothesis's, where it is."""
+
+    def again(sequence: Sequence[Op]) -> Divergence | int:
+        return check(profile, sequence)
+
+    short = shrink(found, again)
+    if not without_hypothesis():
+        short = stateful().shrink(short, again)
+    return short
+
+
+def search(profile: Profile, seed: int, operations: int) -> Divergence | int:
+    """Sequences that hypothesis draws, until about so many operations agree: how many did, or the first divergence.
+
+    Raises ConformError where there is no hypothesis.
+    """
+    if without_hypothesis():
+        raise ConformError(without_hypothesis())
+    with surroundings(profile):
+        result: Divergence | int = stateful().search(profile, agent_for(profile.name), operations, seed)
+        return result
+
+
+@cache
+def without_hypothesis() -> str:
+    """Why hypothesis can't be used, and what to do; empty if it can."""
+    try:
+        stateful()
+    except ImportError:
+        return "hypothesis is not installed, or older than 6.130: pip install 'userfault[conform]'"
+    return ""
+
+
+def stateful() -> ModuleType:
+    """stateful.py, the only part that needs hypothesis, which is slow to import."""
+    return importlib.import_module(f"{__package__}.stateful")
