@@ -79,7 +79,7 @@ int store_grow(store *t, int64_t more)
 {
     uint64_t need = (uint64_t)(atomic_load(&t->count) + more) / 4 * 5 + 16;
     if (need <= t->slot_count) return 0;
-    uint64_t count = t->slot_count / 2 * 3;
+    uint64_t count = t->slot_count * 2;
     if (count < need) count = need;
     return resize(t, count) ? 1 : -1;
 }
