@@ -103,6 +103,26 @@ def test_close_range(path: Path, mode: str) -> None:
     check_exit(child)
 
 
+def test_a_descriptor_that_names_another_file_just_before_the_read(path: Path) -> None:
+    def child() -> None:
+        memory = paging.open(path, mode="sigbus", unit="4 KiB")
+        ours = memory._control.source_fd
+        zeros = os.open(path.with_name("zeros"), os.O_RDWR | os.O_CREAT)
+        os.truncate(zeros, SIZE)
+        with inject(memory, "source_read", "delay", 200_000) as struck:
+            # Not by an access, which would hold the GIL meanwhile.
+            reader = threading.Thread(target=memory.ensure, args=[4096, 1])
+            reader.start()
+            while not struck.struck_count:
+                time.sleep(0.001)
+            os.dup2(zeros, ours)
+            reader.join(10)
+        assert memory[:] == DATA
+        os._exit(0)
+
+    check_exit(child)
+
+
 def check_exit(child: object) -> None:
     """As `check`, for children whose pipe to us is closed as well."""
     ended = run(child)  # type: ignore[arg-type]

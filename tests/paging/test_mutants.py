@@ -68,6 +68,12 @@ MUTANTS = {
     "the handlers use the application's descriptors": Mutant(
         "pager_threads.c", "if (unshare(CLONE_FILES)) return;", "return;", "test_application.py::test_close_range"
     ),
+    "what was read from a descriptor is taken for the source's": Mutant(
+        "pager_sys.c",
+        "    if (s && !s->role && !(point == AT_SWAP_READ ?",
+        "    if (0 && !(point == AT_SWAP_READ ?",
+        "test_application.py::test_a_descriptor_that_names_another_file_just_before_the_read",
+    ),
     "the budget is not looked at": Mutant(
         "pager_evict.c",
         "    while (p->budget_units && (count = atomic_load(&p->resident_units)) > p->budget_units) {",

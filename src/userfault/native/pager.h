@@ -17,7 +17,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #define PAGE ((uint64_t)4096)
 #define PAGER_MAGIC 0x7265676170667375ull // "usfpager"
-#define PAGER_VERSION 1
+#define PAGER_VERSION 2
 #define MAX_SERVICE 16  // handlers, background, receiver, guardian
 #define MAX_SLOTS 64    // service threads first, then guests: threads of the application that resolve for themselves
 #define MAX_BATCH 64    // victims of one eviction
@@ -161,6 +161,7 @@ typedef struct pager {
     u64 queue[QUEUE];
     rule rules[MAX_RULES];
     failure errors[MAX_ERRORS];
+    counters of_slot[MAX_SLOTS];   // what happens at every fault is counted here, without a locked instruction, and added up by who looks
     pending pendings[MAX_PENDING];
     slot slots[MAX_SLOTS];
     pthread_mutex_t ring_lock;
@@ -209,6 +210,11 @@ static inline u64 unit_bytes(pager *p, u64 unit) {
 }
 #define ADD(counter, n) atomic_fetch_add_explicit(&p->count.counter, (n), memory_order_relaxed)
 #define COUNT(counter) ADD(counter, 1)
+// By the thread that has the slot, and so by one at a time.
+static inline void tally(au64 *counter, u64 n) {
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n, memory_order_relaxed);
+}
+#define TALLY(s, counter, n) tally(&p->of_slot[(s) - p->slots].counter, (n))
 
 // pager_sys.c: system calls, each with its injection point. 0 or -errno; `done` says how far a range operation came.
 u64 now_ns(void);
@@ -240,7 +246,7 @@ int read_unit(pager *p, slot *s, u64 unit, u8 *to, bool swap_only, const char **
 int install(pager *p, slot *s, u64 to, u64 length, bool copy_only);
 void release_unit(pager *p, slot *s, u64 unit, u32 to);
 void wake_unit(pager *p, slot *s, u64 unit, u32 old);
-void record_latency(pager *p, u64 ns);
+void record_latency(pager *p, slot *s, u64 ns);
 slot *guest_enter(pager *p, u64 since);
 void guest_leave(pager *p, slot *s);
 

@@ -42,7 +42,7 @@ static state_of_thread *mine(bool make) {
 
 u64 moved_offset(pager *p, u64 address);
 void fill_moved(pager *p, slot *s, u64 offset, u64 address);
-void note_fault(pager *p, u64 unit);
+void note_fault(pager *p, slot *s, u64 unit);
 
 static const failure *failure_at(pager *p, u64 offset) {
     const failure *best = NULL;
@@ -65,23 +65,23 @@ static bool resolve_here(pager *p, u64 address, u64 offset, bool write) {
     __builtin_prefetch(&states(p)[unit], 1); // rarely in the cache: it comes while the clock is read
     u64 since = now_ns();
     bool own = address >= p->base && address < p->base + p->length;
-    if (own && STATE(atomic_load(&states(p)[unit])) == POISONED) return false;
     // A page that comes back as missing for ever is not missing.
     if (p->repeat_address != address) p->repeat_address = address, p->repeats = 0;
     else if (++p->repeats > 100000) return false;
     slot *s = guest_enter(p, since);
     s->address = address;
     int result = FAILED;
-    if (own) {
-        note_fault(p, unit);
+    bool poisoned = own && STATE(atomic_load(&states(p)[unit])) == POISONED;
+    if (own && !poisoned) {
+        note_fault(p, s, unit);
         result = resolve(p, s, unit, address, write ? WRITTEN : 0, true);
     }
-    if (!own || (result == FAILED && STATE(atomic_load(&states(p)[unit])) == GONE)) {
+    if (!own || (!poisoned && result == FAILED && STATE(atomic_load(&states(p)[unit])) == GONE)) {
         fill_moved(p, s, offset, address);
         result = sys_resident(address) == 1 ? DONE : FAILED;
     }
+    if (result == DONE) record_latency(p, s, now_ns() - since);
     guest_leave(p, s);
-    if (result == DONE) record_latency(p, now_ns() - since);
     return result == DONE;
 }
 

@@ -82,7 +82,7 @@ static int read_file(pager *p, slot *s, u64 offset, u64 length, u8 *to, const ch
         }
         have += done;
     }
-    ADD(in_bytes, length);
+    TALLY(s, in_bytes, length);
     return 0;
 }
 
@@ -117,7 +117,7 @@ int read_unit(pager *p, slot *s, u64 unit, u8 *to, bool swap_only, const char **
             if (code) return code;
         } else if (p->kind == SOURCE_MEMORY && data) {
             memcpy(at, (void *)(p->source_address + offset), data);
-            ADD(in_bytes, data);
+            TALLY(s, in_bytes, data);
         } else if (p->kind == SOURCE_ZERO) {
             data = 0;
         }
@@ -126,11 +126,11 @@ int read_unit(pager *p, slot *s, u64 unit, u8 *to, bool swap_only, const char **
     return 0;
 }
 
-void record_latency(pager *p, u64 ns) {
+void record_latency(pager *p, slot *s, u64 ns) {
     u32 log = ns ? 63 - (u32)__builtin_clzll(ns) : 0;
     u32 part = log >= 3 ? (u32)(ns >> (log - 3)) & 7 : 0;
     u32 index = log * 8 + part;
-    atomic_fetch_add_explicit(&p->count.latency[index < BUCKETS ? index : BUCKETS - 1], 1, memory_order_relaxed);
+    TALLY(s, latency[index < BUCKETS ? index : BUCKETS - 1], 1);
 }
 
 // Whoever was put off while the unit was in work faults again.
@@ -151,12 +151,11 @@ void release_unit(pager *p, slot *s, u64 unit, u32 to) {
 }
 
 void finish(pager *p, slot *s, u64 unit, u32 flags) {
-    COUNT(fill_count);
+    TALLY(s, fill_count, 1);
     if (flags & AHEAD) COUNT(prefetch_count);
     if (p->policy == POLICY_LRU) atomic_store(&stamps(p)[unit], (u32)(now_ns() >> 20));
     if (p->budget_units && !ring_push(p, unit)) flags |= REF; // the hand comes to its old place first, and puts it into its new one
     release_unit(p, s, unit, PRESENT | flags);
-    (void)s;
 }
 
 // Nobody can fill this unit: whoever touches it gets SIGBUS, and the record says why.

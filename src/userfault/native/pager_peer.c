@@ -144,7 +144,7 @@ int peer_read(pager *p, slot *s, u64 offset, u64 length, u8 *to, const char **wh
     for (u32 tries = 0;; tries++) {
         s->record_bytes = 0;
         int code = ask_once(p, s, offset, length, to, what);
-        if (!code) { ADD(in_bytes, length); return 0; }
+        if (!code) { TALLY(s, in_bytes, length); return 0; }
         // The server has its own retries: what it says is final. What happens on the way to it is worth another try.
         bool again = !s->record_bytes && (code == -ETIMEDOUT || code == -ECONNRESET || code == -ECONNREFUSED || code == -EPIPE ||
                                           code == -EINTR || code == -EAGAIN || code == -EHOSTUNREACH || code == -ENETUNREACH);

@@ -79,7 +79,7 @@ static int copy(pager *p, u64 to, const void *from, u64 length, u64 *done) {
 
 int sys_copy(pager *p, slot *s, u64 to, const void *from, u64 length, u64 *done) {
     i64 value = 0;
-    COUNT(copy_count);
+    TALLY(s, copy_count, 1);
     switch (strike(p, s, AT_COPY, &value)) {
     case DO_ERRNO: *done = 0; return -(int)value;
     case DO_RIVAL: copy(p, to, from, PAGE, done); break;
@@ -209,15 +209,17 @@ int sys_own_file(int fd, i64 *position, u64 *dev, u64 *ino) {
 int io_read(pager *p, slot *s, int point, int fd, void *to, u64 length, u64 offset, u64 *done) {
     i64 value = 0;
     *done = 0;
-    if (s && !s->role && !(point == AT_SWAP_READ ? still(fd, p->swap_position, p->swap_dev, p->swap_ino)
-                                                  : still(fd, p->source_position, p->source_dev, p->source_ino)))
-        return -EBADF;
     switch (strike(p, s, point, &value)) {
     case DO_ERRNO: return -(int)value;
     case DO_PARTIAL: if ((u64)value < length) length = (u64)value;
     }
     ssize_t n = syscall(SYS_pread64, fd, to, length, offset); // no cancellation point of the application
-    if (n < 0) return -errno;
+    int code = n < 0 ? -errno : 0;
+    // Looked at afterwards: what is ours then was ours when it was read.
+    if (s && !s->role && !(point == AT_SWAP_READ ? still(fd, p->swap_position, p->swap_dev, p->swap_ino)
+                                                  : still(fd, p->source_position, p->source_dev, p->source_ino)))
+        return -EBADF;
+    if (code) return code;
     *done = (u64)n;
     return 0;
 }

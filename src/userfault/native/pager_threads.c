@@ -141,8 +141,8 @@ static void notice_run(pager *p, u64 unit) {
     p->last_unit = unit;
 }
 
-void note_fault(pager *p, u64 unit) {
-    COUNT(fault_count);
+void note_fault(pager *p, slot *s, u64 unit) {
+    TALLY(s, fault_count, 1);
     if (p->record_capacity) {
         u64 n = p->record_count;
         if (n < p->record_capacity) ((u32 *)((u8 *)p + p->record_offset))[n] = (u32)unit, p->record_count = n + 1;
@@ -166,10 +166,10 @@ static void serve(pager *p, slot *s, u64 address, u32 tid, u64 since, u64 flags)
     strike(p, s, AT_EVENT_READ, NULL);
     if (address >= p->base && address < p->base + p->length) {
         u64 unit = unit_of(p, address - p->base);
-        note_fault(p, unit);
+        note_fault(p, s, unit);
         s->wake = 0;
         int result = resolve(p, s, unit, address, flags & UFFD_PAGEFAULT_FLAG_WRITE ? WRITTEN : 0, false);
-        if (result == DONE) record_latency(p, now_ns() - since);
+        if (result == DONE) record_latency(p, s, now_ns() - since);
         if (result == DONE && s->wake) sys_wake(p, s, address & ~(PAGE - 1), PAGE);
         if (result == FAILED && STATE(atomic_load(&states(p)[unit])) == GONE) fill_page(p, s, address - p->base, address);
     } else {

@@ -122,10 +122,10 @@ static void end_pending(pager *p, slot *s, pending *w, int code, const char *wha
     u64 began = w->first_ns;
     if (!code) {
         atomic_store(&w->busy, 0);
-        ADD(in_bytes, unit_bytes(p, unit));
+        TALLY(s, in_bytes, unit_bytes(p, unit));
         finish(p, s, unit, ahead ? AHEAD : REF);
         sys_wake(p, s, p->base + unit * p->unit, unit_bytes(p, unit));
-        if (!ahead) record_latency(p, now_ns() - began);
+        if (!ahead) record_latency(p, s, now_ns() - began);
     } else {
         atomic_store(&w->busy, 0);
         u32 word = atomic_load(&states(p)[unit]);

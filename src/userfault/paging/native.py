@@ -11,8 +11,8 @@ from ..native import library, why_missing
 
 PAGE_BYTES = 4096
 MAGIC = 0x7265676170667375
-VERSION = 1
-QUEUE, MAX_RULES, MAX_ERRORS, ERROR_TEXT, MAX_REMAPS, BUCKETS = 1024, 16, 8, 8192, 16, 256
+VERSION = 2
+QUEUE, MAX_SLOTS, MAX_RULES, MAX_ERRORS, ERROR_TEXT, MAX_REMAPS, BUCKETS = 1024, 64, 16, 8, 8192, 16, 256
 
 MODES = ("threads", "sigbus")
 POLICIES = ("clock", "fifo", "lru", "custom")
@@ -128,6 +128,7 @@ class Pager(ctypes.Structure):
         ("queue", c_uint64 * QUEUE),
         ("rules", Rule * MAX_RULES),
         ("errors", Failure * MAX_ERRORS),
+        ("of_slot", Counters * MAX_SLOTS),
     )
 
 

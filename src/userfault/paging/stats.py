@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from .native import BUCKETS, COUNTERS, MODES, POLICIES, Pager
+from .native import COUNTERS, MODES, POLICIES, Pager
 from .sizes import format_bytes
 
 
@@ -79,8 +79,10 @@ class Stats:
     @staticmethod
     def of(pager: Pager) -> Stats:
         """A snapshot; the counters are read one by one."""
-        count = pager.count
-        histogram = list(count.latency)[:BUCKETS]
+        # Most slots never had a thread; one that had has filled, copied or been asked for something.
+        used = (part for part in pager.of_slot if part.fault_count or part.copy_count or part.fill_count)
+        parts = [pager.count, *used]
+        histogram = [sum(column) for column in zip(*(part.latency for part in parts), strict=True)]
         known = {field.name for field in fields(Stats)}
         return Stats(
             name=pager.name.decode(errors="replace"),
@@ -92,11 +94,11 @@ class Stats:
             unit_bytes=pager.unit,
             budget_bytes=pager.budget_units * pager.unit,
             resident_bytes=min(pager.resident_units * pager.unit, pager.length),
-            resident_max_bytes=min(count.resident_max_units * pager.unit, pager.length),
+            resident_max_bytes=min(pager.count.resident_max_units * pager.unit, pager.length),
             fault_us_p50=quantile_us(histogram, 0.5),
             fault_us_p90=quantile_us(histogram, 0.9),
             fault_us_p99=quantile_us(histogram, 0.99),
-            **{name: getattr(count, name) for name in COUNTERS if name in known},
+            **{name: sum(getattr(part, name) for part in parts) for name in COUNTERS if name in known},
         )
 
     @staticmethod
