@@ -34,7 +34,7 @@ from ..model.mm_types import (
 )
 from ..model.mmap import do_mmap
 from ..model.pgtable import pmd_trans_huge
-from ..model.properties import ALWAYS
+from ..model.properties import ALWAYS, anon_vmas_are_accounted
 from ..model.slab import anon_vma_chain_new, get_page, put_page
 from ..model.vmscan import shrink_page
 from .ast import EXISTS, At, Atom, Column, Formula, Operation, Setup, Test, Value, Vma, atoms
@@ -79,6 +79,8 @@ class Builder:
         self.provide()
         self.name_objects()
         finals = [Call(self.condition())] if self.test.condition is not None and not outcome else []
+        if config.MEMORY_IS_SHORT and not outcome:
+            finals.append(Call(anon_vmas_are_accounted))
         for at, value in self.test.locations:
             self.reading(value, at)
         observers = [self.observer(number, value) for number, value in enumerate(self.test.outcome)] if outcome else []
@@ -222,6 +224,11 @@ class Builder:
             shrink_page(p)
             if cached:
                 put_page(p)
+        elif each.what == "failures":
+            if not 0 < each.number <= 3:
+                raise self.fail(each.at, f"{each.number} allocations can't fail", "1 to 3")
+            config.MEMORY_IS_SHORT = True
+            machine.failures = each.number
         elif each.what in ("waiting", "events"):
             raise self.fail(
                 each.at, "a fault of the model raises SIGBUS, and there are no events", '`kernel only "reason"`'

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
-from .lang import NULL, READ_ONCE, atomic, raw, reached
+from .errno import ENOMEM
+from .lang import NULL, READ_ONCE, atomic, check, ghost, raw, reached
 from .locks import down_read, down_read_trylock, down_write, rwsem_is_locked, spin_lock, spin_unlock, up_read, up_write
 from .mm_types import anon_vma, anon_vma_chain, page, vm, vm_area_struct
 from .page_flags import page_mapped
@@ -18,6 +19,7 @@ from .slab import (
     atomic_inc_not_zero,
     kmem_cache_alloc_anon_vma,
     kmem_cache_free_anon_vma,
+    out_of_memory,
     rcu_read_lock,
     rcu_read_unlock,
 )
@@ -211,15 +213,20 @@ def reusable_anon_vma(near: vm_area_struct, vma: vm_area_struct) -> anon_vma | N
 
 
 @modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.1", steps=8)
-def anon_vma_prepare(vma: vm_area_struct) -> None:
-    """Give a VMA its anon_vma, once; the caller holds mmap_sem, for reading at least."""
+def anon_vma_prepare(vma: vm_area_struct) -> int:
+    """Give a VMA its anon_vma, once; the caller holds mmap_sem, for reading at least. 0 or -ENOMEM."""
     if READ_ONCE(vma.anon_vma) is not None:
-        return
+        return 0
     mm = vma.vm_mm
+    if out_of_memory():
+        return -ENOMEM
     avc = anon_vma_chain_alloc()
     allocated = False
     av = find_mergeable_anon_vma(vma)
     if av is None:
+        if out_of_memory():
+            anon_vma_chain_free(avc)
+            return -ENOMEM
         av = anon_vma_alloc()
         if era.anon_vma_reuse:
             av.num_children += 1  # a root counts itself: it is never reused
@@ -239,6 +246,7 @@ def anon_vma_prepare(vma: vm_area_struct) -> None:
         if allocated:
             put_anon_vma(av)
         anon_vma_chain_free(avc)
+    return 0
 
 
 def anon_vma_alloc() -> anon_vma:
@@ -253,14 +261,25 @@ def anon_vma_alloc() -> anon_vma:
     return av
 
 
-@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.3", steps=2, omits="allocation failure on the way")
-def anon_vma_clone(dst: vm_area_struct, src: vm_area_struct) -> None:
-    """Link a VMA into every tree that another is in, the oldest first: a fork's child, or what is split off."""
+@modelled("mm/rmap.c", versions="v3.10 .. v6.18", section="C.3", steps=2)
+def anon_vma_clone(dst: vm_area_struct, src: vm_area_struct) -> int:
+    """Link a VMA into every tree that another is in, the oldest first: a fork's child, or what is split off. 0 or -ENOMEM."""
     root: anon_vma | None = None
     count = len(src.anon_vma_chain)
     while count > 0:
         count -= 1
         parent_avc = src.anon_vma_chain[count]
+        if out_of_memory():
+            # None without sleeping, and nobody sleeps for memory under the lock: half of the links are there meanwhile.
+            if root is not None:
+                up_write(root.rwsem)
+                root = None
+            if out_of_memory():
+                if era.anon_vma_reuse:
+                    # Not counted yet, so it must not be uncounted (E-24).
+                    dst.anon_vma = NULL
+                unlink_anon_vmas(dst)
+                return -ENOMEM
         avc = anon_vma_chain_alloc()
         av = parent_avc.anon_vma
         if root is None:
@@ -274,6 +293,7 @@ def anon_vma_clone(dst: vm_area_struct, src: vm_area_struct) -> None:
         dst.anon_vma.num_active_vmas += 1
     if root is not None:
         up_write(root.rwsem)
+    return 0
 
 
 @modelled(
@@ -299,13 +319,30 @@ def unlink_anon_vmas(vma: vm_area_struct) -> None:
         else:
             drop_avc(vma, avc)
     if era.anon_vma_reuse and vma.anon_vma is not None:
-        vma.anon_vma.num_active_vmas -= 1
+        av = vma.anon_vma
+        anon_vma_is_active(av)
+        av.num_active_vmas -= 1
         vma.anon_vma = NULL
     up_write(root.rwsem)
     while len(vma.anon_vma_chain) != 0:
         avc = vma.anon_vma_chain[0]
-        put_anon_vma(avc.anon_vma)
+        av = avc.anon_vma
+        anon_vma_is_unused(av)
+        put_anon_vma(av)
         drop_avc(vma, avc)
+
+
+@ghost
+def anon_vma_is_active(av: anon_vma) -> None:
+    check(av.num_active_vmas > 0, "accounting", "an anon_vma's count of active VMAs fell below zero")
+
+
+@ghost
+def anon_vma_is_unused(av: anon_vma) -> None:
+    """The kernel's own warning when the last link is gone."""
+    if era.anon_vma_reuse:
+        check(av.num_children == 0, "accounting", "an anon_vma without links has children")
+        check(av.num_active_vmas == 0, "accounting", "an anon_vma without links has active VMAs")
 
 
 @atomic

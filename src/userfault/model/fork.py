@@ -9,31 +9,53 @@ from .anon_vma import (
     anon_vma_lock_write,
     anon_vma_unlock_write,
     get_anon_vma,
+    put_anon_vma,
+    unlink_anon_vmas,
 )
 from .catalogue import modelled
 from .era import era
+from .errno import ENOMEM
 from .huge_memory import copy_huge_pmd
 from .lang import NULL, atomic, reached
 from .locks import down_write, down_write_nested, spin_lock, spin_lock_nested, spin_unlock, up_write
 from .machine import config
 from .memory import pte_alloc
 from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pte_slot, pte_t, vm, vm_area_struct
+from .mmap import exit_mmap
 from .pgtable import flush_tlb_mm, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte
 from .rmap import page_add_new_anon_rmap, page_mapcount_inc
-from .slab import alloc_page, anon_vma_chain_alloc, compound_head, get_page, hpage_nr, put_page, vm_area_alloc
+from .slab import (
+    alloc_page,
+    anon_vma_chain_alloc,
+    compound_head,
+    get_page,
+    hpage_nr,
+    out_of_memory,
+    put_page,
+    vm_area_alloc,
+    vm_area_free,
+)
 from .swapfile import swap_duplicate
 
 
-@modelled("mm/rmap.c", versions="v3.10 .. v6.8", section="C.3", steps=4, omits="allocation failure on the way")
-def anon_vma_fork(vma: vm_area_struct, pvma: vm_area_struct) -> None:
-    """From here on the child's VMA is visible to walkers, before any of its PTEs is there."""
+@modelled("mm/rmap.c", versions="v3.10 .. v6.18", section="C.3", steps=4)
+def anon_vma_fork(vma: vm_area_struct, pvma: vm_area_struct) -> int:
+    """From here on the child's VMA is visible to walkers, before any of its PTEs is there. 0 or -ENOMEM."""
     if pvma.anon_vma is None:
-        return
+        return 0
     vma.anon_vma = NULL
-    anon_vma_clone(vma, pvma)
+    if anon_vma_clone(vma, pvma) != 0:
+        return -ENOMEM
     if vma.anon_vma is not None:
-        return
+        return 0
+    if out_of_memory():
+        unlink_anon_vmas(vma)
+        return -ENOMEM
     av = anon_vma_alloc()
+    if out_of_memory():
+        put_anon_vma(av)
+        unlink_anon_vmas(vma)
+        return -ENOMEM
     avc = anon_vma_chain_alloc()
     parent = pvma.anon_vma
     av.root = parent.root
@@ -47,6 +69,7 @@ def anon_vma_fork(vma: vm_area_struct, pvma: vm_area_struct) -> None:
     if era.anon_vma_reuse:
         parent.num_children += 1
     anon_vma_unlock_write(av)
+    return 0
 
 
 @modelled(
@@ -184,27 +207,38 @@ def write_protect_count(mm: mm_struct) -> None:
     versions="v3.10 .. v6.8",
     section="C.3",
     steps=8,
-    omits="file VMAs, mempolicy, per-VMA locks (v6.4)",
+    omits="file VMAs, mempolicy, per-VMA locks (v6.4); page tables that can't be allocated",
 )
 def sys_fork(mm: mm_struct, child: mm_struct) -> int:
-    """Copy an address space into a free one. Returns 0."""
+    """Copy an address space into a free one. 0; or -ENOMEM, and the child is gone again."""
+    err = 0
     down_write(mm.mmap_sem)
     down_write_nested(child.mmap_sem)
     for vma in mm.mmap:
         if vma.vm_flags & vm.DONTCOPY:
             continue
+        if out_of_memory():
+            err = -ENOMEM
+            break
         tmp = vm_area_alloc()
         dup_vma(tmp, vma, child)
         if vma.vm_flags & vm.WIPEONFORK:
             tmp.anon_vma = NULL
             child.mmap.append(tmp)
             continue
-        anon_vma_fork(tmp, vma)
+        if anon_vma_fork(tmp, vma) != 0:
+            vm_area_free(tmp)
+            err = -ENOMEM
+            break
         child.mmap.append(tmp)
         copy_page_range(child, mm, vma, tmp)
     up_write(child.mmap_sem)
     flush_tlb_mm(mm)
     up_write(mm.mmap_sem)
+    if err != 0:
+        # mmput: what was copied until then goes as at any exit.
+        exit_mmap(child)
+        return err
     reached("a fork was done")
     return 0
 

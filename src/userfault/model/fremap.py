@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .anon_vma import anon_vma_lock_write, anon_vma_prepare, anon_vma_unlock_write, page_get_anon_vma, put_anon_vma
 from .catalogue import modelled
-from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
+from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 from .huge_split import split_huge_page_pmd, wait_split_huge_page
 from .lang import BUG_ON, NULL, reached
 from .locks import down_read, lock_page, spin_lock, spin_lock_nested, spin_unlock, unlock_page, up_read
@@ -252,7 +252,7 @@ def remap_anon_pages_huge_pmd(
     function="sys_remap_anon_pages",
     versions=POSTED,
     section="A.5",
-    omits="EINTR: nobody sends a signal; ENOMEM: the pools report their own exhaustion; the levels above a PMD",
+    omits="EINTR: nobody sends a signal; ENOMEM of page tables; the levels above a PMD",
 )
 def remap_anon_pages(mm: mm_struct, dst_start: int, src_start: int, length: int, flags: int) -> int:
     """Move every page of [src, src + length) (bytes) to the same offset in [dst, dst + length).
@@ -270,7 +270,9 @@ def remap_anon_pages(mm: mm_struct, dst_start: int, src_start: int, length: int,
     if err != 0 or src_vma is None or dst_vma is None:
         up_read(mm.mmap_sem)
         return err
-    anon_vma_prepare(dst_vma)
+    if anon_vma_prepare(dst_vma) != 0:
+        up_read(mm.mmap_sem)
+        return -ENOMEM
     done = 0
     for at in range(length >> config.PAGE_SHIFT):
         # A huge page may have taken us further already.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
-from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
+from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL
 from .lang import NULL
 from .locks import down_read, down_write, up_read, up_write
 from .machine import config
@@ -271,12 +271,14 @@ def copy_one(ctx: userfaultfd_ctx, current: mm_struct, start: int, dst: int, src
     up_read(mm.mmap_sem)
     if err != 0:
         return err
+    vma: vm_area_struct | None = None
     data = peek(current, src, 1 << config.PAGE_SHIFT)
     if isinstance(data, int):
         return -EFAULT
     down_read(mm.mmap_sem)
     err = may_copy(mm, start, dst, length, wp)
-    vma = mfill_vma(mm, start, length)
+    if err == 0:
+        err, vma = mfill_vma(mm, start, length)
     if err != 0 or vma is None:
         up_read(mm.mmap_sem)
         return err
@@ -291,9 +293,9 @@ def copy_one(ctx: userfaultfd_ctx, current: mm_struct, start: int, dst: int, src
 
 def may_copy(mm: mm_struct, start: int, dst: int, length: int, wp: bool) -> int:
     """The checks before a page is copied; a table for the destination comes with them. 0 or -errno."""
-    vma = mfill_vma(mm, start, length)
+    err, vma = mfill_vma(mm, start, length)
     if vma is None:
-        return -ENOENT
+        return err
     if wp and not vma.vm_flags & vm.UFFD_WP:
         return -EINVAL
     if pmd_offset(mm, dst).pmd.kind == PmdKind.HUGE:

@@ -52,6 +52,7 @@ from .slab import (
     put_page,
 )
 
+VM_FAULT_OOM = 1
 VM_FAULT_SIGBUS = 2
 VM_FAULT_USERFAULT = 4
 """v6.8: the fault goes to the userfaultfd's monitor (handle_userfault)."""
@@ -76,7 +77,8 @@ def do_huge_pmd_anonymous_page(vma: vm_area_struct, addr: int, write: bool = Tru
     mm = vma.vm_mm
     pmdp = pmd_offset(mm, addr)
     haddr = addr & -hpage_size()
-    anon_vma_prepare(vma)
+    if anon_vma_prepare(vma) != 0:
+        return VM_FAULT_OOM
     p: page | None = None
     if write:
         p = alloc_hugepage()
@@ -147,9 +149,10 @@ def do_huge_pmd_fault(vma: vm_area_struct, addr: int, write: bool, pmd: pmd_t) -
 
 
 @modelled("mm/huge_memory.c", versions="v6.13 .. v6.18", section="C.2", steps=4, omits="no huge page to be had")
-def do_huge_zero_wp_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pmd_t) -> None:
-    """A write to the huge zero page: a huge page takes its place."""
-    anon_vma_prepare(vma)
+def do_huge_zero_wp_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pmd_t) -> int:
+    """A write to the huge zero page: a huge page takes its place. Returns 0 or VM_FAULT_OOM."""
+    if anon_vma_prepare(vma) != 0:
+        return VM_FAULT_OOM
     p = alloc_hugepage()
     for at in range(hpage_nr()):
         nth_page(p, at).data = 0
@@ -157,12 +160,13 @@ def do_huge_zero_wp_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pm
     if pmdp.pmd != orig:
         spin_unlock(pmd_lockptr(pmdp))
         put_page(p)
-        return
+        return 0
     set_pmd(pmdp, pmd_t())
     flush_tlb_pmd(vma.vm_mm, addr & -hpage_size())
     hugepage_add_new_anon_rmap(p, vma, addr & -hpage_size())
     set_pmd(pmdp, mk_huge_pmd(p, vma))
     spin_unlock(pmd_lockptr(pmdp))
+    return 0
 
 
 def make_pmd_writable(pmdp: pmd_slot, pmd: pmd_t) -> None:
@@ -180,9 +184,8 @@ def do_huge_pmd_wp_page(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pm
     """A write to a read-only huge entry: reuse the page if it is ours alone, or split the mapping."""
     if orig.kind == PmdKind.HUGE_ZERO:
         if era.huge_zero_page_is_replaced:
-            do_huge_zero_wp_pmd(vma, pmdp, addr, orig)
-        else:
-            split_huge_pmd(vma, pmdp)
+            return do_huge_zero_wp_pmd(vma, pmdp, addr, orig)
+        split_huge_pmd(vma, pmdp)
         return 0
     spin_lock(pmd_lockptr(pmdp))
     if pmdp.pmd != orig or orig.kind != PmdKind.HUGE:

@@ -7,8 +7,9 @@ sequential run grows them.
 from __future__ import annotations
 
 from dataclasses import field
+from typing import Annotated
 
-from .lang import NULL, smp_processor_id, struct
+from .lang import NULL, Range, smp_processor_id, struct
 from .mm_types import (
     LockClass,
     address_space,
@@ -49,6 +50,8 @@ class Machine:
     files: list[address_space] = field(default_factory=list)
     registers: list[register] = field(default_factory=list)
     swap_lock: spinlock_t = field(default_factory=spinlock_t)
+    failures: Annotated[int, Range(0, 3)] = 0
+    """How many allocations may still fail, with config.MEMORY_IS_SHORT."""
 
 
 machine = Machine()
@@ -58,8 +61,8 @@ class Config:
     """Compile-time constants of the kernel, folded by the checker.
 
     Checked configurations are small: a page is one address, two pages are a huge page, and the VMAs are what they are: an
-    operation on part of one is refused unless SPLIT_VMAS. Addresses are relative, so user addresses end at TASK_SIZE and begin
-    at MMAP_MIN_ADDR, which may be negative; at WRAP_AT they wrap.
+    operation on part of one is refused unless SPLIT_VMAS. No allocation fails unless MEMORY_IS_SHORT. Addresses are relative, so
+    user addresses end at TASK_SIZE and begin at MMAP_MIN_ADDR, which may be negative; at WRAP_AT they wrap.
     """
 
     PAGE_SHIFT = 0
@@ -68,6 +71,7 @@ class Config:
     TRANSPARENT_HUGEPAGE = True
     SPLIT_VMAS = False
     SYNCHRONOUS_SWAP = False
+    MEMORY_IS_SHORT = False
     TASK_SIZE = 1 << 30
     MMAP_MIN_ADDR = 0
     WRAP_AT = 1 << 30
@@ -108,6 +112,7 @@ def boot(
     config.MMAP_MIN_ADDR, config.TASK_SIZE, config.WRAP_AT = addresses
     config.PAGE_SHIFT, config.HPAGE_PMD_ORDER = page_shift, huge_order
     config.CONFIG_KSM, config.TRANSPARENT_HUGEPAGE = ksm, huge
+    config.MEMORY_IS_SHORT = False
     fresh = Machine(cpus=[cpu() for _ in range(cpus)], swap_lock=spinlock_t(lock_class=LockClass.SWAP))
     machine.__dict__.update(fresh.__dict__)
     for _ in range(pages):

@@ -209,8 +209,7 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
     if advice == MADV.GUARD_INSTALL:
         if vma.vm_flags & vm.LOCKED:
             return -EINVAL
-        madvise_guard_install(mm, vma, start, end)
-        return 0
+        return madvise_guard_install(mm, vma, start, end)
     if advice == MADV.GUARD_REMOVE:
         madvise_guard_remove(mm, start, end)
         return 0
@@ -281,9 +280,10 @@ def madvise_pageout(mm: mm_struct, start: int, end: int) -> None:
 
 
 @modelled("mm/madvise.c", versions="v6.13 .. v6.18", section="C.4", steps=5, omits="restarting after too many retries")
-def madvise_guard_install(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> None:
-    """Every page of the range becomes a marker that no access passes; what was mapped goes first."""
-    anon_vma_prepare(vma)
+def madvise_guard_install(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> int:
+    """Every page of the range becomes a marker that no access passes; what was mapped goes first. 0 or -ENOMEM."""
+    if anon_vma_prepare(vma) != 0:
+        return -ENOMEM
     vma.vm_flags |= int(vm.MAYBE_GUARD)
     zap_page_range(mm, vma, start, end, True)
     tlb_finish_mmu(mm, start, end)
@@ -304,6 +304,7 @@ def madvise_guard_install(mm: mm_struct, vma: vm_area_struct, start: int, end: i
             # A fault, or a fill, was faster: zap and try again.
             zap_page_range(mm, vma, start, end, True)
             tlb_finish_mmu(mm, start, end)
+    return 0
 
 
 @modelled("mm/madvise.c", versions="v6.13 .. v6.18", section="C.4", steps=2)

@@ -6,6 +6,7 @@ from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
 from .huge_memory import (
+    VM_FAULT_OOM,
     VM_FAULT_SIGBUS,
     VM_FAULT_USERFAULT,
     do_huge_pmd_anonymous_page,
@@ -109,7 +110,7 @@ def fault_is_delivered(ptep: pte_slot) -> None:
     versions="v3.10 .. v6.8",
     section="C.1",
     steps=9,
-    omits="memcg and OOM",
+    omits="memcg; a page that can't be allocated",
 )
 def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool, orig: pte_t = NONE_PTE) -> int:
     """A touch of a none PTE, or of a write-protected hole (`orig`); mmap_sem held for reading. Returns 0 or VM_FAULT_*."""
@@ -131,7 +132,8 @@ def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool, orig: pte_t =
         set_pte(ptep, pte_t(kind=PteKind.PRESENT, special=True, young=True, uffd_wp=orig.uffd_wp))
         spin_unlock(pte_lockptr(table))
         return 0
-    anon_vma_prepare(vma)
+    if anon_vma_prepare(vma) != 0:
+        return VM_FAULT_OOM
     p = alloc_page()
     p.data = 0
     spin_lock(pte_lockptr(table))
@@ -230,7 +232,10 @@ def wp_can_reuse_anon_folio(p: page, vma: vm_area_struct) -> bool:
 def wp_page_copy(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot, orig: pte_t) -> int:
     """Copy the page (a reference keeps it) and put the copy in its place, if the PTE is still the same."""
     old = orig.page
-    anon_vma_prepare(vma)
+    if anon_vma_prepare(vma) != 0:
+        if not orig.special:
+            put_page(old)
+        return VM_FAULT_OOM
     new = alloc_page()
     if orig.special:
         new.data = 0

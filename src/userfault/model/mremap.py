@@ -5,7 +5,7 @@ from __future__ import annotations
 from .anon_vma import anon_vma_clone, anon_vma_lock_write, anon_vma_unlock_write, unlink_anon_vmas
 from .catalogue import modelled
 from .era import era
-from .errno import EFAULT, EINVAL
+from .errno import EFAULT, EINVAL, ENOMEM
 from .ghost import walk_put_back
 from .huge_split import split_huge_pmd
 from .lang import NULL, atomic, exhausted, reached
@@ -23,7 +23,7 @@ from .pgtable import (
     ptep_get_and_clear,
     set_pte,
 )
-from .slab import vm_area_alloc
+from .slab import out_of_memory, vm_area_alloc, vm_area_free
 from .vma import copied_range_merged, vma_link
 
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
@@ -38,11 +38,18 @@ UFFD_FLAGS = int(vm.USERFAULT | vm.UFFD_WP)
     omits="the merge with a neighbour, and need_rmap_locks with it",
     errs="missed bug",
 )
-def copy_vma(mm: mm_struct, vma: vm_area_struct, addr: int) -> vm_area_struct:
-    """A VMA at the new address, in the same trees and behind the old one, in which every page has the same index."""
+def copy_vma(mm: mm_struct, vma: vm_area_struct, addr: int) -> vm_area_struct | None:
+    """A VMA at the new address, in the same trees and behind the old one, in which every page has the same index.
+
+    None: there was no memory for it.
+    """
+    if out_of_memory():
+        return None
     new = vm_area_alloc()
     dup_vma_at(new, vma, addr)
-    anon_vma_clone(new, vma)
+    if anon_vma_clone(new, vma) != 0:
+        vm_area_free(new)
+        return None
     vma_link(mm, new)
     return new
 
@@ -138,7 +145,10 @@ def move_page_tables(mm: mm_struct, vma: vm_area_struct, new_vma: vm_area_struct
     errs="missed bug",
 )
 def sys_mremap(mm: mm_struct, new_addr: int, old_addr: int, length: int) -> int:
-    """Move the VMA at [old_addr, old_addr + length) (bytes) to `new_addr`. 0; -EINVAL: not aligned, or not free there; -EFAULT."""
+    """Move the VMA at [old_addr, old_addr + length) (bytes) to `new_addr`.
+
+    0; -EINVAL: not aligned, or not free there; -EFAULT; -ENOMEM.
+    """
     mask = (1 << config.PAGE_SHIFT) - 1
     if (new_addr | old_addr | length) & mask or length <= 0:
         return -EINVAL
@@ -152,6 +162,9 @@ def sys_mremap(mm: mm_struct, new_addr: int, old_addr: int, length: int) -> int:
         up_write(mm.mmap_sem)
         return -EFAULT
     new_vma = copy_vma(mm, vma, new_addr)
+    if new_vma is None:
+        up_write(mm.mmap_sem)
+        return -ENOMEM
     move_page_tables(mm, vma, new_vma)
     detach_vma(mm, vma)
     unmap_detached(mm, old_addr, old_addr + length)

@@ -172,6 +172,7 @@ def page_is_linear() -> None:
 def check_linear(mm: mm_struct, p: page, number: int) -> None:
     head = compound_head(p)
     mapping = head.mapping
+    check(mapping is not None, "page_is_linear", "a mapped page has neither anon_vma nor file")
     if not isinstance(mapping, anon_vma):
         return
     index = head.index
@@ -220,6 +221,36 @@ def linked(vma: vm_area_struct, av: anon_vma) -> bool:
         if avc.anon_vma is av and avc in av.rb_root:
             return True
     return False
+
+
+def anon_vmas_are_accounted() -> None:
+    """At the end: who allocated has freed or has it in use, and an anon_vma's counts are the numbers of its users."""
+    for vma in machine.vmas:
+        if vma.allocated:
+            check(vma in vma.vm_mm.mmap, "memory_leak", "a VMA that is in no address space was not freed")
+    for avc in machine.anon_vma_chains:
+        if avc.allocated:
+            # One that was never linked has no VMA.
+            check(avc.vma is not None, "memory_leak", "an anon_vma_chain without a VMA was not freed")
+            check(avc in avc.vma.anon_vma_chain, "memory_leak", "an anon_vma_chain on no VMA's list was not freed")
+    for av in machine.anon_vmas:
+        if av.allocated:
+            check(len(av.rb_root) != 0, "memory_leak", "an anon_vma without links was not freed")
+            references = 1
+            children = 0
+            active = 0
+            for other in machine.anon_vmas:
+                if other.allocated:
+                    references += int(other is not av and other.root is av)
+                    children += int(other.parent is av)
+            for item in machine.rmap_items:
+                references += int(item.anon_vma is av)
+            for vma in machine.vmas:
+                active += int(vma.allocated and vma.anon_vma is av)
+            check(av.refcount.counter == references, "accounting", "an anon_vma's references are not its users")
+            if era.anon_vma_reuse:
+                check(av.num_children == children, "accounting", "an anon_vma's children are not counted right")
+                check(av.num_active_vmas == active, "accounting", "an anon_vma's active VMAs are not counted right")
 
 
 ALWAYS = (

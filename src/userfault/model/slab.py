@@ -8,7 +8,7 @@ whose RCU read section began before the free, and a use after free for everybody
 from __future__ import annotations
 
 from .era import era
-from .lang import NULL, atomic, check, exhausted, ghost, raw, reached, smp_processor_id
+from .lang import NULL, atomic, check, choose, exhausted, ghost, raw, reached, smp_processor_id
 from .machine import config, machine, new_anon_vma, new_page, this_cpu
 from .mm_types import (
     anon_vma,
@@ -100,6 +100,25 @@ def forget_old_slabs() -> None:
     """This CPU's RCU section is over: what was freed during it may now be gone."""
     for each in machine.anon_vmas:
         each.rcu_old[smp_processor_id()] = False
+
+
+# -- no memory --------------------------------------------------------------------------------------------------------
+
+
+def out_of_memory() -> bool:
+    """Does the allocation that comes next fail? Asked by what allocates anon_vmas, their links and VMAs."""
+    return config.MEMORY_IS_SHORT and allocation_fails()
+
+
+@atomic
+@raw
+def allocation_fails() -> bool:
+    """Any of the allocations may be among those that the test lets fail."""
+    if machine.failures == 0 or choose(2) == 0:
+        return False
+    machine.failures -= 1
+    reached("an allocation failed")
+    return True
 
 
 # -- anon_vma slab ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import cast
 
 from .catalogue import modelled
 from .errno import EFAULT, SIGBUS, SIGSEGV
+from .huge_memory import VM_FAULT_OOM
 from .lang import NULL, atomic, check, ghost, raw
 from .locks import down_read, up_read
 from .machine import config, this_cpu
@@ -93,6 +94,9 @@ def handle_user_fault(mm: mm_struct, addr: int, write: bool) -> int:
         return -SIGSEGV
     result = handle_mm_fault(vma, addr, write)
     up_read(mm.mmap_sem)
+    if result == VM_FAULT_OOM:
+        # pagefault_out_of_memory: somebody is killed, or not; whoever lives tries again.
+        return 0
     if result == VM_FAULT_SIGSEGV:
         return -SIGSEGV
     return -SIGBUS if result != 0 else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
-from .errno import EAGAIN, EEXIST, EFAULT, EINVAL, ENOENT
+from .errno import EAGAIN, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 from .locks import down_read, spin_lock, spin_unlock, up_read
 from .machine import config
 from .memory import pte_alloc
@@ -39,7 +39,9 @@ def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
     if vma.vm_flags & vm.SHARED or vma.vm_file is not None:
         up_read(mm.mmap_sem)
         return -EINVAL
-    anon_vma_prepare(vma)
+    if anon_vma_prepare(vma) != 0:
+        up_read(mm.mmap_sem)
+        return -ENOMEM
     p = alloc_page()
     p.data = value
     if pmd_trans_huge(pmd_offset(mm, dst_addr).pmd):
@@ -71,15 +73,19 @@ def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
 @modelled(
     "mm/userfaultfd.c", function="uffd_mfill_lock, validate_dst_vma", versions="v6.9 .. v6.18", section="C.15", steps=3
 )
-def mfill_vma(mm: mm_struct, start: int, length: int) -> vm_area_struct | None:
-    """The VMA that a fill goes to: the whole range lies in it and it is registered, with whatever userfaultfd."""
+def mfill_vma(mm: mm_struct, start: int, length: int) -> tuple[int, vm_area_struct | None]:
+    """The VMA that a fill goes to: the whole range lies in it and it is registered, with whatever userfaultfd.
+
+    (0, VMA), (-ENOENT, None) or (-ENOMEM, None).
+    """
     vma = find_vma(mm, start)
     if vma is None:
-        return None
-    anon_vma_prepare(vma)
+        return -ENOENT, None
+    if anon_vma_prepare(vma) != 0:
+        return -ENOMEM, None
     if start + length > vma.vm_end or vma.ctx is None:
-        return None
-    return vma
+        return -ENOENT, None
+    return 0, vma
 
 
 def mfill_table(mm: mm_struct, addr: int) -> page_table | None:
@@ -157,12 +163,11 @@ def mfill_entry(vma: vm_area_struct, addr: int, pte: pte_t) -> int:
 def mfill_atomic(mm: mm_struct, start: int, length: int, poison: bool) -> int:
     """Fill [start, start + length) with zero pages or poison: the bytes done, or the errno if none were."""
     down_read(mm.mmap_sem)
-    vma = mfill_vma(mm, start, length)
+    err, vma = mfill_vma(mm, start, length)
     if vma is None:
         up_read(mm.mmap_sem)
-        return -ENOENT
+        return err
     done = 0
-    err = 0
     for at in range(length >> config.PAGE_SHIFT):
         addr = start + (at << config.PAGE_SHIFT)
         err = mfill_poison(vma, addr) if poison else mfill_zeropage(vma, addr)

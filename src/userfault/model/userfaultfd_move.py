@@ -5,7 +5,7 @@ from __future__ import annotations
 from .anon_vma import anon_vma_lock_write, anon_vma_prepare, anon_vma_unlock_write, page_get_anon_vma, put_anon_vma
 from .catalogue import modelled
 from .era import era
-from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
+from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 from .fremap import double_pt_lock, double_pt_unlock, pmd_trans_huge_lock
 from .ghost import walk_put_back
 from .huge_split import split_folio, split_huge_pmd
@@ -478,8 +478,9 @@ def uffdio_move(
         return -EAGAIN if era.per_vma_locks else -EINVAL
     src_vma, dst_vma = find_vma(mm, src_start), find_vma(mm, dst_start)
     if era.per_vma_locks:
-        if dst_vma is not None:
-            anon_vma_prepare(dst_vma)
+        if dst_vma is not None and anon_vma_prepare(dst_vma) != 0:
+            up_read(mm.mmap_sem)
+            return -ENOMEM
         if src_vma is None or dst_vma is None:
             up_read(mm.mmap_sem)
             return -ENOENT
@@ -487,7 +488,9 @@ def uffdio_move(
     if err != 0 or src_vma is None or dst_vma is None:
         up_read(mm.mmap_sem)
         return err
-    anon_vma_prepare(dst_vma)
+    if anon_vma_prepare(dst_vma) != 0:
+        up_read(mm.mmap_sem)
+        return -ENOMEM
     done = 0
     for at in range(length >> config.PAGE_SHIFT):
         # A huge page may have taken us further already.
