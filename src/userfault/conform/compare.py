@@ -59,9 +59,8 @@ def perform(op: Op, world: World) -> Step:
 
 def compare(agent: Agent, profile: Profile, steps: Sequence[Step]) -> Divergence | int:
     """Do on the kernel what was done on the model. The first divergence, or how many operations agree."""
-    slice = profile.slice
     commands = [operations.command(step.op, profile.window.base) for step in steps]
-    run = agent.run(commands, partial(prepare, profile.huge, running().lacking), seconds=SECONDS, slice=slice)
+    run = agent.run(commands, partial(prepare, profile.huge, running().lacking), seconds=SECONDS, slice=profile.slice)
     done = tuple(step.op for step in steps)
     for at, step in enumerate(steps):
         op = step.op
@@ -74,7 +73,7 @@ def compare(agent: Agent, profile: Profile, steps: Sequence[Step]) -> Divergence
         seen = run.records[at]
         if step.outcome != kernel:
             return Divergence(done, at, f"{op.name}: result", step.outcome, kernel, step.states, kept(seen))
-        difference = differ(step.states, seen, slice)
+        difference = differ(step.states, seen)
         if difference:
             what, places = difference
             return Divergence(
@@ -88,7 +87,7 @@ def kept(seen: Sequence[Seen]) -> tuple[State, ...]:
     return tuple(State(each.process, each.vmas, array("Q", each.words), array("Q", each.contents)) for each in seen)
 
 
-def differ(states: Sequence[State], seen: Sequence[Seen], slice: int) -> tuple[str, list[tuple[int, int]]] | None:
+def differ(states: Sequence[State], seen: Sequence[Seen]) -> tuple[str, list[tuple[int, int]]] | None:
     """What differs between the states and where; None: nothing."""
     if [each.process for each in states] != [each.process for each in seen]:
         return "processes", []
@@ -98,11 +97,5 @@ def differ(states: Sequence[State], seen: Sequence[Seen], slice: int) -> tuple[s
         if state.words.tobytes() != real.words.tobytes():
             return "pages", [(which, at) for at, word in enumerate(state.words) if word != real.words[at]]
         if state.contents.tobytes() != real.contents.tobytes():
-            places = [
-                (which, at)
-                for at, word in enumerate(state.contents)
-                if word != real.contents[at] and (not slice or real.contents[at])
-            ]
-            if places:
-                return "contents", places
+            return "contents", [(which, at) for at, word in enumerate(state.contents) if word != real.contents[at]]
     return None

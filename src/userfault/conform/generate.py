@@ -173,6 +173,7 @@ PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, HUG
 RW = int(vm.READ | vm.WRITE)
 ACCESS = int(vm.READ | vm.WRITE | vm.EXEC)
 NOTHING, HUGE_PART = pte_t(), pte_t(kind=PteKind.PRESENT)
+TRIES = 8
 OF_USERFAULTFD = ("register", "unregister", "move", "copy", "zeropage", "poison", "writeprotect")
 
 
@@ -259,14 +260,20 @@ class Generator:
         if vma is None:
             return self.page()
         pages = range(vma.vm_start, vma.vm_end, PAGE)
-        if want is not None and self.maybe(0.85):
-            fit = [addr for addr in pages if (self.kind(mm, addr) != PteKind.NONE) == want]
-            runs = [addr for addr in fit if addr + PAGE in fit]
-            if runs and self.maybe(0.6):
-                return self.rng.choice(runs)
-            if fit:
-                return self.rng.choice(fit)
-        return self.rng.choice(pages)
+        if want is None or not self.maybe(0.85):
+            return self.rng.choice(pages)
+
+        def fit(addr: int) -> bool:
+            return (self.kind(mm, addr) != PteKind.NONE) == want
+
+        # Mostly one whose neighbour is alike; a few tries find one where there are many.
+        neighbours = self.maybe(0.6)
+        for _ in range(TRIES):
+            addr = self.rng.choice(pages)
+            if fit(addr) and (not neighbours or (addr + PAGE in pages and fit(addr + PAGE))):
+                return addr
+        found = [addr for addr in pages if fit(addr)]
+        return self.rng.choice(found or pages)
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ def machine(profile: Profile, agent: Agent) -> type[RuleBasedStateMachine]:
 
         @initialize(data=st.data())
         def boot(self, data: st.DataObject) -> None:
-            self.world = World(profile.window, agent.hash_page, running())
+            self.world = World(profile.window, agent.hash_page, running(), slice=profile.slice)
             self.steps: list[Step] = []
             self.numbers = Drawn()
             self.numbers.draw = data.draw

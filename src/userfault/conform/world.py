@@ -10,7 +10,7 @@ from ..kernel.uapi import Feature
 from ..model import era as eras
 from ..model import machine as machines
 from ..model.fork import sys_fork
-from ..model.mm_types import PmdKind, PteKind, mm_struct, page, stable_node, userfaultfd_ctx, vm
+from ..model.mm_types import PmdKind, PteKind, mm_struct, page, pmd_t, pte_slot, stable_node, userfaultfd_ctx, vm
 from ..model.user import page_bytes
 from . import words as w
 from .quirks import IN_THE_MODEL, Quirks
@@ -20,6 +20,18 @@ HUGE_PAGES = 512
 TASK_SIZE = (1 << 47) - PAGE
 MMAP_MIN_ADDR = 65536
 ZERO_KEY = "the zero page"
+ZERO_PARTS = -1 << 32
+"""Numbers of the huge zero page's parts, where others have their PFNs."""
+READ, WRITE, EXEC, UFFD_WP = int(vm.READ), int(vm.WRITE), int(vm.EXEC), int(vm.UFFD_WP)
+ACCESS = READ | WRITE | EXEC
+NONE, PRESENT, SWAP = PteKind.NONE, PteKind.PRESENT, PteKind.SWAP
+MARKERS = {
+    PteKind.WP_MARKER: w.S | w.SWAPPED | w.W,
+    PteKind.POISON_MARKER: w.S | w.SWAPPED | w.WRITTEN,
+    PteKind.GUARD_MARKER: w.S | w.SWAPPED | w.WRITTEN | w.G | w.SCAN_GUARD,
+}
+PROTECTED, UNPROTECTED = w.P | w.W | w.PRESENT, w.P | w.PRESENT | w.WRITTEN
+ZERO_PAGE, HUGE_HEAD, HUGE_TAIL = w.PFNZERO | w.ZERO, w.THP | w.HEAD, w.THP | w.TAIL
 CONTEXTS = (
     Feature.SIGBUS,
     Feature.SIGBUS | Feature.WP_UNPOPULATED,
@@ -50,10 +62,22 @@ class State(NamedTuple):
 
 
 class World:
-    """A model machine with one process; addresses are bytes from the window's base."""
+    """A model machine with one process; addresses are bytes from the window's base.
 
-    def __init__(self, window: Window, hash_page: Callable[[bytes], int], quirks: Quirks, era: str = "v6.18") -> None:
+    slice: pages whose contents are looked at after each operation (0: all).
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        hash_page: Callable[[bytes], int],
+        quirks: Quirks,
+        era: str = "v6.18",
+        *,
+        slice: int = 0,
+    ) -> None:
         self.window, self.quirks = window, quirks
+        self._slice, self._observed = slice or window.pages, 0
         self.era = eras.use(era)
         for name in IN_THE_MODEL:
             setattr(self.era, name, getattr(quirks, name))
@@ -110,93 +134,144 @@ class World:
         return known
 
     def observe(self) -> list[State]:
-        """What can be seen of each process that lives."""
+        """What can be seen of each process that lives. Contents are looked at in one slice of the window after the other."""
+        begin = self._observed * self._slice % self.window.pages
+        looked = range(begin, min(begin + self._slice, self.window.pages))
+        self._observed += 1
         out: list[State] = []
         seen: dict[object, int] = {}
         for process, mm in enumerate(self.processes):
             if mm is not None:
-                out.append(self._observe(process, mm, seen, len(out) * self.window.pages + 1))
+                out.append(self._observe(process, mm, seen, len(out) * self.window.pages + 1, looked))
         return out
 
-    def _observe(self, process: int, mm: mm_struct, seen: dict[object, int], offset: int) -> State:
+    def _observe(self, process: int, mm: mm_struct, seen: dict[object, int], offset: int, looked: range) -> State:
         first, pages = self.window.first, self.window.pages
-        pool = machines.machine.pages
         words = array("Q", bytes(8 * pages))
         contents = array("Q", bytes(8 * pages))
         vmas = []
         for vma in mm.mmap:
             start, end = (vma.vm_start >> 12) - first, (vma.vm_end >> 12) - first
             flags = vma.vm_flags
-            shown = (1 if flags & vm.READ else 0) | (2 if flags & vm.WRITE else 0) | (4 if flags & vm.EXEC else 0)
+            shown = (1 if flags & READ else 0) | (2 if flags & WRITE else 0) | (4 if flags & EXEC else 0)
             vmas.append((start, end, shown))
-            readable = flags & (vm.READ | vm.WRITE | vm.EXEC) != 0
-            common = w.WPALLOWED if vma.ctx is not None and vma.ctx.wp_async and flags & vm.UFFD_WP else 0
-            for at in range(max(start, 0), min(end, pages)):
+            common = w.WPALLOWED if flags & UFFD_WP and vma.ctx is not None and vma.ctx.wp_async else 0
+            at, end = max(start, 0), min(end, pages)
+            while at < end:
                 number = first + at
-                pmd = mm.pmd[number >> 9].pmd
-                word = common
+                until = min(end, at + HUGE_PAGES - number % HUGE_PAGES)
+                pmd = mm.pmd[number // HUGE_PAGES].pmd
                 if pmd.kind == PmdKind.TABLE:
-                    pte = pmd.table.pte[number & 511].pte
-                    kind = pte.kind
-                    if kind == PteKind.PRESENT:
-                        if pte.uffd_wp:
-                            word |= w.P | w.W | w.PRESENT
-                        else:
-                            word |= w.P | w.PRESENT | w.WRITTEN
-                        if pte.special:
-                            word |= w.PFNZERO | w.ZERO
-                            word |= seen.setdefault(ZERO_KEY, offset + at) << w.CLASS_AT
-                            contents[at] = 0 if readable else 1
-                        else:
-                            p = pte.page
-                            count = p.mapcount.counter
-                            head = p
-                            if p.compound:
-                                # The flags of a part are its huge page's, AE among them.
-                                head = pool[p.pfn & -HUGE_PAGES]
-                                count += head.entire_mapcount
-                                word |= w.THP | (w.HEAD if p is head else w.TAIL)
-                            if count == 1:
-                                word |= w.X
-                            word |= self._anon | count << w.COUNT_AT
-                            if head.anon_exclusive:
-                                word |= w.AE
-                            if isinstance(p.mapping, stable_node):
-                                word |= w.KSM
-                            if p.swapcache is not None:
-                                word |= w.SWAPCACHE
-                            word |= seen.setdefault(p, offset + at) << w.CLASS_AT
-                            contents[at] = self.content(p) if readable else 1
-                    elif kind == PteKind.NONE:
-                        # A hole below a page table counts as written.
-                        word |= w.WRITTEN if self.quirks.holes_are_written else 0
-                    elif kind == PteKind.SWAP:
-                        word |= w.S | w.SWAPPED | (w.W if pte.uffd_wp else w.WRITTEN)
-                        word |= seen.setdefault(pte.slot, offset + at) << w.CLASS_AT
-                    elif kind == PteKind.WP_MARKER:
-                        word |= w.S | w.SWAPPED | w.W
-                    elif kind == PteKind.POISON_MARKER:
-                        word |= w.S | w.SWAPPED | w.WRITTEN
-                    elif kind == PteKind.GUARD_MARKER:
-                        word |= w.S | w.SWAPPED | w.WRITTEN | w.G | w.SCAN_GUARD
-                elif pmd.kind == PmdKind.HUGE:
-                    p = pool[pmd.page.pfn + (number & 511)]
-                    count = pmd.page.entire_mapcount + p.mapcount.counter
-                    word |= w.P | w.PRESENT | w.WRITTEN | w.HUGE | self._anon | w.THP | count << w.COUNT_AT
-                    word |= w.TAIL if number & 511 else w.HEAD
-                    if count == 1:
-                        word |= w.X
-                    if pmd.page.anon_exclusive:
-                        word |= w.AE
-                    word |= seen.setdefault(p, offset + at) << w.CLASS_AT
-                    contents[at] = self.content(p) if readable else 1
-                elif pmd.kind == PmdKind.HUGE_ZERO:
-                    word |= w.P | w.F | w.PRESENT | w.WRITTEN | w.HUGE | w.PFNZERO | w.THP | w.ZERO
-                    word |= w.TAIL if number & 511 else w.HEAD
-                    word |= seen.setdefault((ZERO_KEY, number & 511), offset + at) << w.CLASS_AT
-                    contents[at] = 0 if readable else 1
-                elif flags & vm.UFFD_WP and self.quirks.holes_are_written:
-                    # So does one without a table, where write-protection could have marked it.
-                    word |= w.WRITTEN
-                words[at] = word & self._compared
+                    slots = pmd.table.pte[number % HUGE_PAGES : number % HUGE_PAGES + until - at]
+                    self._observe_table(slots, common, at, offset, seen, words)
+                elif pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.HUGE_ZERO:
+                    self._observe_huge(pmd, number % HUGE_PAGES, common, at, until, offset, seen, words)
+                elif flags & UFFD_WP and self.quirks.holes_are_written:
+                    # A hole without a table counts as written where write-protection could have marked it.
+                    words[at:until] = array("Q", (common | w.WRITTEN,)) * (until - at)
+                elif common:
+                    words[at:until] = array("Q", (common,)) * (until - at)
+                for place in range(max(at, looked.start), min(until, looked.stop)):
+                    # 1 stands for what the process may not read.
+                    contents[place] = self._content(pmd, (first + place) % HUGE_PAGES, flags & ACCESS != 0)
+                at = until
+        if self._compared != w.ALL:
+            words = array("Q", (word & self._compared for word in words))
         return State(process, tuple(vmas), words, contents)
+
+    def _content(self, pmd: pmd_t, at: int, readable: bool) -> int:
+        """The word that stands for the contents of a page below a PMD."""
+        if pmd.kind == PmdKind.TABLE:
+            pte = pmd.table.pte[at].pte
+            if pte.kind != PteKind.PRESENT:
+                return 0
+            p = None if pte.special else pte.page
+        elif pmd.kind == PmdKind.NONE:
+            return 0
+        else:
+            p = None if pmd.kind == PmdKind.HUGE_ZERO else machines.machine.pages[pmd.page.pfn + at]
+        return self.content(p) if readable else 1
+
+    def _observe_table(
+        self,
+        slots: list[pte_slot],
+        common: int,
+        at: int,
+        offset: int,
+        seen: dict[object, int],
+        words: array[int],
+    ) -> None:
+        """The words of small pages from `at` on."""
+        pool = machines.machine.pages
+        # A hole below a page table counts as written.
+        hole = common | (w.WRITTEN if self.quirks.holes_are_written else 0)
+        anon = common | self._anon
+        for place, slot in enumerate(slots, at):
+            pte = slot.pte
+            kind = pte.kind
+            if kind is NONE:
+                words[place] = hole
+            elif kind is PRESENT:
+                word = PROTECTED if pte.uffd_wp else UNPROTECTED
+                if pte.special:
+                    words[place] = common | word | ZERO_PAGE | seen.setdefault(ZERO_KEY, offset + place) << w.CLASS_AT
+                    continue
+                p = pte.page
+                count = p.mapcount.counter
+                head = p
+                if p.compound:
+                    # The flags of a part are its huge page's, AE among them.
+                    head = pool[p.pfn & -HUGE_PAGES]
+                    count += head.entire_mapcount
+                    word |= HUGE_HEAD if p is head else HUGE_TAIL
+                if count == 1:
+                    word |= w.X
+                if head.anon_exclusive:
+                    word |= w.AE
+                if isinstance(p.mapping, stable_node):
+                    word |= w.KSM
+                if p.swapcache is not None:
+                    word |= w.SWAPCACHE
+                found = seen.setdefault(p.pfn, offset + place)
+                words[place] = anon | word | count << w.COUNT_AT | found << w.CLASS_AT
+            elif kind is SWAP:
+                found = seen.setdefault(pte.slot, offset + place)
+                words[place] = common | w.S | w.SWAPPED | (w.W if pte.uffd_wp else w.WRITTEN) | found << w.CLASS_AT
+            else:
+                words[place] = common | MARKERS[kind]
+
+    def _observe_huge(
+        self,
+        pmd: pmd_t,
+        part: int,
+        common: int,
+        at: int,
+        until: int,
+        offset: int,
+        seen: dict[object, int],
+        words: array[int],
+    ) -> None:
+        """The words of a huge page from its part `part` on: they differ in their class alone, and the first from the others."""
+        if pmd.kind == PmdKind.HUGE_ZERO:
+            word = common | w.P | w.F | w.PRESENT | w.WRITTEN | w.HUGE | ZERO_PAGE | w.THP | w.TAIL
+            keys = range(ZERO_PARTS + part, ZERO_PARTS + part + until - at)
+        else:
+            head = pmd.page
+            keys = range(head.pfn + part, head.pfn + part + until - at)
+            count = head.entire_mapcount + head.mapcount.counter
+            word = common | self._anon | UNPROTECTED | w.HUGE | HUGE_TAIL | count << w.COUNT_AT
+            if count == 1:
+                word |= w.X
+            if head.anon_exclusive:
+                word |= w.AE
+        if keys[0] not in seen and keys[-1] not in seen:
+            # Nothing of it was seen before: every part is the first of its class.
+            classes = range(offset + at, offset + until)
+            seen.update(zip(keys, classes, strict=True))
+            begin = word | classes[0] << w.CLASS_AT
+            words[at:until] = array("Q", range(begin, begin + (len(classes) << w.CLASS_AT), 1 << w.CLASS_AT))
+        else:
+            for place, key in enumerate(keys, at):
+                words[place] = word | seen.setdefault(key, offset + place) << w.CLASS_AT
+        if part == 0:
+            words[at] ^= w.HEAD | w.TAIL

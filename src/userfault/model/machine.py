@@ -187,4 +187,4 @@ def this_cpu() -> cpu:
 def attach(cpu_number: int, mm: mm_struct, pages: int) -> None:
     """User code on this CPU runs in `mm`; its TLB covers the first `pages` pages."""
     machine.cpus[cpu_number].mm = mm
-    machine.cpus[cpu_number].tlb = [tlb_t() for _ in range(pages)]
+    machine.cpus[cpu_number].tlb = [tlb_t()] * pages

@@ -124,7 +124,10 @@ class stable_node:
 
 
 class vm(enum.IntFlag):
-    """VMA flags that the protocol reads."""
+    """VMA flags that the protocol reads. Several of them are a plain number: enum's operators look for a member each time."""
+
+    __and__ = __rand__ = int.__and__  # type: ignore[assignment]
+    __or__ = __ror__ = int.__or__  # type: ignore[assignment]
 
     WRITE = 1
     SHARED = 2
