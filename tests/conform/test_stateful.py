@@ -108,6 +108,6 @@ def test_without_hypothesis_the_rest_works_and_says_so() -> None:
 @pytest.mark.usefixtures("kernel", "absent")
 def test_a_divergence_is_shown_without_hypothesis() -> None:
     with mutated(find_mutant("account")):
-        shown = CliRunner().invoke(cli, ["conform", "--profile", "fills", "--ops", "1000"])
+        shown = CliRunner().invoke(cli, ["conform", "--profile", "fills", "--ops", "20000"])
     assert shown.exit_code == 1
     assert "made short without hypothesis" in shown.output and "replay: " in shown.output
