@@ -12,13 +12,13 @@ from typing import Any
 from ..native import library
 from ..native import why_missing as why_not_built
 from . import ir
-from .encode import MAX_CHOICES, Encoder, signed
+from .encode import MAX_CHOICES, Encoder, cells_of, signed
 from .errors import CheckError, TooLarge
 from .ir import Failure
 from .reduce import Reduction
 from .result import DEADLOCK, DEREFERENCE, LIVELOCK, RANGE, Move, Options, Result
 
-_Translate = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_int32, ctypes.c_int32)
+NO_MEMORY = "the search got no memory: lower --max-states"
 
 
 class _Program(ctypes.Structure):
@@ -28,7 +28,14 @@ class _Program(ctypes.Structure):
         ("max_pc", ctypes.c_int32),
         ("entry", ctypes.c_void_p),
         ("affects", ctypes.c_void_p),
-        ("translate", _Translate),
+        ("bodies", ctypes.c_void_p),
+        ("consts", ctypes.c_void_p),
+        ("table_at", ctypes.c_void_p),
+        ("seen_by", ctypes.c_void_p),
+        ("made", ctypes.c_void_p),
+        ("failed", ctypes.c_void_p),
+        ("cell_words", ctypes.c_int32),
+        ("first_const", ctypes.c_int32),
         ("pc_word", ctypes.c_void_p),
         ("pc_shift", ctypes.c_void_p),
         ("pc_mask", ctypes.c_void_p),
@@ -94,42 +101,50 @@ def _failures(program: ir.Program) -> list[Failure]:
     return [*program.failures, DEREFERENCE, RANGE, DEADLOCK, LIVELOCK]
 
 
-def _struct(encoder: Encoder, translate: object, reduction: Reduction | None) -> tuple[_Program, list[object]]:
-    """The C view; the arrays it points into must be kept alive."""
+def _struct(encoder: Encoder, reduction: Reduction | None) -> tuple[_Program, list[array[int]]]:
+    """The C view; the encoder, and the arrays that it points into, must be kept alive."""
     layout, program = encoder.layout, encoder.program
-    cells = array("i")
-    for place in layout.cells:
-        cells.extend((place.word, place.shift, signed((1 << place.bits) - 1), place.lo, place.hi))
-    per_thread = [
-        array("i", [p.word for p in layout.pc]),
-        array("i", [p.shift for p in layout.pc]),
-        array("i", [signed((1 << p.bits) - 1) for p in layout.pc]),
-        array("i", [len(n) for n in layout.numbers]),
-    ]
-    arrays: list[array[int]] = [
-        encoder.entry,
-        encoder.affects,
-        *per_thread,
-        encoder.registers(len(program.threads)),
-        cells,
-        encoder.tables,
-        encoder.initial,
-        encoder.spec_entry,
-        encoder.registers(len(program.invariants) + len(program.finals)),
-    ]
-    at = [each.buffer_info()[0] for each in arrays]
+    threads, specs = len(program.threads), len(program.invariants) + len(program.finals)
+    arrays: list[array[int]] = []
+
+    def at(words: array[int]) -> int:
+        arrays.append(words)
+        return words.buffer_info()[0]
+
     made = _Program(
-        layout.words, len(program.threads), encoder.max_pc, at[0], at[1], translate, at[2], at[3], at[4], at[5], at[6],
-        encoder.reg_count, at[7], at[8], at[9], len(program.invariants), len(program.finals), at[10], at[11],
-        len(program.failures),
-    )  # fmt: skip
+        words=layout.words,
+        threads=threads,
+        max_pc=encoder.max_pc,
+        entry=at(encoder.entry),
+        affects=at(encoder.affects),
+        bodies=ctypes.addressof(encoder.bodies),
+        consts=at(encoder.consts),
+        table_at=at(encoder.table_at),
+        seen_by=at(encoder.seen_by),
+        made=ctypes.addressof(encoder.made),
+        failed=ctypes.addressof(encoder.failed),
+        cell_words=encoder.cell_words,
+        first_const=encoder.first_const,
+        pc_word=at(array("i", [p.word for p in layout.pc])),
+        pc_shift=at(array("i", [p.shift for p in layout.pc])),
+        pc_mask=at(array("i", [signed((1 << p.bits) - 1) for p in layout.pc])),
+        pc_end=at(array("i", [len(n) for n in layout.numbers])),
+        regs=at(encoder.registers(threads)),
+        reg_count=encoder.reg_count,
+        cells=at(cells_of(layout.cells)),
+        tables=at(encoder.tables),
+        initial=at(encoder.initial),
+        invariants=len(program.invariants),
+        finals=len(program.finals),
+        spec_entry=at(encoder.spec_entry),
+        spec_regs=at(encoder.registers(specs)),
+        failures=len(program.failures),
+    )
     if reduction is not None:
         alone, rows, made.row_words = encoder.persistent_sets(reduction)
-        made.alone, made.rows, made.chains = alone.buffer_info()[0], rows.buffer_info()[0], reduction.chains
-        alike = encoder.alike(reduction.alike)
-        made.alike = alike.buffer_info()[0]
-        arrays += [alone, rows, alike]
-    return made, list(arrays)
+        made.alone, made.rows, made.chains = at(alone), at(rows), reduction.chains
+        made.alike = at(encoder.alike(reduction.alike))
+    return made, arrays
 
 
 def _c_options(options: Options) -> _Options:
@@ -151,21 +166,13 @@ def _call(
     if lib is None:
         raise CheckError(f"the native engine can't run: {why_not_built()}")
     key = (id(program), options.dead_locals)
-    if _last.get("key") != key:
-        _last.update(key=key, program=program, encoder=Encoder(program, options))
-    encoder: Encoder = _last["encoder"]
-    troubles: list[BaseException] = []
-
-    def translate(thread: int, number: int) -> int:
-        try:
-            return encoder.translate_step(thread, number)
-        except BaseException as trouble:
-            # It can't pass through the C code: the search is stopped at a step that does nothing.
-            troubles.append(trouble)
-            lib.uf_stop(1)
-            return encoder.nothing()
-
-    struct, keep = _struct(encoder, _Translate(translate), reduction)
+    new = _last.get("key") != key
+    encoder: Encoder = Encoder(program, options, lib) if new else _last["encoder"]
+    struct, keep = _struct(encoder, reduction)
+    if new:
+        if lib.uf_encode_specs(ctypes.byref(struct)):
+            raise CheckError(f"{program.name}: {NO_MEMORY}")
+        _last.update(key=key, program=program, encoder=encoder)
     c_options, out = _c_options(options), _Result()
     c_options.collect = collect
     lib.uf_stop(0)
@@ -190,15 +197,15 @@ def _call(
     else:
         search()
     del keep
-    if troubles or out.verdict in (3, 5, 6):
+    if encoder.failed.value:
+        out.verdict, encoder.failed.value = 5, 0
+    if out.verdict in (3, 5, 6):
         lib.uf_free(out.moves)
         lib.uf_free(out.ends)
-    if troubles:
-        raise troubles[0]
     if out.verdict == 3:
         raise CheckError(f"{program.name}: a loop without a shared access does not end")
     if out.verdict == 5:
-        raise CheckError(f"{program.name}: the search got no memory: lower --max-states")
+        raise CheckError(f"{program.name}: {NO_MEMORY}")
     if out.verdict == 6:
         raise TooLarge(f"{program.name}: a step chooses more than {MAX_CHOICES} times, the native engine holds no more")
     moves: list[Move] = []

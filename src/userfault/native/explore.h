@@ -1,12 +1,14 @@
 // The native engine: breadth-first search, shortest-switch search and fair-cycle search over bit-packed states.
 //
-// check/native.py lays out the state, translates each step to a run of instructions on packed words, and calls uf_explore and
-// uf_fewest. The Python engine (check/explore.py) defines what they must return. This file: what the parts have in common.
+// check/native.py lays out the state and calls uf_explore and uf_fewest; explore_encode.c makes each step a run of instructions
+// on packed words. The Python engine (check/explore.py) defines what they must return. This file: what the parts have in common.
 #pragma once
 #define _GNU_SOURCE
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "ir.h"
 
 #define EXPORT __attribute__((visibility("default")))
 #define MAX_WORDS 256
@@ -39,11 +41,28 @@ typedef struct {
     int32_t word, shift, mask, lo, hi;
 } cell;
 
+// The code of a thread, invariant or final condition; the latter two have no steps and no locals that are part of a state.
+typedef struct {
+    const row *code;
+    const cell *locals;     // where those that are part of a state lie
+    const int32_t *step_at; // by number: the row that begins the step
+    const uint64_t *live;   // of each step: the locals alive, in live_words words
+    const uint64_t *frame;  // of each word of a state: the bits of the thread's locals and place
+    int32_t count, locals_count, steps, live_words;
+} body;
+
+struct made;
+
 typedef struct {
     int32_t words, threads, max_pc;
     const ins *_Atomic *entry; // [thread * max_pc + pc] -> the step's code, or null: nobody came here yet
-    const uint64_t *affects;   // [thread * max_pc + pc] -> which invariants a step may change, once there is code
-    const ins *(*translate)(int32_t thread, int32_t pc);
+    uint64_t *affects;         // [thread * max_pc + pc] -> which invariants a step may change, once there is code
+    const body *bodies;        // threads, invariants, finals
+    const int32_t *consts, *table_at;
+    uint64_t *seen_by;         // of each invariant: the cells that it reads, in cell_words words
+    struct made **made;        // what was encoded
+    int32_t *failed;           // set: there was no memory for a step's code
+    int32_t cell_words, first_const;
     const int32_t *pc_word, *pc_shift, *pc_mask, *pc_end; // per thread
     const int32_t *regs;       // initial registers of each thread, thread * reg_count
     int32_t reg_count;
@@ -51,7 +70,7 @@ typedef struct {
     const int32_t *tables;
     const uint64_t *initial;
     int32_t invariants, finals;
-    const ins *const *spec_entry; // invariants, then finals
+    const ins **spec_entry; // invariants, then finals
     const int32_t *spec_regs;  // initial registers of each spec
     int32_t failures;          // number of the first built-in failure: dereference, range, deadlock
     // Persistent sets (check/reduce.py), or null: alone[(thread * max_pc + pc) * threads + other] is the row of `rows` with
@@ -113,6 +132,9 @@ static inline uint64_t hash_state(const uint64_t *s, int words)
     if (i < words) h ^= mix(s[i] ^ key, 0xe7037ed1a0b428dbull);
     return mix(h ^ 0x8ebc6af09c88c6e3ull, 0xff51afd7ed558ccdull);
 }
+
+// explore_encode.c
+const ins *encode_step(const program *p, int32_t thread, int32_t number); // null: no memory
 
 // explore_step.c
 enum { R_OK = -1, R_BLOCKED = -2, R_LOCAL = -3, R_MANY = -4 }; // what a step returns that breaks nothing; else, the failure's number

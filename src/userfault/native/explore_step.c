@@ -108,8 +108,16 @@ const ins *translated(const program *p, int t, int32_t pc)
     pthread_mutex_lock(&translating);
     const ins *code = atomic_load_explicit(entry, memory_order_relaxed);
     if (!code) {
-        code = p->translate(t, pc);
-        atomic_store_explicit(entry, code, memory_order_release);
+        code = encode_step(p, t, pc);
+        if (code) {
+            atomic_store_explicit(entry, code, memory_order_release);
+        } else {
+            // The search is stopped at a step that does nothing.
+            static const ins nothing = {.op = RET};
+            code = &nothing;
+            *p->failed = 1;
+            atomic_store(&stop_requested, 1);
+        }
     }
     pthread_mutex_unlock(&translating);
     return code;

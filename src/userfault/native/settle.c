@@ -3,13 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ir.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
-typedef struct {
-    int32_t op, d, a, b, base, lo, hi, step, source;
-} row;
-
-enum { MOV, NOT = 13, LOAD, STORE, LOADK, BR, JMP, WAIT, FAIL, CHOOSE, REACH, END };
 enum { FIELD, TABLE, SITUATION, FAILURE, KINDS };
 
 typedef struct {
@@ -33,38 +30,23 @@ typedef struct {
     row *definitions;  // of open-ended variables, before locals are numbered anew
 } settling;
 
-static int reads_a(int32_t op)
-{
-    return op != JMP && op != FAIL && op != CHOOSE && op != REACH && op != END;
-}
-
-static int reads_b(int32_t op)
-{
-    return (op > MOV && op < NOT) || op == STORE;
-}
-
-static int writes_d(int32_t op)
-{
-    return op <= NOT || op == LOAD || op == LOADK || op == CHOOSE;
-}
-
 // -- in order ---------------------------------------------------------------------------------------------------------
 
 typedef struct {
     const row *rows;
     int32_t count;
-    int32_t *failing; // open addressing: the first FAIL of each (failure, line), or -1
+    int32_t *failing; // open addressing: the first IR_FAIL of each (failure, line), or -1
     uint32_t mask;
 } jumps;
 
 static int32_t through(const jumps *j, int32_t pc)
 {
     const row *r = &j->rows[pc];
-    for (int32_t seen = 0; r->op == JMP && !r->step && seen < j->count; seen++) {
+    for (int32_t seen = 0; r->op == IR_JMP && !r->step && seen < j->count; seen++) {
         pc += r->base;
         r = &j->rows[pc];
     }
-    if (r->op != FAIL)
+    if (r->op != IR_FAIL)
         return pc;
     uint32_t at = ((uint32_t)r->base * 2654435761u ^ (uint32_t)r->source * 40503u) & j->mask;
     for (;; at = (at + 1) & j->mask) {
@@ -91,8 +73,8 @@ EXPORT int32_t uf_order(settling *s)
     const row *rows = s->rows;
     int32_t fails = 0, branches = 0, out = 0;
     for (int32_t pc = 0; pc < s->count; pc++) {
-        fails += rows[pc].op == FAIL;
-        branches += rows[pc].op == BR;
+        fails += rows[pc].op == IR_FAIL;
+        branches += rows[pc].op == IR_BR;
         s->place[pc] = -1;
     }
     uint32_t room = 16;
@@ -113,29 +95,29 @@ EXPORT int32_t uf_order(settling *s)
         while (s->place[pc] < 0) {
             const row r = rows[pc];
             s->place[pc] = out;
-            if (r.op == BR) {
+            if (r.op == IR_BR) {
                 int32_t yes = through(&j, pc + r.base), no = through(&j, pc + r.lo);
-                s->placed[out++] = (row){BR, 0, r.a, 0, yes, no, 0, r.step, r.source};
+                s->placed[out++] = (row){IR_BR, 0, r.a, 0, yes, no, 0, r.step, r.source};
                 work[waiting++] = no;
                 work[waiting++] = yes;
                 break;
             }
             switch (r.op) {
-            case LOAD: meet(s, FIELD, r.b); break;
-            case STORE: meet(s, FIELD, r.d); break;
-            case LOADK: meet(s, TABLE, r.base); break;
-            case REACH: meet(s, SITUATION, r.base); break;
-            case FAIL: meet(s, FAILURE, r.base); break;
+            case IR_LOAD: meet(s, FIELD, r.b); break;
+            case IR_STORE: meet(s, FIELD, r.d); break;
+            case IR_LOADK: meet(s, TABLE, r.base); break;
+            case IR_REACH: meet(s, SITUATION, r.base); break;
+            case IR_FAIL: meet(s, FAILURE, r.base); break;
             }
-            if (r.op == FAIL || r.op == END) {
+            if (r.op == IR_FAIL || r.op == IR_END) {
                 s->placed[out++] = r;
                 break;
             }
-            int32_t following = through(&j, pc + (r.op == JMP ? r.base : 1));
-            s->placed[out++] = r.op == JMP ? (row){JMP, 0, 0, 0, following, 0, 0, r.step, r.source} : r;
+            int32_t following = through(&j, pc + (r.op == IR_JMP ? r.base : 1));
+            s->placed[out++] = r.op == IR_JMP ? (row){IR_JMP, 0, 0, 0, following, 0, 0, r.step, r.source} : r;
             if (s->place[following] >= 0) {
                 // Falls into code that stands elsewhere.
-                s->placed[out++] = (row){JMP, 0, 0, 0, following, 0, 0, 0, r.source};
+                s->placed[out++] = (row){IR_JMP, 0, 0, 0, following, 0, 0, 0, r.source};
                 break;
             }
             pc = following;
@@ -153,20 +135,20 @@ static void resolve(const settling *s, row *r)
 {
     int32_t field;
     switch (r->op) {
-    case LOAD:
-    case STORE:
-        field = r->op == LOAD ? r->b : r->d;
-        *(r->op == LOAD ? &r->b : &r->d) = 0;
+    case IR_LOAD:
+    case IR_STORE:
+        field = r->op == IR_LOAD ? r->b : r->d;
+        *(r->op == IR_LOAD ? &r->b : &r->d) = 0;
         r->base += s->numbers[FIELD][field];
         r->hi += s->spans[field];
         break;
-    case LOADK:
+    case IR_LOADK:
         field = r->base;
         r->base = s->numbers[TABLE][field];
         r->hi += s->spans[field];
         break;
-    case REACH: r->base = s->numbers[SITUATION][r->base]; break;
-    case FAIL: r->base = s->numbers[FAILURE][r->base]; break;
+    case IR_REACH: r->base = s->numbers[SITUATION][r->base]; break;
+    case IR_FAIL: r->base = s->numbers[FAILURE][r->base]; break;
     }
 }
 
@@ -190,11 +172,11 @@ static int find_blocks(const settling *s, blocks *b)
     for (int32_t pc = 0; pc < n; pc++) {
         const row *r = &s->placed[pc];
         leads[pc] |= r->step != 0;
-        if (r->op == BR)
+        if (r->op == IR_BR)
             leads[s->place[r->lo]] = 1;
-        if (r->op == BR || r->op == JMP)
+        if (r->op == IR_BR || r->op == IR_JMP)
             leads[s->place[r->base]] = 1;
-        if (r->op == BR || r->op == JMP || r->op == END || r->op == FAIL)
+        if (r->op == IR_BR || r->op == IR_JMP || r->op == IR_END || r->op == IR_FAIL)
             leads[pc + 1] = 1;
     }
     b->count = 0;
@@ -212,12 +194,12 @@ static int32_t followers(const settling *s, const blocks *b, int32_t number, int
 {
     int32_t end = b->first[number + 1];
     const row *r = &s->placed[end - 1];
-    if (r->op == END || r->op == FAIL)
+    if (r->op == IR_END || r->op == IR_FAIL)
         return 0;
-    after[0] = b->block_of[r->op == BR || r->op == JMP ? s->place[r->base] : end];
-    if (r->op == BR)
+    after[0] = b->block_of[r->op == IR_BR || r->op == IR_JMP ? s->place[r->base] : end];
+    if (r->op == IR_BR)
         after[1] = b->block_of[s->place[r->lo]];
-    return r->op == BR ? 2 : 1;
+    return r->op == IR_BR ? 2 : 1;
 }
 
 // A local that is read in another block than the one that wrote it last is lasting: its number in `bit`, of others -1.
@@ -348,9 +330,9 @@ static void renumber(settling *s, const blocks *b, int32_t *home, int32_t *numbe
                     number_of[r->d] = fresh++;
                 }
                 r->d = number_of[r->d];
-            } else if (r->op == BR || r->op == JMP) {
+            } else if (r->op == IR_BR || r->op == IR_JMP) {
                 r->base = s->place[r->base];
-                if (r->op == BR)
+                if (r->op == IR_BR)
                     r->lo = s->place[r->lo];
             }
         }
