@@ -5,8 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BATCH 64
-#define FEW 2048 // states of a level that one worker expands alone
+#define BATCH 64      // successors that enter the table together
+#define FEW 2048      // states of a level that one worker expands alone
+#define PATIENCE 2000 // looks for the others before a worker sleeps: the next level is a few microseconds away
 
 _Atomic int stop_requested;
 
@@ -52,8 +53,10 @@ struct search {
     int count;
     int worst_new;         // the first violation is of this level: a smaller number may replace it
     worker *workers;
-    pthread_barrier_t barrier;
     int quit;
+    pthread_cond_t all_met;
+    _Alignas(LINE) _Atomic int arrived;
+    _Atomic int meetings;
 };
 
 static void report(search *g, int32_t rank, int64_t state, int32_t thread, const choices *c)
@@ -245,6 +248,33 @@ static void work_level(worker *w)
     flush(w);
 }
 
+static void pause_briefly(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+// Everybody waits for the last one. A barrier of the library sleeps at once, and waking takes as long as a small level.
+static void meet(search *g)
+{
+    int meeting = atomic_load(&g->meetings);
+    if (atomic_fetch_add(&g->arrived, 1) + 1 == g->count) {
+        atomic_store(&g->arrived, 0);
+        pthread_mutex_lock(&g->lock);
+        atomic_store(&g->meetings, meeting + 1);
+        pthread_cond_broadcast(&g->all_met);
+        pthread_mutex_unlock(&g->lock);
+        return;
+    }
+    for (int i = 0; i < PATIENCE && atomic_load(&g->meetings) == meeting; i++) pause_briefly();
+    pthread_mutex_lock(&g->lock);
+    while (atomic_load(&g->meetings) == meeting) pthread_cond_wait(&g->all_met, &g->lock);
+    pthread_mutex_unlock(&g->lock);
+}
+
 static void work_entering(worker *w)
 {
     search *g = w->g;
@@ -268,10 +298,10 @@ static void *worker_main(void *arg)
     pthread_mutex_lock(&w->g->lock);
     pthread_mutex_unlock(&w->g->lock);
     for (;;) {
-        pthread_barrier_wait(&w->g->barrier);
+        meet(w->g);
         if (w->g->quit) return 0;
         work(w);
-        pthread_barrier_wait(&w->g->barrier);
+        meet(w->g);
     }
 }
 
@@ -279,9 +309,9 @@ static void *worker_main(void *arg)
 static void work_together(search *g, int64_t size)
 {
     int waking = g->count > 1 && size > FEW;
-    if (waking) pthread_barrier_wait(&g->barrier);
+    if (waking) meet(g);
     work(&g->workers[0]);
-    if (waking) pthread_barrier_wait(&g->barrier);
+    if (waking) meet(g);
 }
 
 // The places that workers took and did not use: given back at the end of the arena, holes elsewhere.
@@ -411,16 +441,16 @@ static int search_levels(search *g, int count)
     g->count = 1;
     while (g->count < count && !pthread_create(&g->workers[g->count].thread, 0, worker_main, &g->workers[g->count])) g->count++;
     g->t.shared = g->count > 1;
-    pthread_barrier_init(&g->barrier, 0, (unsigned)g->count);
+    pthread_cond_init(&g->all_met, 0);
     pthread_mutex_unlock(&g->lock);
     int verdict = HOLDS;
     g->level_end = 1;
     g->worst_new = 0;
     while (verdict == HOLDS && g->level_begin < g->level_end && (g->worst < 0 || g->o->keep_going)) verdict = search_level(g);
     g->quit = 1;
-    pthread_barrier_wait(&g->barrier);
+    meet(g);
     for (int i = 1; i < g->count; i++) pthread_join(g->workers[i].thread, 0);
-    pthread_barrier_destroy(&g->barrier);
+    pthread_cond_destroy(&g->all_met);
     return g->worst >= 0 && verdict != NO_MEMORY && !atomic_load(&g->trouble) ? VIOLATED : verdict;
 }
 
