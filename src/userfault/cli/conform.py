@@ -214,7 +214,7 @@ def show(name: str, found: Divergence, as_json: bool) -> None:
 def mutants(which: str, seed: int, operations: int, as_json: bool) -> int:
     """Look for mutants, each with the profile that its file names: 0 if all were found."""
     from ..conform.compare import Divergence
-    from ..conform.drive import ConformError, profile_named, run
+    from ..conform.drive import ConformError, Progress, profile_named, run
     from ..conform.mutants import find_mutant, mutant_library, mutated
 
     try:
@@ -223,13 +223,13 @@ def mutants(which: str, seed: int, operations: int, as_json: bool) -> int:
         raise ConformError(str(error.args[0])) from None
     missed = 0
     for each in chosen:
-        done, what = 0, ""
+        progress, what = Progress(profile_named(each.test).name, seed, set()), ""
         with mutated(each):
-            for result in run(profile_named(each.test).name, seed, operations):
+            for result in run(progress.profile, seed, operations, progress=progress):
                 if isinstance(result, Divergence):
-                    done, what = done + result.at + 1, result.what
-                else:
-                    done = result.operations
+                    progress.operations += result.at + 1
+                    what = result.what
+        done = progress.operations
         missed += not what
         if as_json:
             click.echo(json.dumps({"mutant": each.name, "profile": each.test, "operations": done, "found": what}))
