@@ -373,16 +373,24 @@ class Generator:
         return self.range_in(mm)
 
     def draw_mremap(self, mm: mm_struct) -> tuple[int, ...]:
-        addr, length = self.range_in(mm)
-        to, _ = self.inside(self.page(), length)
+        """In half of the cases with another length, then often of what reaches to the end of a mapping: it may grow in place."""
         window = self.profile.window
-        to = min(to, (window.first + window.pages) * PAGE - max(length, 0))
-        return (
-            addr,
-            length,
-            self.rng.choices((3, 7, 1, 2, 11), (20, 10, 1, 1, 1))[0],
-            self.astray(max(to, window.first * PAGE)),
-        )
+        top = (window.first + window.pages) * PAGE
+        addr, length = self.range_in(mm)
+        new, flags = length, self.rng.choices((3, 7, 1, 2, 11), (20, 10, 1, 1, 1))[0]
+        if self.world.era.mremap_moves_several and self.maybe(0.5):
+            flags = self.rng.choices((0, 3, 7), (10, 12, 1))[0]
+            vma = self.vma(mm)
+            if vma is not None and self.maybe(0.6):
+                addr = self.page_in(mm, vma)
+                length = vma.vm_end - addr
+            new = min(self.length(), top - addr)
+            if self.maybe(0.03):
+                new = self.rng.choice((0, -1, 1 << 63, new - 1))
+        to, _ = self.inside(self.page(), PAGE)
+        if 0 < new < 1 << 46:
+            to = max(min(to, top - new), window.first * PAGE)
+        return addr, length, new, flags, self.astray(to)
 
     def draw_mlock(self, mm: mm_struct) -> tuple[int, ...]:
         return (*self.range_in(mm), int(self.maybe(0.3)))

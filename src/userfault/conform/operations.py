@@ -121,6 +121,17 @@ def ask_mincore(base: int, process: int, args: tuple[int, ...]) -> Command:
     return Command(SYSCALL, process, SYS_MINCORE, (base + addr, length, 0), 0b100, (UNWRITTEN,))
 
 
+def stays(flags: int) -> int:
+    """mremap's flags, of which MREMAP_MAYMOVE alone would let the kernel choose a place."""
+    return 0 if flags == mremap.MREMAP_MAYMOVE else flags
+
+
+def move_mapping(world: World, mm: mm_struct, addr: int, length: int, new: int, flags: int, to: int) -> Outcome:
+    if mremap.page_align(length) == mremap.page_align(new):
+        return Outcome(mremap.mremap_fixed(mm, addr, length, flags, to))
+    return Outcome(mremap.mremap_resize(mm, addr, length, new, stays(flags), to))
+
+
 def ioctl(request: int, scratch: Callable[[int, tuple[int, ...]], tuple[int, ...]]) -> Callable[..., Command]:
     """An ioctl of a userfaultfd: the first argument says of which."""
 
@@ -193,10 +204,10 @@ KINDS: dict[str, Kind] = {
 
 
 KINDS["mremap"] = Kind(
-    ("@addr", ":length", "flags", "@to"),
-    "mremap, the length unchanged",
-    lambda base, process, a: Command(SYSCALL, process, SYS_MREMAP, (base + a[0], a[1], a[1], a[2], base + a[3])),
-    lambda world, mm, addr, length, flags, to: Outcome(mremap.mremap_fixed(mm, addr, length, flags, to)),
+    ("@addr", ":length", ":new", "flags", "@to"),
+    "mremap, to no place of the kernel's choice",
+    lambda base, process, a: Command(SYSCALL, process, SYS_MREMAP, (base + a[0], a[1], a[2], stays(a[3]), base + a[4])),
+    move_mapping,
 )
 KINDS["mlock"] = Kind(
     ("@addr", ":length", "flags"),

@@ -12,6 +12,7 @@ from .lang import NULL, atomic, exhausted, reached
 from .locks import down_write, spin_lock, spin_lock_nested, spin_unlock, up_write
 from .machine import config
 from .memory import pte_alloc
+from .mlock import mm_populate
 from .mm_types import PmdKind, PteKind, mm_struct, page_table, pte_t, vm, vm_area_struct
 from .mmap import detach_vma, do_munmap, find_vma, unmap_detached
 from .pgtable import (
@@ -24,7 +25,7 @@ from .pgtable import (
     set_pte,
 )
 from .slab import out_of_memory, vm_area_alloc, vm_area_free
-from .vma import copied_range_merged, vma_link
+from .vma import copied_range_merged, vma_link, vma_merge_extend
 
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
 UFFD_FLAGS = int(vm.USERFAULT | vm.UFFD_WP)
@@ -235,10 +236,12 @@ def copy_or_merge_vma(vma: vm_area_struct, addr: int, length: int, pgoff: int) -
 
 
 @modelled("mm/mremap.c", versions="v6.17 .. v6.18", section="C.16", steps=4, omits="accounting")
-def move_vma(mm: mm_struct, vma: vm_area_struct, addr: int, new_addr: int, length: int, dontunmap: bool) -> None:
-    """Move a part of a VMA to a place where nothing is mapped."""
+def move_vma(
+    mm: mm_struct, vma: vm_area_struct, addr: int, new_addr: int, length: int, new_length: int, dontunmap: bool
+) -> None:
+    """Move a part of a VMA to a place where nothing is mapped, and where it may be longer."""
     pgoff = vma.vm_pgoff + ((addr - vma.vm_start) >> config.PAGE_SHIFT)
-    new = copy_or_merge_vma(vma, new_addr, length, pgoff)
+    new = copy_or_merge_vma(vma, new_addr, new_length, pgoff)
     # The new place may have been merged with the old one.
     if new.vm_start <= addr and addr < new.vm_end:
         vma = new
@@ -322,8 +325,111 @@ def mremap_one(mm: mm_struct, addr: int, length: int, flags: int, new_addr: int)
     if vma is None or addr + length > vma.vm_end:
         up_write(mm.mmap_sem)
         return -EFAULT
-    move_vma(mm, vma, addr, new_addr, length, flags & MREMAP_DONTUNMAP != 0)
+    move_vma(mm, vma, addr, new_addr, length, length, flags & MREMAP_DONTUNMAP != 0)
     up_write(mm.mmap_sem)
+    return 0
+
+
+@modelled(
+    "mm/mremap.c",
+    function="do_mremap, check_mremap_params, check_prep_vma",
+    versions="v6.17 .. v6.18",
+    section="C.16",
+    steps=6,
+    omits="limits; a new place of the kernel's choice, without MREMAP_FIXED (here as if it might not be moved)",
+)
+def mremap_resize(mm: mm_struct, addr: int, length: int, new_length: int, flags: int, new_addr: int) -> int:
+    """As mremap_fixed, of one VMA that becomes shorter or longer. 0, -EINVAL, -EFAULT, -ENOMEM: there is no room where it is.
+
+    Lengths that come to the same number of pages are mremap_fixed's.
+    """
+    mask = (1 << config.PAGE_SHIFT) - 1
+    length, new_length = page_align(length), page_align(new_length)
+    fixed = flags & MREMAP_FIXED != 0
+    if flags & ~7 or addr & mask or new_length == 0 or new_length > config.TASK_SIZE:
+        return -EINVAL
+    if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        if not is_user_range(new_addr, new_length) or new_addr & mask or not flags & MREMAP_MAYMOVE:
+            return -EINVAL
+        # A length that wraps does not overlap anything.
+        if flags & MREMAP_DONTUNMAP or (wrapped(addr + length) > new_addr and new_addr + new_length > addr):
+            return -EINVAL
+    down_write(mm.mmap_sem)
+    vma = find_vma(mm, addr)
+    err = 0
+    if vma is None:
+        err = -EFAULT
+    elif fixed or new_length > length:
+        if length == 0:
+            err = -EINVAL
+        elif min(length, new_length) > vma.vm_end - addr:
+            err = -EFAULT
+    locked = vma is not None and vma.vm_flags & vm.LOCKED != 0
+    if err == 0 and fixed:
+        err = mremap_to(mm, addr, length, new_length, new_addr)
+    elif err == 0 and vma is not None:
+        err = mremap_at(mm, vma, addr, length, new_length)
+    up_write(mm.mmap_sem)
+    if err == 0 and locked and new_length > length:
+        start = new_addr if fixed else addr
+        mm_populate(mm, start + length, start + new_length)
+    return err
+
+
+def page_align(length: int) -> int:
+    """PAGE_ALIGN of an unsigned length."""
+    mask = (1 << config.PAGE_SHIFT) - 1
+    return (length + mask) % (1 << 64) & ~mask
+
+
+def wrapped(addr: int) -> int:
+    """A sum of 64 bits, as an address relative to the base."""
+    return addr - (1 << 64) if addr >= config.WRAP_AT else addr
+
+
+def is_user_range(addr: int, length: int) -> bool:
+    return addr >= config.MMAP_MIN_ADDR and addr <= config.TASK_SIZE - length
+
+
+@modelled(
+    "mm/mremap.c", function="mremap_at, expand_vma, shrink_vma", versions="v6.17 .. v6.18", section="C.16", steps=2
+)
+def mremap_at(mm: mm_struct, vma: vm_area_struct, addr: int, length: int, new_length: int) -> int:
+    """A new length where it is."""
+    if new_length < length:
+        return shrink_vma(mm, addr, length, new_length)
+    if vma.vm_end - addr != length:
+        return -ENOMEM
+    end = addr + new_length
+    if end > config.TASK_SIZE or first_vma(mm, vma.vm_end, end) is not None:
+        return -ENOMEM
+    vma_merge_extend(mm, vma, new_length - length)
+    return 0
+
+
+@modelled("mm/mremap.c", versions="v6.17 .. v6.18", section="C.16", steps=1)
+def shrink_vma(mm: mm_struct, addr: int, length: int, new_length: int) -> int:
+    """Unmap what is beyond the new length, of whatever VMAs it is."""
+    start = addr + new_length
+    if start > config.TASK_SIZE or length - new_length > config.TASK_SIZE - start:
+        return -EINVAL
+    do_munmap(mm, start, length - new_length)
+    return 0
+
+
+@modelled("mm/mremap.c", versions="v6.17 .. v6.18", section="C.16", steps=3)
+def mremap_to(mm: mm_struct, addr: int, length: int, new_length: int, new_addr: int) -> int:
+    """A new length at a new place, in place of what is there."""
+    do_munmap(mm, new_addr, new_length)
+    if new_length < length:
+        err = shrink_vma(mm, addr, length, new_length)
+        if err != 0:
+            return err
+        length = new_length
+    vma = find_vma(mm, addr)
+    if vma is None:
+        return -EFAULT
+    move_vma(mm, vma, addr, new_addr, length, new_length, False)
     return 0
 
 
@@ -347,7 +453,7 @@ def remap_move(mm: mm_struct, start: int, end: int, new_addr: int, dontunmap: bo
         again = find_vma(mm, addr)
         if again is None:
             return -EFAULT
-        move_vma(mm, again, addr, target, length, dontunmap)
+        move_vma(mm, again, addr, target, length, length, dontunmap)
         seen = True
     return 0 if seen else -EFAULT
 

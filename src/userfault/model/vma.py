@@ -259,6 +259,7 @@ def vma_modify(
 def vma_merge_new_range(
     mm: mm_struct,
     copied: vm_area_struct | None,
+    av: anon_vma,
     start: int,
     end: int,
     flags: int,
@@ -267,7 +268,6 @@ def vma_merge_new_range(
 ) -> vm_area_struct | None:
     """Make neighbours longer by a range where nothing is mapped, which will hold what `copied` holds now (None: nothing)."""
     pages = (end - start) >> config.PAGE_SHIFT
-    av = copied.anon_vma if copied is not None else NULL
     prev, after = vma_before(mm, start), vma_from(mm, end)
     if prev is not None:
         length = (prev.vm_end - prev.vm_start) >> config.PAGE_SHIFT
@@ -309,7 +309,14 @@ def vma_merge_new_range(
 
 def copied_range_merged(mm: mm_struct, vma: vm_area_struct, start: int, end: int, pgoff: int) -> vm_area_struct | None:
     """vma_merge_copied_range: the neighbour that mremap made longer, or None."""
-    return vma_merge_new_range(mm, vma, start, end, vma.vm_flags, vma.ctx, pgoff)
+    return vma_merge_new_range(mm, vma, vma.anon_vma, start, end, vma.vm_flags, vma.ctx, pgoff)
+
+
+@modelled("mm/vma.c", versions="v6.8 .. v6.18", section="C.16", steps=1)
+def vma_merge_extend(mm: mm_struct, vma: vm_area_struct, delta: int) -> None:
+    """Make a VMA longer by `delta` bytes, where nothing is mapped; what is behind it then may become part of it."""
+    pgoff = vma.vm_pgoff + ((vma.vm_end - vma.vm_start) >> config.PAGE_SHIFT)
+    vma_merge_new_range(mm, None, vma.anon_vma, vma.vm_end, vma.vm_end + delta, vma.vm_flags, vma.ctx, pgoff)
 
 
 @modelled(
@@ -323,7 +330,7 @@ def copied_range_merged(mm: mm_struct, vma: vm_area_struct, start: int, end: int
 def mmap_region(mm: mm_struct, start: int, end: int, flags: int) -> vm_area_struct:
     """A new anonymous mapping where nothing is mapped: it makes a neighbour longer, or is a VMA of its own."""
     pgoff = start >> config.PAGE_SHIFT
-    merged = vma_merge_new_range(mm, None, start, end, flags, NULL, pgoff)
+    merged = vma_merge_new_range(mm, None, NULL, start, end, flags, NULL, pgoff)
     if merged is not None:
         return merged
     vma = vm_area_alloc()
