@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 from typing import Annotated, Any
 
 import pytest
@@ -277,3 +279,18 @@ def space_is_short(room_bytes: int) -> tuple[bool, str]:
 
 def test_memory_that_is_short_is_given_back() -> None:
     assert in_child(space_is_short, 128 << 20) == (True, "holds")
+
+
+def interrupted(program: Program) -> bool:
+    Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        native.explore(program, Options(max_states=1 << 30, threads=2))
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def test_a_long_search_can_be_interrupted() -> None:
+    s = p.fresh(10)
+    program = compile_program("long", [ThreadSpec(f"P{n}", [Call(blink, (s,))]) for n in range(10)])
+    assert in_child(interrupted, program, deadline_s=8)

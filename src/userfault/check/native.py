@@ -151,6 +151,9 @@ def _c_options(options: Options) -> _Options:
     return _Options(options.max_states, options.max_bytes, options.threads, options.keep_going, options.liveness)
 
 
+AT_ONCE = 200_000
+"""States of a search that is over before a thread for it, on a busy machine, is worth its while."""
+
 _last: dict[str, Any] = {}
 """The program encoded last: a verdict and its counterexample are two searches of one program."""
 
@@ -183,7 +186,7 @@ def _call(
         else:
             lib.uf_fewest(ctypes.byref(struct), ctypes.byref(c_options), target, ctypes.byref(out))
 
-    if threading.current_thread() is threading.main_thread():
+    if options.max_states > AT_ONCE and threading.current_thread() is threading.main_thread():
         # Ctrl-C must reach a long search: the main thread waits where Python can take the signal.
         worker = threading.Thread(target=search, daemon=True)
         worker.start()
