@@ -335,6 +335,8 @@ def show(row: dict[str, object], run: Run, ours: Run | None) -> str:
 def first_verdict(tools: dict[tuple[str, str], Tool], rounds: int, timeout: float) -> None:
     """From the command to its verdict: a small test of the real model on one era and on all, the smallest protocol for everybody."""
     command = str(Path(sys.executable).with_name("userfault"))
+    # What is installed is compiled: nobody's command reads its modules' sources at every start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     size = Size.parse("W1R1FU")
     takers: dict[str, Callable[[], float]] = {}
     for options in (["--era", "v6.8"], []):
