@@ -152,7 +152,9 @@ def test_two_workers_share_large_levels(keep_going: bool) -> None:
     assert {(r.verdict, r.states, r.transitions) for r in results} == {("holds", 9**5, 5 * 8 * 9**4)}
     assert all(r.bytes_per_state < 32 for r in results)
     for threads in (1, 2, 3):
-        assert native.explore(program, Options(max_bytes=500_000, threads=threads)).verdict == "bound"
+        bound = native.explore(program, Options(max_bytes=500_000, threads=threads))
+        assert bound.verdict == "bound"
+        assert 400_000 < bound.states * bound.bytes_per_state <= 500_000
 
 
 def draw(s: p.shared) -> None:

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#define SLOTS_PER_STATE 2 // where the arena is full
+
 // Memory in huge pages from `small` bytes on: a prefetch waits for the walk of the page tables.
 void *reserve(size_t bytes, size_t small)
 {
@@ -32,17 +34,16 @@ static int bits_for(uint64_t slots)
     return bits < 31 ? bits : 31;
 }
 
+// An empty table. 0: no memory.
 static int resize(store *t, uint64_t count)
 {
-    _Atomic uint32_t *fresh = slots_new(count);
-    if (!fresh) return 0;
     slots_free(t->slots, t->slot_count);
-    t->slots = fresh;
+    t->slots = slots_new(count);
     t->slot_count = count;
     t->number_bits = bits_for(count);
     t->limit = (int64_t)(count / 16 * 15);
     if (t->limit > t->capacity) t->limit = t->capacity;
-    return 1;
+    return t->slots != 0;
 }
 
 // Where the arena is full, every worker may hold places that are beyond it.
@@ -57,7 +58,7 @@ int store_open(store *t, const program *p, const options *o)
     t->p = p;
     t->o = o;
     t->words = p->words;
-    int64_t per_state = 8 * p->words + 4 + 8;
+    int64_t per_state = 8 * p->words + 4 + 4 * SLOTS_PER_STATE;
     t->capacity = o->max_states + 65536;
     if (t->capacity > o->max_bytes / per_state) t->capacity = o->max_bytes / per_state;
     if (t->capacity > 0x7ffffff0) t->capacity = 0x7ffffff0;
@@ -74,14 +75,14 @@ void store_close(store *t)
     slots_free(t->slots, t->slot_count);
 }
 
-// A table with room for `more` insertions: 1 if it is a larger one, empty; 0 if there was room; -1 if there is no memory.
+// Make room for `more` insertions. 1: the table is a larger one, empty; 0: there was room, or it is as large as it may be; -1: no memory.
 int store_grow(store *t, int64_t more)
 {
-    uint64_t need = (uint64_t)(atomic_load(&t->count) + more) / 4 * 5 + 16;
-    if (need <= t->slot_count) return 0;
+    uint64_t need = (uint64_t)(atomic_load(&t->count) + more) / 4 * 5 + 16, most = (uint64_t)t->capacity * SLOTS_PER_STATE;
+    if (need <= t->slot_count || most <= t->slot_count) return 0;
     uint64_t count = t->slot_count * 2;
     if (count < need) count = need;
-    return resize(t, count) ? 1 : -1;
+    return resize(t, count < most ? count : most) ? 1 : -1;
 }
 
 int64_t store_find(const store *t, const uint64_t *s)
