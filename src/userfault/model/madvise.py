@@ -11,11 +11,12 @@ from .errno import EFAULT, EHWPOISON, EINVAL, ENOMEM
 from .lang import reached
 from .locks import down_read, down_write, spin_lock, spin_unlock, up_read, up_write
 from .machine import config
-from .memory import VM_FAULT_HWPOISON, handle_mm_fault, pte_alloc, pte_free, tlb_finish_mmu, zap_page_range
-from .mm_types import PmdKind, PteKind, mm_struct, pmd_t, pte_t, vm, vm_area_struct
+from .memory import VM_FAULT_HWPOISON, handle_mm_fault, pte_alloc, tlb_finish_mmu, zap_page_range
+from .mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
 from .mmap import find_vma
-from .pgtable import flush_tlb_pmd, pmd_lockptr, pmd_offset, pte_lockptr, pte_offset, set_pmd, set_pte
-from .slab import atomic_read, hpage_size
+from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte, table_is_gone
+from .pt_reclaim import free_emptied_tables
+from .slab import atomic_read
 from .vma import vma_modify
 from .vmscan import shrink_page
 
@@ -194,7 +195,7 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
             return -EINVAL
         zap_page_range(mm, vma, start, end, True)
         tlb_finish_mmu(mm, start, end)
-        if config.SPLIT_VMAS and era.empty_tables_are_freed:
+        if config.PT_RECLAIM and era.empty_tables_are_freed:
             free_emptied_tables(mm, start, end)
         reached("a range was forgotten")
         return 0
@@ -217,25 +218,6 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
     vma = vma_modify(mm, vma, start, end, flags, vma.ctx)
     vma.vm_flags = flags | (vma.vm_flags & int(vm.MAYBE_GUARD))
     return 0
-
-
-@modelled("mm/pt_reclaim.c", function="try_to_free_pte", versions="v6.14 .. v6.18", section="C.4", steps=2, omits="RCU")
-def free_emptied_tables(mm: mm_struct, start: int, end: int) -> None:
-    """Page tables that the range covers whole, and in which nothing is left, are freed."""
-    for pmdp in mm.pmd:
-        first = pmdp.first_page << config.PAGE_SHIFT
-        if start <= first and first + hpage_size() <= end and pmdp.pmd.kind == PmdKind.TABLE:
-            table = pmdp.pmd.table
-            empty = True
-            for ptep in table.pte:
-                if ptep.pte.kind != PteKind.NONE:
-                    empty = False
-            if empty:
-                spin_lock(pmd_lockptr(pmdp))
-                set_pmd(pmdp, pmd_t())
-                spin_unlock(pmd_lockptr(pmdp))
-                flush_tlb_pmd(mm, first)
-                pte_free(table)
 
 
 def advised_flags(flags: int, advice: int) -> int:
@@ -296,6 +278,9 @@ def madvise_guard_install(mm: mm_struct, vma: vm_area_struct, start: int, end: i
             ptep = pte_offset(table, addr)
             spin_lock(pte_lockptr(table))
             vacant = ptep.pte.kind == PteKind.NONE or ptep.pte.kind == PteKind.GUARD_MARKER
+            if config.PT_RECLAIM and table_is_gone(mm, addr, table):
+                spin_unlock(pte_lockptr(table))
+                continue
             if vacant:
                 set_pte(ptep, pte_t(kind=PteKind.GUARD_MARKER))
             spin_unlock(pte_lockptr(table))

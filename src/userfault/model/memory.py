@@ -32,6 +32,7 @@ from .pgtable import (
     ptep_get_and_clear,
     set_pmd,
     set_pte,
+    table_is_gone,
 )
 from .rmap import page_add_new_anon_rmap, page_move_anon_rmap, page_remove_rmap
 from .slab import alloc_page, atomic_read, compound_head, get_page, hpage_nr, hpage_size, put_page
@@ -122,7 +123,7 @@ def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool, orig: pte_t =
     missing = VM_FAULT_USERFAULT if era.userfaultfd else VM_FAULT_SIGBUS
     if not write:
         spin_lock(pte_lockptr(table))
-        if ptep.pte != orig:
+        if ptep.pte != orig or (config.PT_RECLAIM and table_is_gone(vma.vm_mm, addr, table)):
             spin_unlock(pte_lockptr(table))
             return 0
         if vma.vm_flags & vm.USERFAULT:
@@ -137,7 +138,7 @@ def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool, orig: pte_t =
     p = alloc_page()
     p.data = 0
     spin_lock(pte_lockptr(table))
-    if ptep.pte != orig:
+    if ptep.pte != orig or (config.PT_RECLAIM and table_is_gone(vma.vm_mm, addr, table)):
         spin_unlock(pte_lockptr(table))
         put_page(p)
         return 0

@@ -297,6 +297,7 @@ class page_table:
     pte: list[pte_slot] = field(default_factory=list)  # const list of slots
     number: Annotated[int, Range(0, 31)] = 0  # const: its address, for lock order
     allocated: bool = False
+    detached: bool = False  # PMD lock and ptl: freed, but for RCU readers
 
 
 @struct

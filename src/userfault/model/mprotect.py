@@ -12,7 +12,7 @@ from .memory import pte_alloc
 from .mlock import populate_vma_page_range
 from .mm_types import PmdKind, PteKind, mm_struct, page_table, pte_t, vm, vm_area_struct
 from .page_flags import PageAnon
-from .pgtable import flush_tlb_range, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte
+from .pgtable import flush_tlb_range, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte, table_is_gone
 from .slab import hpage_nr, hpage_size
 from .vma import vma_modify
 
@@ -75,13 +75,19 @@ def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> 
                 split_huge_pmd(vma, pmdp)
             else:
                 done = number + hpage_nr()
-        if flags & MM_CP_UFFD_WP and vma.ctx.wp_unpopulated:
-            pte_alloc(mm, addr)
-        pmd = pmdp.pmd
-        if pmd.kind == PmdKind.TABLE:
+        while True:
+            if flags & MM_CP_UFFD_WP and vma.ctx.wp_unpopulated:
+                pte_alloc(mm, addr)
+            pmd = pmdp.pmd
+            if pmd.kind != PmdKind.TABLE:
+                break
             spin_lock(pte_lockptr(pmd.table))
-            change_pte(vma, addr, pmd.table, flags)
+            gone = config.PT_RECLAIM and table_is_gone(mm, addr, pmd.table)
+            if not gone:
+                change_pte(vma, addr, pmd.table, flags)
             spin_unlock(pte_lockptr(pmd.table))
+            if not gone:
+                break
     flush_tlb_range(mm, start, end)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .era import era
-from .lang import atomic, wait_until
+from .lang import atomic, check, wait_until
 from .machine import config, machine
 from .mm_types import (
     PmdKind,
@@ -62,8 +62,20 @@ def pmd_lockptr(pmd: pmd_slot) -> spinlock_t:
     return pmd.mm.page_table_lock
 
 
+def table_is_gone(mm: mm_struct, addr: int, table: page_table) -> bool:
+    """pmd_same in pte_offset_map_lock: the table that is locked is not the address's any more. Only PT_RECLAIM can make it so."""
+    return pmd_offset(mm, addr).pmd.table is not table
+
+
+def table_now(mm: mm_struct, addr: int, table: page_table) -> page_table | None:
+    """The table of an address where it is looked up again: the one that was found at first, unless tables may go."""
+    return pmd_offset(mm, addr).pmd.table if config.PT_RECLAIM else table
+
+
 @atomic
 def set_pte(ptep: pte_slot, pte: pte_t) -> None:
+    if config.PT_RECLAIM and ptep.table is not None:
+        check(not ptep.table.detached, "use_after_free", "an entry was written to a page table that was freed")
     ptep.pte = pte
 
 

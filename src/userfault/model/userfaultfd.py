@@ -12,7 +12,7 @@ from .memory import pte_alloc
 from .mm_types import PteKind, mm_struct, page, page_table, pte_t, vm, vm_area_struct
 from .mmap import find_vma
 from .mprotect import MM_CP_TRY_CHANGE_WRITABLE, MM_CP_UFFD_WP, MM_CP_UFFD_WP_RESOLVE, change_protection
-from .pgtable import pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte
+from .pgtable import pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte, table_is_gone
 from .rmap import page_add_new_anon_rmap
 from .slab import alloc_page, put_page
 
@@ -60,6 +60,11 @@ def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
         put_page(p)
         up_read(mm.mmap_sem)
         return -EEXIST
+    if config.PT_RECLAIM and table_is_gone(mm, dst_addr, table):
+        spin_unlock(pte_lockptr(table))
+        put_page(p)
+        up_read(mm.mmap_sem)
+        return -EAGAIN
     page_add_new_anon_rmap(p, vma, dst_addr)
     set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=p, write=(vma.vm_flags & vm.WRITE) != 0, dirty=True))
     spin_unlock(pte_lockptr(table))
@@ -106,6 +111,9 @@ def mfill_atomic_install_pte(vma: vm_area_struct, addr: int, p: page, wp: bool) 
     if not fillable(ptep.pte):
         spin_unlock(pte_lockptr(table))
         return -EEXIST
+    if config.PT_RECLAIM and table_is_gone(vma.vm_mm, addr, table):
+        spin_unlock(pte_lockptr(table))
+        return -EAGAIN
     page_add_new_anon_rmap(p, vma, addr)
     writable = vma.vm_flags & vm.WRITE != 0 and not wp
     protnone = vma.vm_flags & (vm.READ | vm.WRITE | vm.EXEC) == 0
@@ -147,6 +155,9 @@ def mfill_entry(vma: vm_area_struct, addr: int, pte: pte_t) -> int:
     if ptep.pte.kind != PteKind.NONE:
         spin_unlock(pte_lockptr(table))
         return -EEXIST
+    if config.PT_RECLAIM and table_is_gone(vma.vm_mm, addr, table):
+        spin_unlock(pte_lockptr(table))
+        return -EAGAIN
     set_pte(ptep, pte)
     spin_unlock(pte_lockptr(table))
     return 0

@@ -43,6 +43,8 @@ from .pgtable import (
     ptep_get_and_clear,
     set_pmd,
     set_pte,
+    table_is_gone,
+    table_now,
 )
 from .slab import compound_head, get_page, hpage_size, put_page, put_page_testzero
 from .swap import lookup_swap_cache
@@ -64,21 +66,30 @@ def move_pages_pte(
     mm: mm_struct,
     dst_vma: vm_area_struct,
     src_vma: vm_area_struct,
-    dst: page_table,
-    src: page_table,
+    dst_table: page_table,
+    src_table: page_table,
     dst_addr: int,
     src_addr: int,
     left: int,
     mode: int,
 ) -> tuple[int, int]:
     """Move small pages: one, or since v6.18 a run within the two tables; or one swap entry. (error, pages moved)."""
-    src_ptep, dst_ptep = pte_offset(src, src_addr), pte_offset(dst, dst_addr)
     p: page | None = None
     src_anon_vma: anon_vma | None = None
     remembered = pte_t()
     err = 0
     pages = 1
     while True:
+        dst, src = table_now(mm, dst_addr, dst_table), table_now(mm, src_addr, src_table)
+        if dst is None or src is None:
+            err = -EAGAIN
+            break
+        if config.PT_RECLAIM:
+            # What was found is looked at once more (F-17).
+            if pmd_offset(mm, dst_addr).pmd.kind != PmdKind.TABLE or pmd_offset(mm, src_addr).pmd.kind != PmdKind.TABLE:
+                err = -EINVAL
+                break
+        src_ptep, dst_ptep = pte_offset(src, src_addr), pte_offset(dst, dst_addr)
         spin_lock(pte_lockptr(dst))
         dst_pte = dst_ptep.pte
         spin_unlock(pte_lockptr(dst))
@@ -110,7 +121,7 @@ def move_pages_pte(
             err = move_swap_pte(dst_vma, p, src_ptep, dst_ptep, src_pte, dst_pte, dst_addr)
             break
         if era.move_zero_page and src_pte.special:
-            err = move_zeropage_pte(mm, dst_ptep, src_ptep, dst_pte, src_pte, src_addr)
+            err = move_zeropage_pte(mm, dst_ptep, src_ptep, dst_pte, src_pte, dst_addr, src_addr)
             break
         if p is None:
             spin_lock(pte_lockptr(src))
@@ -235,7 +246,11 @@ def move_present_ptes(
     err = 0
     done = 0
     double_pt_lock(dst_ptep.table, src_ptep.table)
-    if src_ptep.pte != src_pte or dst_ptep.pte != dst_pte:
+    if (
+        src_ptep.pte != src_pte
+        or dst_ptep.pte != dst_pte
+        or (config.PT_RECLAIM and table_is_gone(mm, dst_addr, dst_ptep.table))
+    ):
         double_pt_unlock(dst_ptep.table, src_ptep.table)
         return -EAGAIN, 0, first
     if first.compound or first.pincount > 0 or not first.anon_exclusive:
@@ -294,11 +309,15 @@ def batched_move_candidate(src_ptep: pte_slot, dst_ptep: pte_slot, src_anon_vma:
 
 @modelled("mm/userfaultfd.c", versions="v6.9 .. v6.18", section="C.13a", steps=3)
 def move_zeropage_pte(
-    mm: mm_struct, dst_ptep: pte_slot, src_ptep: pte_slot, dst_pte: pte_t, src_pte: pte_t, src_addr: int
+    mm: mm_struct, dst_ptep: pte_slot, src_ptep: pte_slot, dst_pte: pte_t, src_pte: pte_t, dst_addr: int, src_addr: int
 ) -> int:
     """Move an entry of the zero page: nothing but the entry moves."""
     double_pt_lock(dst_ptep.table, src_ptep.table)
-    if src_ptep.pte != src_pte or dst_ptep.pte != dst_pte:
+    if (
+        src_ptep.pte != src_pte
+        or dst_ptep.pte != dst_pte
+        or (config.PT_RECLAIM and table_is_gone(mm, dst_addr, dst_ptep.table))
+    ):
         double_pt_unlock(dst_ptep.table, src_ptep.table)
         return -EAGAIN
     ptep_clear_flush(mm, src_addr, src_ptep)
@@ -332,7 +351,11 @@ def move_swap_pte(
     if p is not None and p.swapcache is not src_pte.slot:
         return -EAGAIN
     double_pt_lock(dst_ptep.table, src_ptep.table)
-    if src_ptep.pte != src_pte or dst_ptep.pte != dst_pte:
+    if (
+        src_ptep.pte != src_pte
+        or dst_ptep.pte != dst_pte
+        or (config.PT_RECLAIM and table_is_gone(dst_vma.vm_mm, dst_addr, dst_ptep.table))
+    ):
         double_pt_unlock(dst_ptep.table, src_ptep.table)
         return -EAGAIN
     if p is not None:

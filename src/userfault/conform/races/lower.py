@@ -107,8 +107,10 @@ class _Lowering:
         test = self.test
         vmas = [each for each in test.init if isinstance(each, Vma)]
         setups = [each for each in test.init if isinstance(each, Setup)]
-        self.huge = any(each.huge or "hugepage" in each.flags for each in vmas) or any(
-            op.name == "collapse" for column in test.threads for op in column.operations
+        self.huge = (
+            any(line.what == "ptreclaim" for line in setups)
+            or any(each.huge or "hugepage" in each.flags for each in vmas)
+            or any(op.name == "collapse" for column in test.threads for op in column.operations)
         )
         for vma in vmas:
             self.mms.setdefault(vma.mm, len(self.mms))
@@ -238,7 +240,7 @@ class _Lowering:
                 if name not in EVENTS:
                     raise self.fail(line, f"there is no event {name}", f"one of {', '.join(EVENTS)}")
                 self.events |= EVENTS[name]
-        # `pool` and `ksm` are about the model's own limits.
+        # `pool`, `failures` and `ksm` are about the model's own limits.
 
     def operation(self, mm: int, column: Column, operation: Operation) -> Op:
         kind = self.kind(operation)
