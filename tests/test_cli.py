@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from userfault.check import native
-from userfault.cli import cli
+from userfault.check.result import Options
+from userfault.cli import cli, jobs
 from userfault.litmus import load
 from userfault.model.era import ERAS
 
@@ -54,6 +57,24 @@ def test_a_surprise_a_usage_error_and_a_bound_have_their_codes(tmp_path: Path) -
     assert bound.exit_code == 3
     assert "bound" in bound.output
     assert "holds" not in bound.output
+
+
+@pytest.mark.parametrize(
+    ("tests", "asked", "workers"), [(["S1"], [], 2), (["S1"], ["--jobs", "1"], 1), (["S1", "S3"], [], 1)]
+)
+def test_the_cores_go_to_the_tests_or_else_to_the_one_search(
+    tests: list[str], asked: list[str], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perform = jobs.perform
+
+    def note(job: jobs.Job, options: Options, engine: str) -> jobs.Outcome:
+        return replace(perform(job, options, engine), found=f"{options.threads} workers")
+
+    monkeypatch.setattr(jobs, "perform", note)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    done = run("check", *tests, "--era", "v6.8", "--json", *asked)
+    given = [json.loads(line)["found"] for line in done.output.splitlines()]
+    assert given == [f"{workers} workers"] * len(tests)
 
 
 @pytest.mark.parametrize("args", [("model", "--section", "C.6"), ("litmus", "list"), ("litmus", "list", "--mutants")])

@@ -134,6 +134,21 @@ def test_two_workers_count_what_one_counts(bodies: list[list[str]]) -> None:
     assert (one.verdict, one.states, one.transitions) == (two.verdict, two.states, two.transitions)
 
 
+def hold(s: p.shared) -> None:
+    v = choose(40)
+    s.x = 0
+    s.y = v & 7
+
+
+def test_two_workers_reduce_as_one_does() -> None:
+    s = p.fresh()
+    program = compile_program("hold", [ThreadSpec(f"P{n}", [Call(hold, (s,))]) for n in range(3)])
+    asked = reduction(program, persistent=False, chains=False, symmetry=True)
+    one, *more = (native.explore_reduced(program, asked, Options(threads=threads)) for threads in (1, 2, 3))
+    assert one.verdict == "holds" and 20_000 < one.states < native.explore(program).states
+    assert {outcome(each) for each in more} == {outcome(one)}
+
+
 def blink(s: p.shared) -> None:
     for _ in range(4):
         s.flags[smp_processor_id()] = True

@@ -40,7 +40,8 @@ def run(program: ir.Program, options: Options | None = None, engine: str = "auto
     started = time.perf_counter()
     module = choose_engine(engine)
     reduce = options.persistent or options.symmetry
-    first = replace(options, max_states=min(options.max_states, PLAIN) if reduce else options.max_states)
+    # By one worker, whose order of discovery has one value: most searches end here, and so do not differ from run to run.
+    first = replace(options, max_states=min(options.max_states, PLAIN), threads=1) if reduce else options
     result: Result = module.explore(program, first)
     if result.verdict != "bound" or result.failure is not None or first.max_states == options.max_states:
         return result

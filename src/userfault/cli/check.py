@@ -48,7 +48,12 @@ def part_of(text: str | None) -> tuple[int, int] | None:
     metavar="FILE",
     help="Add each outcome to FILE, and do not check again what is there, unless the model or the test has changed, or the bound grew.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Tests at a time; default: one a core.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tests at a time, or workers of a single large one; default: one a core.",
+)
 @click.option(
     "--max-states",
     type=click.IntRange(min=1),

@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 
 from ..check.engine import fewest_switches, run
@@ -126,19 +126,22 @@ def _perform(job: Job, options: Options, engine: str) -> Outcome:
 def perform_all(
     jobs: Sequence[Job], options: Options, engine: str = "auto", processes: int | None = None
 ) -> Iterator[Outcome]:
-    """The outcomes in the order of the jobs, computed by that many processes (default: one a core)."""
+    """The outcomes in the order of the jobs, computed by that many processes (default: one a core).
+
+    Where one process does all, a large search has as many workers.
+    """
     # The eras of one test have much code in common: they follow each other in one process.
     alike = [list(group) for _, group in groupby(jobs, key=lambda job: job.test)]
-    cores = min(processes or len(os.sched_getaffinity(0)), len(alike))
-    if cores <= 1:
+    cores = processes or len(os.sched_getaffinity(0))
+    if min(cores, len(alike)) <= 1:
         for job in jobs:
-            yield perform(job, options, engine)
+            yield perform(job, replace(options, threads=cores), engine)
         return
     # Not needed, and not waited for, where one process is enough.
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(cores, mp_context=get_context("fork"), initializer=gc.disable) as pool:
+    with ProcessPoolExecutor(min(cores, len(alike)), mp_context=get_context("fork"), initializer=gc.disable) as pool:
         for future in [pool.submit(_perform_each, group, options, engine) for group in alike]:
             yield from future.result()
 
