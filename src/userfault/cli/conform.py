@@ -10,16 +10,40 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .guest import given, guest_options
+from .guest import Guest, given, guest_options
 
 if TYPE_CHECKING:
     from ..conform.compare import Divergence
 
 EXIT_DIVERGES, EXIT_USAGE = 1, 2
+OPERATIONS, OPERATIONS_IN_A_GUEST, ROUNDS_IN_A_GUEST = 20_000, 480, 300
+TABLES = ("list", "freedom", "quirks")
+
+
+def inside(guest: Guest, context: click.Context) -> int:
+    """The command in a guest: every profile unless one is named, fewer operations, and the litmus tests."""
+    from . import run
+
+    asked, arguments = context.params, given(context)
+    if asked["litmus"]:
+        return run.raced_there(guest, [], ["--rounds", str(ROUNDS_IN_A_GUEST)], (), asked["as_json"])
+    if asked["name"] in TABLES or asked["replay"] or asked["mutant"]:
+        return guest.run([["conform", *arguments]])
+    for option, value in (("--profile", "all"), ("--ops", str(OPERATIONS_IN_A_GUEST))):
+        if option not in arguments:
+            arguments += [option, value]
+    before = [["conform", "--profile", "quirks"], ["conform", *arguments]]
+    return run.raced_there(guest, before, ["--rounds", str(ROUNDS_IN_A_GUEST)], (), asked["as_json"])
 
 
 @click.command("conform")
-@click.option("--ops", "operations", default=20000, show_default=True, help="Operations to compare.")
+@click.option(
+    "--ops",
+    "operations",
+    default=OPERATIONS,
+    show_default=True,
+    help=f"Operations to compare, of each profile; `all` does a quarter of the costly ones. With --kernel: {OPERATIONS_IN_A_GUEST}.",
+)
 @click.option("--seed", "seeds", default="1", show_default=True, help="Which sequences: a number, or `1..5` for each.")
 @click.option(
     "--profile",
@@ -37,7 +61,7 @@ EXIT_DIVERGES, EXIT_USAGE = 1, 2
 @click.option("--hypothesis", is_flag=True, help="hypothesis draws the sequences: slower, and by other chances.")
 @click.option("--litmus", is_flag=True, help="The litmus tests instead: the same as `userfault run --compare`.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@guest_options(after=[["run", "--compare", "--rounds", "300"]])
+@guest_options(inside)
 def command(
     operations: int,
     seeds: str,
@@ -60,7 +84,7 @@ def command(
     from ..conform.drive import ConformError, check, profile_named, surroundings
     from ..conform.freedom import FREEDOM
     from ..conform.generate import PROFILES
-    from ..kernel.errors import KernelError
+    from ..kernel.errors import KernelError, Unavailable
 
     if litmus:
         from . import run
@@ -85,6 +109,10 @@ def command(
             click.echo(f"{free.what}: {free.why} {free.instead}")
         return
     if name == "quirks":
+        from ..conform.races.eras import running_era
+
+        era, known = running_era()
+        click.echo(f"era of the litmus tests: {era}{f' stands in: {known}' if known else ''}")
         for line in quirks.lines(quirks.running()):
             click.echo(line)
         return
@@ -102,10 +130,17 @@ def command(
         if not replay:
             for each in names:
                 for seed in chosen:
-                    if hypothesis:
-                        found = draw(each, seed, operations, as_json)
-                    else:
-                        found = compare(each, seed, operations, jobs or cpus(), resume, as_json)
+                    wanted = operations // PROFILES[each].cost if len(names) > 1 else operations
+                    try:
+                        if hypothesis:
+                            found = draw(each, seed, wanted, as_json)
+                        else:
+                            found = compare(each, seed, wanted, jobs or cpus(), resume, as_json)
+                    except Unavailable as error:
+                        if len(names) == 1:
+                            raise
+                        skipped(each, str(error), as_json)
+                        break
                     if found is not None:
                         show(each, found, as_json)
                         sys.exit(EXIT_DIVERGES)
@@ -125,6 +160,11 @@ def command(
     except (ConformError, KernelError, OSError, ValueError) as error:
         click.echo(f"userfault conform: {error}", err=True)
         sys.exit(EXIT_USAGE)
+
+
+def skipped(name: str, why: str, as_json: bool) -> None:
+    """Of several profiles, one that this machine can't run."""
+    click.echo(json.dumps({"profile": name, "skipped": why}) if as_json else f"{name}: skipped: {why}")
 
 
 def seeds_of(given: str) -> range:
@@ -152,6 +192,10 @@ def compare(name: str, seed: int, operations: int, jobs: int, resume: Path | Non
     for each in run(name, seed, operations, jobs=jobs, progress=progress):
         if isinstance(each, Divergence):
             profile = profile_named(name)
+            if not as_json:
+                click.echo(
+                    f"{name}: parts after {progress.operations + each.at} operations ({each.what}), is made short"
+                )
             with surroundings(profile):
                 return shrunk(profile, each)
         if resume:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,61 @@ EXIT_ENVIRONMENT, EXIT_BOUND = 2, 3
 OWN = {"kernel", "modules", "guest_timeout", "accelerator"}
 
 
+@dataclass(frozen=True)
+class Guest:
+    """A kernel to boot, and how: what --kernel and its companions say."""
+
+    kernel: Path
+    modules: Path | None
+    accelerator: str
+    timeout_s: float
+
+    def run(self, commands: Sequence[Sequence[str]], show: Callable[[str], None] | None = None) -> int:
+        """Run the commands there, each line that they print to `show` (none: printed). The exit code of the worst of them."""
+        from ..kernel import guest
+        from ..kernel.errors import KernelError
+
+        lines = Lines(show or click.echo)
+        try:
+            ended = guest.run(
+                self.kernel,
+                commands,
+                modules=self.modules,
+                accelerator=self.accelerator,
+                timeout_s=self.timeout_s,
+                show=lines.feed,
+            )
+        except KernelError as error:
+            click.echo(f"userfault: {error}", err=True)
+            return EXIT_ENVIRONMENT
+        lines.end()
+        if ended.exit_code is None:
+            click.echo(f"userfault: the guest of {self.kernel} did not end well: {ended.why}", err=True)
+            return EXIT_BOUND
+        return ended.exit_code
+
+
+@dataclass
+class Lines:
+    """Text that comes in pieces, as lines."""
+
+    show: Callable[[str], None]
+    rest: str = ""
+
+    def feed(self, text: str) -> None:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            self.show(line)
+
+    def end(self) -> None:
+        if self.rest:
+            self.show(self.rest)
+
+
 def guest_options(
-    before: Sequence[Sequence[str]] = (), after: Sequence[Sequence[str]] = ()
+    inside: Callable[[Guest, click.Context], int],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Adds --kernel and its companions: the command runs in that kernel, between the commands `before` and `after`."""
+    """Adds --kernel and its companions; with them, `inside` does the command, and its exit code is what `inside` returns."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @click.option(
@@ -28,7 +80,7 @@ def guest_options(
             "--modules", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its lib/modules/VERSION."
         )
         @click.option("--accelerator", type=click.Choice(["kvm", "tcg"]), help="Of qemu; kvm is tried first.")
-        @click.option("--guest-timeout", default=600.0, show_default=True, help="Seconds until the guest is given up.")
+        @click.option("--guest-timeout", default=1800.0, show_default=True, help="Seconds until the guest is given up.")
         @functools.wraps(function)
         def wrapper(
             kernel: Path | None, modules: Path | None, accelerator: str | None, guest_timeout: float, **rest: Any
@@ -36,9 +88,8 @@ def guest_options(
             if kernel is None:
                 function(**rest)
                 return
-            context = click.get_current_context()
-            commands = [*before, [context.info_name or "", *given(context)], *after]
-            in_guest(kernel, commands, modules, accelerator or "", guest_timeout)
+            guest = Guest(kernel, modules, accelerator or "", guest_timeout)
+            sys.exit(inside(guest, click.get_current_context()))
 
         return wrapper
 
@@ -62,28 +113,3 @@ def given(context: click.Context) -> list[str]:
         else:
             out += map(str, values)
     return out
-
-
-def in_guest(
-    kernel: Path, commands: Sequence[Sequence[str]], modules: Path | None, accelerator: str, timeout_s: float
-) -> None:
-    """Run the commands there and exit as the worst of them did."""
-    from ..kernel import guest
-    from ..kernel.errors import KernelError
-
-    try:
-        ended = guest.run(
-            kernel,
-            commands,
-            modules=modules,
-            accelerator=accelerator,
-            timeout_s=timeout_s,
-            show=lambda text: click.echo(text, nl=False),
-        )
-    except KernelError as error:
-        click.echo(f"userfault: {error}", err=True)
-        sys.exit(EXIT_ENVIRONMENT)
-    if ended.exit_code is None:
-        click.echo(f"userfault: the guest of {kernel} did not end well: {ended.why}", err=True)
-        sys.exit(EXIT_BOUND)
-    sys.exit(ended.exit_code)

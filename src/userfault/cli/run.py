@@ -4,12 +4,82 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from .guest import guest_options
+from .guest import Guest, given, guest_options
+
+if TYPE_CHECKING:
+    from ..conform.races.run import Run
 
 EXIT_MISMATCH, EXIT_USAGE, EXIT_BOUND = 1, 2, 3
+
+
+def inside(guest: Guest, context: click.Context) -> int:
+    """The command in a guest. With --compare it only races there: the model is explored here, where it is many times as fast."""
+    arguments = given(context)
+    if "--compare" not in arguments:
+        return guest.run([["run", *arguments]])
+    arguments.remove("--compare")
+    return raced_there(guest, [], arguments, context.params["tests"], context.params["as_json"])
+
+
+def raced_there(
+    guest: Guest, before: Sequence[Sequence[str]], arguments: Sequence[str], tests: Sequence[str], as_json: bool
+) -> int:
+    """Run the commands `before` in a guest, then race the tests with `arguments`, and compare them here. The worst exit code."""
+    from ..check.errors import CheckError
+    from ..conform.races.run import from_json, hold_against_model
+    from ..litmus import LitmusError, library, load
+
+    done: list[Run] = []
+
+    def line(text: str) -> None:
+        if not text.startswith('{"test": '):
+            if text:
+                click.echo(text)
+            return
+        row = json.loads(text)
+        done.append(from_json(chosen[row["test"]], row))
+        hold_against_model(done[-1])
+        show(done[-1], as_json, bool(tests))
+
+    try:
+        chosen = {test.name: test for test in [load(name) for name in tests] or library()}
+        races = ["run", *arguments, *([] if "--json" in arguments else ["--json"])]
+        code = guest.run([*before, races], line)
+    except (CheckError, LitmusError) as error:
+        click.echo(f"userfault run: {error}", err=True)
+        return EXIT_USAGE
+    if not as_json:
+        conclude(done)
+    return max(code, exit_code(done, bool(tests)), key=abs)
+
+
+def show(outcome: Run, as_json: bool, named: bool) -> None:
+    """One test. named: it was asked for, so that it is shown even where it was skipped."""
+    from ..conform.races.report import report
+
+    if as_json:
+        click.echo(json.dumps(outcome.json()))
+    elif named or not outcome.skipped:
+        click.echo(report(outcome) + "\n")
+
+
+def conclude(done: Sequence[Run]) -> None:
+    from ..conform.races.report import summary
+
+    click.echo(summary(done))
+
+
+def exit_code(done: Sequence[Run], named: bool) -> int:
+    if any(outcome.surprise for outcome in done):
+        return EXIT_MISMATCH
+    if any(outcome.bound for outcome in done):
+        return EXIT_BOUND
+    return EXIT_USAGE if named and all(outcome.skipped for outcome in done) else 0
 
 
 @click.command("run")
@@ -20,7 +90,7 @@ EXIT_MISMATCH, EXIT_USAGE, EXIT_BOUND = 1, 2, 3
 @click.option("--compare", "comparing", is_flag=True, help="Every outcome must be one that the model allows.")
 @click.option("--seed", default=1, show_default=True, help="Of the delays.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@guest_options()
+@guest_options(inside)
 def command(
     tests: tuple[str, ...], rounds: int, seconds: float, pin: bool, comparing: bool, seed: int, as_json: bool
 ) -> None:
@@ -31,7 +101,6 @@ def command(
     """
     from ..check.errors import CheckError
     from ..conform.races.needs import borrowed
-    from ..conform.races.report import report, summary
     from ..conform.races.run import run_test
     from ..kernel.errors import KernelError
     from ..litmus import LitmusError, library, load
@@ -41,20 +110,11 @@ def command(
         chosen = [load(name) for name in tests] or library()
         with borrowed(chosen):
             for test in chosen:
-                outcome = run_test(test, rounds, seconds, pin, comparing, seed)
-                done.append(outcome)
-                if as_json:
-                    click.echo(json.dumps(outcome.json()))
-                elif tests or not outcome.skipped:
-                    click.echo(report(outcome) + "\n")
+                done.append(run_test(test, rounds, seconds, pin, comparing, seed))
+                show(done[-1], as_json, bool(tests))
     except (CheckError, KernelError, LitmusError) as error:
         click.echo(f"userfault run: {error}", err=True)
         sys.exit(EXIT_USAGE)
     if not as_json:
-        click.echo(summary(done))
-    if any(outcome.surprise for outcome in done):
-        sys.exit(EXIT_MISMATCH)
-    if any(outcome.bound for outcome in done):
-        sys.exit(EXIT_BOUND)
-    if tests and all(outcome.skipped for outcome in done):
-        sys.exit(EXIT_USAGE)
+        conclude(done)
+    sys.exit(exit_code(done, bool(tests)))

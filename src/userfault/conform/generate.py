@@ -20,7 +20,7 @@ class Profile:
     """What sequences are like. length: operations in one; weights: how often each operation comes.
 
     swap: the machine must have swap on a RAM disk. huge: huge pages are allowed. slice: pages whose contents are looked at after
-    each operation (0: all).
+    each operation (0: all). cost: of an operation, in operations of other profiles.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Profile:
     swap: bool = False
     huge: bool = False
     slice: int = 0
+    cost: int = 1
 
 
 MOVES = Profile(
@@ -166,6 +167,7 @@ HUGE = Profile(
     },
     huge=True,
     slice=256,
+    cost=4,
 )
 PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, HUGE)}
 

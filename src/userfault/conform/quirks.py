@@ -17,8 +17,8 @@ from ..kernel import memory
 from ..kernel.maps import vma_at
 from ..kernel.memory import Mapping
 from ..kernel.pagemap import Frames, Pagemap
+from ..kernel.uapi import ANON_EXCLUSIVE, Advice, Feature, PageFlag, PageIs, RegisterMode, RemapFlag
 from ..kernel.uapi import PAGE_SIZE_BYTES as PAGE
-from ..kernel.uapi import Advice, Feature, PageFlag, PageIs, RegisterMode, RemapFlag
 from ..kernel.userfaultfd import Userfault
 from . import needs
 from . import words as w
@@ -32,6 +32,7 @@ class Quirks:
 
     holes_are_written: bool = True
     anon_shows_ksm: bool = False
+    parts_show_huge_flags: bool = True
     fills_replace_guards: bool = True
     merge_spares_fork_children: bool = True
     mremap_moves_several: bool = True
@@ -116,6 +117,13 @@ def _anon_shows_ksm() -> bool:
     with Mapping(PAGE) as area:
         memory.store(area.address, b"1")
         return bool(_flags(area.address) & PageFlag.KSM)
+
+
+def _parts_show_huge_flags() -> bool | None:
+    with Mapping.huge() as area:
+        memory.store(area.address, b"1")
+        flags = _flags(area.at(1))
+        return bool(flags & ANON_EXCLUSIVE) if flags & PageFlag.THP else None
 
 
 def _merge_spares_fork_children() -> bool:
@@ -226,6 +234,13 @@ QUIRKS = (
         "yes: Debian 6.18.15; no: 6.18.44, Debian 7.1.13",
         "/proc/kpageflags of a page that was touched",
         _anon_shows_ksm,
+    ),
+    Quirk(
+        "parts_show_huge_flags",
+        "/proc/kpageflags of a part of a huge page has the flags of the huge page; its own otherwise, ANON_EXCLUSIVE among them",
+        "",
+        "/proc/kpageflags of the second part of a huge page",
+        _parts_show_huge_flags,
     ),
     Quirk(
         "fills_replace_guards",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 from .compare import Divergence
@@ -11,16 +12,17 @@ from .world import PAGE
 Check = Callable[[tuple[Op, ...]], Divergence | int]
 
 
-def shrink(found: Divergence, check: Check, *, most: int = 2000) -> Divergence:
-    """The shortest sequence found with at most `most` tries."""
+def shrink(found: Divergence, check: Check, *, most: int = 2000, seconds: float = 120.0) -> Divergence:
+    """The shortest sequence found with at most `most` tries, none of which is begun when `seconds` are over."""
     best = cut(found)
     tries = 0
     improved = True
-    while improved and tries < most:
+    end = time.monotonic() + seconds
+    while improved and tries < most and time.monotonic() < end:
         improved = False
         for candidate in candidates(best.sequence):
             tries += 1
-            if tries > most:
+            if tries > most or time.monotonic() > end:
                 break
             result = check(candidate)
             if isinstance(result, Divergence) and result.what == found.what:

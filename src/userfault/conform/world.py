@@ -218,15 +218,16 @@ class World:
                     continue
                 p = pte.page
                 count = p.mapcount.counter
-                head = p
+                head = flagged = p
                 if p.compound:
-                    # The flags of a part are its huge page's, AE among them.
                     head = pool[p.pfn & -HUGE_PAGES]
+                    if self.quirks.parts_show_huge_flags:
+                        flagged = head
                     count += head.entire_mapcount
                     word |= HUGE_HEAD if p is head else HUGE_TAIL
                 if count == 1:
                     word |= w.X
-                if head.anon_exclusive:
+                if flagged.anon_exclusive:
                     word |= w.AE
                 if isinstance(p.mapping, stable_node):
                     word |= w.KSM
@@ -262,7 +263,7 @@ class World:
             word = common | self._anon | UNPROTECTED | w.HUGE | HUGE_TAIL | count << w.COUNT_AT
             if count == 1:
                 word |= w.X
-            if head.anon_exclusive:
+            if head.anon_exclusive and self.quirks.parts_show_huge_flags:
                 word |= w.AE
         if keys[0] not in seen and keys[-1] not in seen:
             # Nothing of it was seen before: every part is the first of its class.
@@ -275,3 +276,5 @@ class World:
                 words[place] = word | seen.setdefault(key, offset + place) << w.CLASS_AT
         if part == 0:
             words[at] ^= w.HEAD | w.TAIL
+            if pmd.kind == PmdKind.HUGE and pmd.page.anon_exclusive:
+                words[at] |= w.AE

@@ -124,7 +124,7 @@ def run(
                     "-accel",
                     _OPTIONS.get(each, each),
                     "-cpu",
-                    "max,la57=off",
+                    "max,la57=off,cx16=off",
                     "-m",
                     str(memory_mib),
                     "-smp",

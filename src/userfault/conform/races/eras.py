@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from errno import EBUSY
 from functools import cache
 
 from ...kernel.race import Op, Race, run_race
 from ...model.era import ERAS
 from .lower import MISSING, READ, SMALL, WRITE
 
-NONE = ""
-
+NO_MOVE = "this kernel has no UFFDIO_MOVE, whose tests are skipped; see `userfault conform --profile quirks` for what else differs"
 DIFFERENCES = {
     "v6.8": "a shared zero page does not move, a missing VMA is EINVAL, per-VMA locks are not modelled",
 }
-"""What an era that stands in for a newer kernel is known to get wrong."""
+"""What an era that stands in for another kernel is known to get wrong."""
 
 
 @cache
 def running_era() -> tuple[str, str]:
-    """(era, what is known to differ): the newest modelled era whose probes this kernel passes; era empty: none."""
+    """(era, what is known to differ): the newest modelled era whose probes this kernel passes.
+
+    What tells the eras apart is UFFDIO_MOVE. A kernel without it has the newest, of which it does the rest.
+    """
     moved = _probe()
-    if moved < 0 and moved != -16:
-        return NONE, "this kernel has no UFFDIO_MOVE"
+    if moved < 0 and moved != -EBUSY:
+        return "v6.18", NO_MOVE
     # To v6.8 the zero page is busy; later it moves like any other.
     if moved == 1 and "v6.18" in ERAS:
         return "v6.18", ""

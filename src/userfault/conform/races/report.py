@@ -25,7 +25,7 @@ def report(done: Run) -> str:
             f"Unblocked {done.test.name} {done.seen.unblocked} of {done.seen.rounds}: a thread waited and nobody came"
         )
     if done.hang:
-        expected = f", as the model of {done.era} does" if done.hang_expected else ""
+        expected = f", as the model of {done.hang_era} does" if done.hang_era else ""
         lines.append(f"Hang {done.test.name} {done.hang}{expected}")
     if done.not_compared:
         lines.append(f"Model {done.test.name} not compared: {done.not_compared}")

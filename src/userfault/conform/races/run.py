@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ...kernel.race import Outcomes, run_race
 from ...litmus import Test
+from ...model.era import ERAS
 from .compare import Comparison, compare
 from .eras import running_era
 from .histogram import Histogram, make_histogram, show_outcome
@@ -37,9 +40,14 @@ class Run:
         return self.judged and self.histogram is not None and not self.histogram.validated
 
     @property
-    def hang_expected(self) -> bool:
-        """Does the test's author expect of this kernel that a run may not end?"""
-        return any((each.era, each.property) == (self.era, "termination") for each in self.test.expect)
+    def hang_era(self) -> str:
+        """The newest era, up to the kernel's, on which the test's author expects that a run may not end; empty: on none.
+
+        An older one than the kernel's: what ended the loop has not come to this kernel.
+        """
+        order = list(ERAS)
+        endless = {each.era for each in self.test.expect if each.property == "termination"}
+        return next((era for era in reversed(order[: order.index(self.era) + 1]) if era in endless), "")
 
     @property
     def judged(self) -> bool:
@@ -52,9 +60,7 @@ class Run:
 
     @property
     def bound(self) -> bool:
-        return (bool(self.hang) and not self.hang_expected) or (
-            self.comparison is not None and not self.comparison.complete
-        )
+        return (bool(self.hang) and not self.hang_era) or (self.comparison is not None and not self.comparison.complete)
 
     def json(self) -> dict[str, object]:
         out: dict[str, object] = {"test": self.test.name, "skipped": self.skipped}
@@ -86,6 +92,7 @@ class Run:
                     if self.histogram is not None
                 ],
             }
+        out |= {"kernel_era": self.era, "known": self.known}
         out["not_compared"] = self.not_compared
         out["surprise"] = self.surprise
         return out
@@ -118,13 +125,36 @@ def run_test(
     out.histogram = make_histogram(test, lowered.fields, seen)
     out.era, out.known = running_era()
     if comparing:
-        try:
-            if not out.era:
-                raise Unrunnable(f"the model has no era for this kernel ({out.known})", "run without --compare")
-            out.comparison = compare(out.histogram, out.era)
-        except Unrunnable as why:
-            out.not_compared = str(why)
+        hold_against_model(out)
     return out
+
+
+def hold_against_model(done: Run) -> None:
+    """Compare what was seen with the model of the kernel's era, or say why not. Raises CheckError."""
+    if done.histogram is None:
+        return
+    try:
+        if not done.era:
+            raise Unrunnable(f"the model has no era for this kernel ({done.known})", "run without --compare")
+        done.comparison = compare(done.histogram, done.era)
+    except Unrunnable as why:
+        done.not_compared = str(why)
+
+
+def from_json(test: Test, row: Mapping[str, Any]) -> Run:
+    """What `Run.json` gave of the test elsewhere, on another kernel say; not compared."""
+    done = Run(test, skipped=row["skipped"], era=row["kernel_era"], known=row["known"])
+    if "histogram" in row:
+        seen = done.seen = Outcomes(
+            {tuple(each["values"]): each["count"] for each in row["histogram"]},
+            rounds=row["rounds"],
+            failures=row["failures"],
+            unblocked=row["unblocked"],
+            seconds=row["seconds"],
+        )
+        done.histogram = make_histogram(test, lower(test).fields, seen)
+        done.hang = row["hang"]
+    return done
 
 
 def _never(setup: tuple[object, ...], seen: Outcomes) -> str:
