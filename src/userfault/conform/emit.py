@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..kernel.agent import MASK, Command
 from ..kernel.uapi import Feature
 from . import operations
-from .operations import CONTEXT_FD, Op
+from .operations import CONTEXT_FD, PIDFD, Op
 from .world import CONTEXTS, Window
 
 HEAD = """\
@@ -175,6 +175,7 @@ int main(void)
 		dup2(fd, FIRST_FD + i);
 		close(fd);
 	}
+	dup2(syscall(434, getpid(), 0), PIDFD); // pidfd_open
 	run(0, 0);
 	return 0;
 }
@@ -189,7 +190,9 @@ def c_program(sequence: Sequence[Op], window: Window, title: str, lacking: Featu
         rows.append(row(op, command))
     head = HEAD.format(title=title, base=window.start, pages=window.pages, ops="\n".join(rows))
     features = ", ".join(f"{int(each & ~lacking):#x}" for each in CONTEXTS)
-    return head + TAIL.replace("{FEATURES}", f"{{{features}}}").replace("FIRST_FD", str(CONTEXT_FD))
+    return head + TAIL.replace("{FEATURES}", f"{{{features}}}").replace("FIRST_FD", str(CONTEXT_FD)).replace(
+        "PIDFD", str(PIDFD)
+    )
 
 
 def row(op: Op, command: Command) -> str:

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, field
 
 from ..model.mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
-from .operations import Op
+from .operations import ADVICE, Op
 from .world import HUGE_PAGES, PAGE, Window, World
 
 BASE = 0x2000_0000_0000
@@ -78,6 +78,7 @@ FILLS = Profile(
         "guard_remove": 3,
         "dontdump": 1,
         "dodump": 1,
+        "process_madvise": 3,
     },
 )
 FORKS = Profile(
@@ -114,7 +115,7 @@ SWAPS = Profile(
     "the same with swap: entries that are exclusive or not, moved, shared, write-protected",
     Window(BASE, HUGE_PAGES - 12, 20),
     120,
-    {**FORKS.weights, "pageout": 16, "cold": 3, "mincore": 8, "load": 24, "writeprotect": 8},
+    {**FORKS.weights, "pageout": 16, "process_madvise": 8, "cold": 3, "mincore": 8, "load": 24, "writeprotect": 8},
     swap=True,
 )
 REMAPS = Profile(
@@ -393,6 +394,12 @@ class Generator:
         if 0 < new < 1 << 46:
             to = max(min(to, top - new), window.first * PAGE)
         return addr, length, new, flags, self.astray(to)
+
+    def draw_process_madvise(self, mm: mm_struct) -> tuple[int, ...]:
+        """Of the first process, advice that the profile has."""
+        first = self.world.mm_of(0)
+        advice = [at for at, each in enumerate(ADVICE) if each.name.lower() in self.names]
+        return *self.range_in(first), *self.range_in(first), self.rng.choice(advice)
 
     def draw_mlock(self, mm: mm_struct) -> tuple[int, ...]:
         return (*self.range_in(mm), int(self.maybe(0.3)))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..kernel.errors import Unavailable
 from ..kernel.machine import KSM, setting
+from ..kernel.memory import Mapping, process_madvise
 from ..kernel.pagemap import known_categories
 from ..kernel.race import Op, Race, run_race
 from ..kernel.uapi import HUGE_SIZE_BYTES as BLOCK
@@ -76,6 +77,14 @@ def _poison() -> str:
 def _guard() -> str:
     failed = _tried((Op("map", (0, SMALL, 0, RW)),), Op("advise", (0, SMALL, Advice.GUARD_INSTALL)))
     return "" if failed >= 0 else f"MADV_GUARD_INSTALL: {os.strerror(-failed)}"
+
+
+def _process_madvise() -> str:
+    with Mapping(SMALL) as area:
+        handle = os.pidfd_open(os.getpid())
+        advised = process_madvise(handle, [(area.address, SMALL)], Advice.DONTNEED)
+        os.close(handle)
+    return "" if advised.ok else f"process_madvise of any advice: {os.strerror(advised.errno)}"
 
 
 def _io_uring() -> str:
@@ -145,6 +154,7 @@ NEEDS = {
         _feature(Feature.WP_UNPOPULATED), "a kernel of v6.4 or later", feature=Feature.WP_UNPOPULATED
     ),
     "wp-async": Need(_feature(Feature.WP_ASYNC), "a kernel of v6.7 or later", feature=Feature.WP_ASYNC),
+    "process-madvise": Need(_process_madvise, "a kernel of v6.13 or later", operations=("process_madvise",)),
     "io_uring": Need(_io_uring, "`sysctl kernel.io_uring_disabled=0`"),
     "ksm": Need(_ksm, "as root, `userfault run` starts it; else `echo 1 > /sys/kernel/mm/ksm/run`"),
     "compaction": Need(_compaction, "run as root, on a kernel with CONFIG_COMPACTION"),

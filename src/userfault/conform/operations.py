@@ -17,12 +17,15 @@ from ..model.mm_types import mm_struct, vm
 from .world import World
 
 SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_IOCTL, SYS_MINCORE, SYS_MADVISE = 9, 10, 11, 16, 27, 28
-SYS_MREMAP, SYS_MUNLOCK, SYS_MLOCK2 = 25, 150, 325
+SYS_MREMAP, SYS_MUNLOCK, SYS_MLOCK2, SYS_PROCESS_MADVISE = 25, 150, 325, 440
 MAP_FIXED_PRIVATE_ANONYMOUS = 0x32
 PROT = {1: vm.READ, 2: vm.WRITE, 4: vm.EXEC}
 ADDRESS_BITS = 47
+ADVICE = tuple(MADV)
 CONTEXT_FD = 200
 """The userfaultfds have this number and the following ones."""
+PIDFD = 210
+"""Of the first process; all others inherit it."""
 
 
 class Outcome(NamedTuple):
@@ -281,6 +284,23 @@ for _advice in MADV:
     KINDS[_advice.name.lower()] = Kind(
         ("@addr", ":length"), f"madvise(MADV_{_advice.name})", advice(_advice.value), advise(_advice)
     )
+
+
+KINDS["process_madvise"] = Kind(
+    ("@addr", ":length", "@other", ":more", "advice"),
+    "process_madvise of two ranges of the first process; the advice is a place in the list of those that are modelled",
+    lambda base, process, a: Command(
+        SYSCALL,
+        process,
+        SYS_PROCESS_MADVISE,
+        (PIDFD, 0, 2, ADVICE[a[4] % len(ADVICE)].value, 0),
+        0b10,
+        (base + a[0], a[1], base + a[2], a[3]),
+    ),
+    lambda world, mm, addr, length, other, more, advice: Outcome(
+        madvise.process_madvise(mm, world.mm_of(0), addr, length, other, more, ADVICE[advice % len(ADVICE)])
+    ),
+)
 
 
 def command(op: Op, base: int) -> Command:

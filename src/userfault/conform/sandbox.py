@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from ..kernel.machine import THP, VM, machine
 from ..kernel.uapi import Feature
 from ..kernel.userfaultfd import Userfault
-from .operations import CONTEXT_FD
+from .operations import CONTEXT_FD, PIDFD
 from .world import CONTEXTS
 
 PR_SET_THP_DISABLE = 41
@@ -19,8 +19,8 @@ VMA_READAHEAD = "/sys/kernel/mm/swap/vma_ra_enabled"
 
 
 def prepare(huge: bool, lacking: Feature) -> None:
-    """In the agent's process: one CPU, huge pages only where advised or (not `huge`) nowhere, the userfaultfds, without the
-    features that the kernel is lacking. Raises OSError.
+    """In the agent's process: one CPU, huge pages only where advised or (not `huge`) nowhere, a pidfd of it, and the userfaultfds,
+    without the features that the kernel is lacking. Raises OSError.
     """
     # Batches of pages that are on their way to the LRU lists are kept by CPU.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -30,6 +30,7 @@ def prepare(huge: bool, lacking: Feature) -> None:
     for number, features in enumerate(CONTEXTS):
         # The descriptor is the agent's from here on: it has its own number and is not closed.
         os.dup2(Userfault(features & ~lacking).fileno(), CONTEXT_FD + number)
+    os.dup2(os.pidfd_open(os.getpid()), PIDFD)
 
 
 @contextmanager

@@ -103,10 +103,15 @@ class World:
         self._hash_page = hash_page
         self._hashes: dict[bytes, int] = {}
 
-    def mm(self, process: int) -> mm_struct:
-        """The address space of a process, which is the one that runs from here on."""
+    def mm_of(self, process: int) -> mm_struct:
+        """The address space of a process."""
         mm = self.processes[process]
         assert mm is not None
+        return mm
+
+    def mm(self, process: int) -> mm_struct:
+        """The address space of a process, which is the one that runs from here on."""
+        mm = self.mm_of(process)
         if process != self.running:
             machines.attach(0, mm, self._span)
             self.running = process

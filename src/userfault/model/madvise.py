@@ -96,6 +96,34 @@ def sys_madvise(mm: mm_struct, addr: int, length: int, advice: int) -> int:
 
 
 @modelled(
+    "mm/madvise.c",
+    function="process_madvise, vector_madvise",
+    versions="v6.13 .. v6.18",
+    section="C.4",
+    steps=3,
+    omits="permissions, one lock and one flush for all ranges, addresses beyond the user's",
+)
+def process_madvise(
+    caller: mm_struct, mm: mm_struct, addr: int, length: int, other: int, other_length: int, advice: int
+) -> int:
+    """Advice on two ranges of a process: the bytes of those before the first that fails, or its errno.
+
+    Of another process, only advice that changes nothing that it can see but by its timing.
+    """
+    if length >= 1 << 63 or other_length >= 1 << 63:
+        return -EINVAL
+    if caller is not mm and advice != MADV.COLD and advice != MADV.PAGEOUT:
+        return -EINVAL
+    err = sys_madvise(mm, addr, length, advice)
+    if err != 0:
+        return err
+    err = sys_madvise(mm, other, other_length, advice)
+    if err == 0:
+        return length + other_length
+    return length if length > 0 else err
+
+
+@modelled(
     "mm/madvise.c, mm/gup.c",
     function="madvise_populate, faultin_page_range",
     versions="v5.14 .. v6.18",
