@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from signal import SIGSEGV
 from typing import Any, NoReturn
 
@@ -15,13 +16,23 @@ from userfault.conform.compare import Step, perform
 from userfault.conform.generate import FILLS, Generator
 from userfault.conform.needs import NEEDS
 from userfault.conform.operations import Op
-from userfault.conform.quirks import QUIRKS, Quirks, lines, running
+from userfault.conform.quirks import KERNELS, QUIRKS, Quirks, lines, running, table
 from userfault.conform.world import Window, World
 from userfault.model.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 
 
 def test_every_quirk_has_its_row() -> None:
     assert [*(quirk.field for quirk in QUIRKS), "without", "unasked"] == [each.name for each in fields(Quirks)]
+
+
+def test_the_table_is_in_the_documentation() -> None:
+    page = Path(__file__).parents[2] / "docs" / "kernel.md"
+    assert "\n".join(table()) in page.read_text()
+
+
+def test_every_quirk_was_seen_and_not_seen() -> None:
+    for quirk in QUIRKS:
+        assert len(quirk.seen) == len(KERNELS) and {"y", "n"} <= set(quirk.seen) <= set("yn-")
 
 
 def test_the_running_kernel_has_an_answer_for_each(cannot_run: Callable[[str, str], NoReturn]) -> None:

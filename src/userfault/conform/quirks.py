@@ -84,8 +84,13 @@ IN_THE_MODEL = (
 """The quirks that are differences of the model's eras (model/era.py), by the same name; the others change what is shown."""
 
 
+KERNELS = ("Debian 6.1.176", "Debian 6.12.107", "Debian 6.18.15", "6.18.44", "Debian 7.1.13")
+"""The kernels that were run, in order."""
+
+
 class Quirk(NamedTuple):
-    """field: of Quirks; what: it does where that is True; seen: which kernels that we ran do, and which not; probe: how it is found.
+    """field: of Quirks; what: it does where that is True; seen: a letter for each of KERNELS: y it does, n it does not, - it has no
+    such thing; why: where in the source; probe: how it is found.
 
     ask: does so; None: what it is about is not there. need: of needs.py, without which there is nothing to ask.
     """
@@ -93,9 +98,18 @@ class Quirk(NamedTuple):
     field: str
     what: str
     seen: str
+    why: str
     probe: str
     ask: Callable[[], bool | None]
     need: str = ""
+
+    def kernels(self, letter: str) -> str:
+        """Which of the kernels that were run did so: `y`, `n` or `-`."""
+        return ", ".join(kernel for kernel, each in zip(KERNELS, self.seen, strict=True) if each == letter)
+
+    @property
+    def where(self) -> str:
+        return f"yes: {self.kernels('y')}; no: {self.kernels('n')}"
 
 
 def _holes_are_written() -> bool:
@@ -223,7 +237,8 @@ QUIRKS = (
     Quirk(
         "holes_are_written",
         "PAGEMAP_SCAN calls holes below a page table, and all holes of areas registered for write-protection, written",
-        "no: Debian 6.18.15; yes: 6.18.44, Debian 7.1.13",
+        "-ynyy",
+        "fs/proc/task_mmu.c, pagemap_page_category: a correction that stable series got at different times",
         "PAGEMAP_SCAN of the hole beside a page that was touched",
         _holes_are_written,
         "pagemap-scan",
@@ -231,21 +246,24 @@ QUIRKS = (
     Quirk(
         "anon_shows_ksm",
         "/proc/kpageflags has the KSM bit for every anonymous page",
-        "yes: Debian 6.18.15; no: 6.18.44, Debian 7.1.13",
+        "nyynn",
+        "fs/proc/page.c, stable_page_flags: one of the two bits that mark a KSM page is taken for the mark (read in 6.12.117)",
         "/proc/kpageflags of a page that was touched",
         _anon_shows_ksm,
     ),
     Quirk(
         "parts_show_huge_flags",
         "/proc/kpageflags of a part of a huge page has the flags of the huge page; its own otherwise, ANON_EXCLUSIVE among them",
-        "",
+        "nyyyy",
+        "fs/proc/page.c, stable_page_flags: page->flags in 6.1.176, folio->flags in 6.12.117",
         "/proc/kpageflags of the second part of a huge page",
         _parts_show_huge_flags,
     ),
     Quirk(
         "fills_replace_guards",
         "UFFDIO_COPY replaces guard regions (F-14)",
-        "yes: 6.18.44, Debian 6.18.15; no: Debian 7.1.13 (EEXIST)",
+        "--yyn",
+        "mm/userfaultfd.c, mfill_atomic_install_pte: F-14",
         "UFFDIO_COPY to a guard",
         _fills_replace_guards,
         "guard",
@@ -253,21 +271,24 @@ QUIRKS = (
     Quirk(
         "merge_spares_fork_children",
         "memory with pages is merged with a neighbour without any that becomes like it, unless a fork may have made the pages",
-        "",
+        "nnyyy",
+        "mm/vma.c, is_mergeable_anon_vma: 6.12.117 asks the neighbour for exactly one anon_vma, and an untouched one has none",
         "MADV_DONTDUMP of a page that was touched, behind one that was not and has it",
         _merge_spares_fork_children,
     ),
     Quirk(
         "mremap_moves_several",
         "mremap moves all mappings of a range; EFAULT otherwise, when what was at the new place is unmapped already",
-        "",
+        "nnyyy",
+        "mm/mremap.c, vma_to_resize: EFAULT in 6.12.117, after mremap_to unmapped the new place; remap_move in 6.18",
         "mremap of two mappings",
         _mremap_moves_several,
     ),
     Quirk(
         "mremap_drops_protection",
         "mremap drops write-protection by a userfaultfd that asked for no remap events",
-        "",
+        "nyyyy",
+        "mm/mremap.c, move_ptes: in 6.12.117, not in 6.1.176",
         "pagemap of a protected page that mremap moved",
         _mremap_drops_protection,
         "wp",
@@ -275,14 +296,16 @@ QUIRKS = (
     Quirk(
         "populate_stops_at_holes",
         "MADV_POPULATE_* ends at the first hole; it goes on behind it otherwise",
-        "",
+        "nyyyy",
+        "mm/madvise.c, madvise_populate: for each VMA in 6.1.176 (madvise_walk_vmas), for the range in 6.12.117",
         "MADV_POPULATE_WRITE of a hole and the page behind it",
         _populate_stops_at_holes,
     ),
     Quirk(
         "writeprotect_spans_vmas",
         "UFFDIO_WRITEPROTECT takes a range of several mappings; ENOENT otherwise",
-        "",
+        "nyyyy",
+        "mm/userfaultfd.c, mwriteprotect_range: one find_dst_vma for the whole range in 6.1.176",
         "UFFDIO_WRITEPROTECT of two mappings",
         _writeprotect_spans_vmas,
         "wp",
@@ -290,39 +313,59 @@ QUIRKS = (
     Quirk(
         "unregister_asks_whose",
         "UFFDIO_UNREGISTER of what another userfaultfd registered is EINVAL; it is unregistered otherwise",
-        "",
+        "nnyyy",
+        "fs/userfaultfd.c, userfaultfd_unregister: not asked in 6.12.117",
         "UFFDIO_UNREGISTER by another userfaultfd",
         _unregister_asks_whose,
     ),
     Quirk(
         "uffd_merges_rear",
         "the rear part of a mapping that is registered or unregistered is merged with an equal one behind it",
-        "",
+        "nyyyy",
+        "fs/userfaultfd.c, userfaultfd_unregister: 6.1.176 hands vma_merge the page offset of the whole VMA",
         "UFFDIO_UNREGISTER of the rear page of what was registered",
         _uffd_merges_rear,
     ),
     Quirk(
         "empty_tables_are_freed",
         "MADV_DONTNEED of all that a page table maps frees the table",
-        "",
+        "nnyyy",
+        "CONFIG_PT_RECLAIM: not in 6.12.117",
         "VmPTE of /proc/self/status before and after",
         _empty_tables_are_freed,
     ),
     Quirk(
         "huge_zero_page_is_replaced",
         "a write to the huge zero page maps a huge page in its place; it maps a small page otherwise",
-        "",
+        "nnyyy",
+        "mm/huge_memory.c, do_huge_pmd_wp_page: split in 6.12.117",
         "/proc/kpageflags of the page beside one that was read, then written, in an area for huge pages",
         _huge_zero_page_is_replaced,
     ),
     Quirk(
         "split_maps_zero_page",
         "a huge page that is split leaves the zero page in place of small pages full of zeroes",
-        "",
+        "nyyyy",
+        "mm/huge_memory.c, remap_page: to the shared zero page in 6.12.117, not in 6.1.176",
         "MADV_COLD of a part of a huge page, then /proc/kpageflags of another part",
         _split_maps_zero_page,
     ),
 )
+
+
+def table() -> list[str]:
+    """The table of docs/kernel.md."""
+
+    def first_and_last(quirk: Quirk) -> str:
+        seen = quirk.kernels("y").split(", ")
+        return " | ".join((seen[0], seen[-1], quirk.kernels("n")))
+
+    rows = [f"| `{q.field}` | {q.what} | {first_and_last(q)} | {q.probe} | {q.why} |" for q in QUIRKS]
+    return [
+        "| quirk | what | first seen | last seen | not so | probe | why |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *rows,
+    ]
 
 
 @cache
@@ -343,6 +386,6 @@ def lines(quirks: Quirks) -> list[str]:
         return "yes" if getattr(quirks, quirk.field) else "no"
 
     return [
-        *(f"{answer(q):3s} {q.field}: {q.what} [{q.seen}; probe: {q.probe}]" for q in QUIRKS),
+        *(f"{answer(q):3s} {q.field}: {q.what} [{q.where}; probe: {q.probe}]" for q in QUIRKS),
         *needs.lines(quirks.without),
     ]

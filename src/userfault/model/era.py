@@ -67,7 +67,7 @@ class Era:
     huge_zero_page_is_replaced: bool = False
     """A write to the huge zero page maps a huge page in its place (since v6.13); before, the mapping is split."""
     split_maps_zero_page: bool = False
-    """A split maps the zero page in place of parts that hold zeroes only (since v6.13)."""
+    """A split maps the zero page in place of parts that hold zeroes only (seen on v6.12, not on v6.1)."""
     empty_tables_are_freed: bool = False
     """MADV_DONTNEED frees the page tables that it empties (CONFIG_PT_RECLAIM, since v6.14)."""
     swapin_maps_writable: bool = False
@@ -76,15 +76,15 @@ class Era:
     """mremap moves several VMAs, one after the other, and looks at its arguments first (since v6.17); before, a range that leaves
     its VMA is EFAULT, when the new place was unmapped already."""
     mremap_drops_protection: bool = False
-    """mremap of memory whose monitor asked for no remap events drops write-protection by userfaultfd (since v6.13)."""
+    """mremap of memory whose monitor asked for no remap events drops write-protection by userfaultfd (seen on v6.12, not on v6.1)."""
     populate_stops_at_holes: bool = False
-    """MADV_POPULATE_* ends at the first hole (since v6.10); before, it goes on behind it and answers ENOMEM at the end."""
+    """MADV_POPULATE_* ends at the first hole (seen on v6.12; on v6.1 not); before, it goes on behind it and answers ENOMEM at the end."""
     writeprotect_spans_vmas: bool = False
-    """UFFDIO_WRITEPROTECT takes a range of several VMAs (since v6.3)."""
+    """UFFDIO_WRITEPROTECT takes a range of several VMAs (seen on v6.12, not on v6.1)."""
     unregister_asks_whose: bool = False
-    """UFFDIO_UNREGISTER refuses what another userfaultfd registered (since v6.17, and in stable kernels of that time)."""
+    """UFFDIO_UNREGISTER refuses what another userfaultfd registered (seen on v6.18, not on v6.12)."""
     uffd_merges_rear: bool = False
-    """The rear part of a VMA that is registered or unregistered is merged with the neighbour behind it (since v6.5)."""
+    """The rear part of a VMA that is registered or unregistered is merged with the neighbour behind it (seen on v6.12, not on v6.1)."""
     markers: bool = False
     """Entries that mark a hole (write-protected, poisoned, guard) and write-protection by userfaultfd: modelled for v6.18."""
     fills_replace_guards: bool = False

@@ -172,7 +172,7 @@ def userfaultfd_clear_vma(mm: mm_struct, vma: vm_area_struct, start: int, end: i
 def modify(
     mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int, ctx: userfaultfd_ctx
 ) -> vm_area_struct:
-    """vma_modify; before v6.5 the rear part of a VMA, said to begin where the whole one does, is like no neighbour."""
+    """vma_modify; up to v6.1 the rear part of a VMA, said to begin where the whole one does, is like no neighbour."""
     if not era.uffd_merges_rear and start > vma.vm_start:
         vma = split_vma(mm, vma, start)
         if vma.vm_end > end:

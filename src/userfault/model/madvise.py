@@ -150,7 +150,7 @@ def madvise_populate(mm: mm_struct, start: int, end: int, write: bool) -> int:
 
 
 @modelled(
-    "mm/madvise.c", function="madvise_walk_vmas, madvise_populate", versions="v5.14 .. v6.9", section="C.1", steps=3
+    "mm/madvise.c", function="madvise_walk_vmas, madvise_populate", versions="v5.14 .. v6.1", section="C.1", steps=3
 )
 def populate_vmas(mm: mm_struct, start: int, end: int, write: bool) -> int:
     """The same, VMA by VMA: also what lies behind a hole is faulted in."""

@@ -193,7 +193,7 @@ def mfill_atomic(mm: mm_struct, start: int, length: int, poison: bool) -> int:
 def mwriteprotect_range(mm: mm_struct, start: int, length: int, protect: bool) -> int:
     """Write-protect [start, start + length), or let go: 0, or -ENOENT where a VMA is not registered for it (those before are done).
 
-    Before v6.3 the range must lie in one VMA.
+    Up to v6.1 the range must lie in one VMA.
     """
     down_read(mm.mmap_sem)
     end = start + length
