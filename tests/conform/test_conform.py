@@ -21,6 +21,7 @@ from userfault.conform.generate import MOVES, PROFILES
 from userfault.conform.mutants import find_mutant, mutant_library, mutated
 from userfault.conform.operations import Op
 from userfault.kernel.agent import SYSCALL, Agent, Command
+from userfault.kernel.errors import Unavailable
 from userfault.litmus import Mutant
 from userfault.model import fork, userfaultfd_move
 
@@ -186,3 +187,16 @@ def test_mincore_of_more_than_is_compared_is_refused() -> None:
     given = '[[0,"mmap",0,409600,3],[0,"mincore",0,36864]]'
     result = CliRunner().invoke(cli, ["conform", "--replay", given])
     assert result.exit_code == 2 and "ask for 8 pages at most" in result.output
+
+
+def test_of_all_profiles_one_that_can_t_be_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> NoReturn:
+        raise Unavailable("no swap device could be made", "load zram")
+
+    monkeypatch.setattr("userfault.conform.drive.swap", none)
+    monkeypatch.setattr("userfault.conform.generate.PROFILES", {name: PROFILES[name] for name in ("moves", "swaps")})
+    invoke = CliRunner().invoke
+    done = invoke(cli, ["conform", "--profile", "all", "--ops", "120"])
+    assert done.exit_code == 0 and "swaps: skipped: no swap device could be made: load zram" in done.output
+    alone = invoke(cli, ["conform", "--profile", "swaps", "--ops", "120"])
+    assert alone.exit_code == 2 and "load zram" in alone.output

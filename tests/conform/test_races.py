@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import pytest
 from click.testing import CliRunner, Result
 
 from userfault.cli import cli
+from userfault.cli.guest import Guest
+from userfault.cli.run import raced_there
 from userfault.conform.needs import NEEDS, missing
 from userfault.conform.races.compare import compare
 from userfault.conform.races.histogram import make_histogram, render
 from userfault.conform.races.lower import Unrunnable, lower
 from userfault.conform.races.needs import borrowed
-from userfault.conform.races.run import run_test
+from userfault.conform.races.run import Run, run_test
 from userfault.kernel.race import Outcomes
 from userfault.litmus import library, load
 from userfault.litmus.read import read
@@ -151,3 +153,54 @@ def test_a_thread_that_nobody_wakes_is_let_go_and_is_a_surprise(need: Callable[.
 
 def test_a_usage_error_has_its_code() -> None:
     assert run("nonesuch").exit_code == 2
+
+
+class FakeGuest:
+    """Says what a guest would."""
+
+    def __init__(self, *said: str) -> None:
+        self.said, self.commands = said, list[list[str]]()
+
+    def run(self, commands: list[list[str]], show: Callable[[str], None] | None = None) -> int:
+        self.commands = [list(each) for each in commands]
+        for line in self.said:
+            assert show is not None
+            show(line)
+        return 0
+
+
+def raced(values: list[int], era: str = "v6.18", known: str = "") -> str:
+    """What `userfault run move+move --json` prints there."""
+    test = load("move+move")
+    seen = Outcomes({tuple(values): 5}, rounds=5)
+    done = Run(test, histogram=make_histogram(test, lower(test).fields, seen), seen=seen, era=era, known=known)
+    return json.dumps(done.json())
+
+
+def test_a_guest_races_and_the_model_is_explored_here(capsys: pytest.CaptureFixture[str]) -> None:
+    guest = FakeGuest("a line of a command before", raced([1, -17, -1, 1], known="an older one"), "")
+    assert raced_there(cast(Guest, guest), [["probe"]], ["--rounds", "5"], (), False) == 0
+    said = capsys.readouterr().out
+    assert guest.commands == [["probe"], ["run", "--rounds", "5", "--json"]]
+    assert "a line of a command before" in said and "v6.18 stands in for this kernel: an older one" in said
+    assert "Model move+move v6.18: 1 outcomes seen, all allowed" in said
+
+
+def test_an_outcome_of_a_guest_that_the_model_rules_out_is_a_mismatch(capsys: pytest.CaptureFixture[str]) -> None:
+    guest = FakeGuest(raced([1, 1, -1, 1]))
+    assert raced_there(cast(Guest, guest), [], [], ("move+move",), False) == 1
+    assert "1 NOT allowed" in capsys.readouterr().out
+
+
+def test_a_guest_that_says_why_it_skipped_is_believed(capsys: pytest.CaptureFixture[str]) -> None:
+    skipped = json.dumps(Run(load("move+move"), skipped="no UFFDIO_MOVE").json())
+    assert raced_there(cast(Guest, FakeGuest(skipped)), [], [], (), False) == 0
+    assert "skipped move+move: no UFFDIO_MOVE" in capsys.readouterr().out
+
+
+def test_a_hang_is_explained_by_an_older_era_only_where_that_one_has_it() -> None:
+    hang = "round 3 did not end"
+    assert Run(load("THP-pinned"), era="v6.18", hang=hang).hang_era == "v6.8"
+    explained = Run(load("THP-pinned"), era="v6.18", hang=hang)
+    unexplained = Run(load("move+move"), era="v6.18", hang=hang)
+    assert not explained.bound and unexplained.bound and unexplained.hang_era == ""
