@@ -90,21 +90,37 @@ def test_the_kernel_refuses(
     assert not stats.poison_count
 
 
-KINDS = {"4K-r": BOUNDED, "4K-c": WRITABLE, "64K-r": BIG, "64K-c": {**BIG, "access": "c"}}
+KINDS = {
+    "4K-r": BOUNDED,
+    "4K-c": WRITABLE,
+    "64K-fifo": {**BIG, "policy": "fifo"},
+    "64K-limbo": {**BIG, "direct": True},
+    "64K-c": {**BIG, "access": "c"},
+}
 DEATHS = [
-    (step, kind) for step in STEPS for kind in KINDS if step != "submitted" and (step != "tick" or kind == "4K-c")
+    (step, kind)
+    for step in STEPS
+    for kind in KINDS
+    if step != "submitted"
+    and (step != "tick" or kind == "4K-c")
+    and (not step.startswith("limbo") or kind == "64K-limbo")
+    and (step != "saved" or kind != "64K-limbo")
 ]
 
 
 @pytest.mark.parametrize(("step", "kind"), DEATHS)
-def test_a_handler_dies_at_every_step(step: Point, kind: str) -> None:
+def test_a_handler_dies_at_every_step(step: Point, kind: str, tmp_path: Path) -> None:
     options = KINDS[kind]
+    source: Any = DATA
+    if "direct" in options:
+        source = tmp_path / "data"
+        source.write_bytes(DATA)
     never = not options.get("access") and step in ("taken", "before_take")
 
     def child() -> None:
         expected = bytearray(DATA)
         writes = "access" in options
-        with paging.open(DATA, **options) as memory:
+        with paging.open(source, **options) as memory:
             for skip in (0, 5):
                 with inject(memory, step, "die", skip=skip) as injection:
                     exercise(memory, expected, count=60, writes=writes)

@@ -161,7 +161,7 @@ def test_overdue_requests_are_claimed_once() -> None:
     now_s = time.monotonic()
     queue = queue_of(
         request(Kind.READ, 0, 10, deadline_s=now_s + 0.01),
-        request(Kind.READ, 10, 10, deadline_s=now_s + 0.02),
+        request(Kind.READ, 10, 10, deadline_s=now_s + 0.5),
         request(Kind.READ, 20, 10),
     )
     batch = queue.take()

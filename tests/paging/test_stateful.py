@@ -77,7 +77,7 @@ class RegionBesideBytes(RuleBasedStateMachine):
         mode=st.sampled_from(["threads", "sigbus"]),
         policy=st.sampled_from(["clock", "fifo", "lru"]),
         access=st.sampled_from(["r", "c", "r+"]),
-        source=st.sampled_from(["file", "memory"]),
+        source=st.sampled_from(["file", "direct", "memory"]),
         handlers=st.integers(1, 3),
         prefetch_units=st.sampled_from([0, 4]),
     )
@@ -85,14 +85,16 @@ class RegionBesideBytes(RuleBasedStateMachine):
         self.access = access
         self.path: Path | None = None
         what: Any = DATA
-        if source == "file" or access == "r+":
+        if source != "memory" or access == "r+":
             with tempfile.NamedTemporaryFile(
                 dir="/dev/shm" if Path("/dev/shm").is_dir() else None, delete=False
             ) as file:
                 file.write(DATA)
             what = self.path = Path(file.name)
-        resident = "131072" if options["unit"] == "64 KiB" else "49152"
+        resident = "262144" if options["unit"] == "64 KiB" else "49152"
         self.options = {**options, "access": access, "resident": resident}
+        if source == "direct" and access != "r+":
+            self.options["direct"] = True  # what costs more to read is kept in limbo for a while
         self.expected = bytearray(DATA)
         self.written: set[int] = set()
         self.clean_run = True

@@ -70,7 +70,7 @@ static int enroll(pager *p, void *at, u64 length, u64 mode) {
 static int make_staging(pager *p) {
     u64 bounce = round_up(p->unit > 16384 ? p->unit : 16384, p->unit), take = p->batch * p->unit;
     u64 align = p->unit > PAGE ? p->unit : PAGE;
-    p->staging_bytes = (bounce + take) * MAX_SLOTS + align;
+    p->staging_bytes = (bounce + take) * MAX_SLOTS + p->limbo_places * p->unit + align;
     p->staging = mmap(NULL, p->staging_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p->staging == MAP_FAILED) return -errno;
     u8 *at = (u8 *)round_up((u64)p->staging, align);
@@ -80,6 +80,7 @@ static int make_staging(pager *p) {
         p->slots[i].bounce = at + i * (bounce + take);
         p->slots[i].take = p->slots[i].bounce + bounce;
     }
+    p->limbo_pages = at + MAX_SLOTS * (bounce + take);
     // Write-protect only: as a place to move pages to. A hole in it must not fault to us while we fill it.
     return enroll(p, p->staging, p->staging_bytes, UFFDIO_REGISTER_MODE_WP);
 }
@@ -122,6 +123,12 @@ EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     place = at, at = round_up(at + (c->writable ? pages * 4 : 0), PAGE);
     extent = at, at = round_up(at + extent_count * 4, PAGE);
     spare = at, at = round_up(at + extent_count * 4, PAGE);
+    // A quarter of the budget, where a unit leaves by a move anyway, and where its source costs more than two moves: not where it is in memory,
+    // or in the page cache, which is a second chance of its own. The upper half of a word is where a unit's place stands.
+    u64 budget = c->budget_units < units ? c->budget_units : 0, limbo_units = 0, limbo;
+    bool costly = c->kind == SOURCE_WORKER || c->kind == SOURCE_PEER || c->direct;
+    if (costly && !c->writable && c->unit >= MOVE_FROM_BYTES && c->policy == POLICY_CLOCK) limbo_units = budget / 4 < 60000 ? budget / 4 : 60000;
+    limbo = at, at = round_up(at + limbo_bytes(limbo_places(limbo_units)), PAGE);
     record = at, at = round_up(at + c->record_capacity * 4, PAGE);
     job = at, at = round_up(at + c->arguments_bytes + c->job_bytes, PAGE);
     const char *step = "making the control block";
@@ -138,7 +145,8 @@ EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     close(fd);
     p->version = PAGER_VERSION, p->pid = (u32)getpid();
     p->base = c->base, p->length = c->length, p->size = c->size, p->unit = c->unit;
-    p->units = units, p->pages = pages, p->budget_units = c->budget_units < units ? c->budget_units : 0;
+    p->units = units, p->pages = pages, p->budget_units = budget;
+    p->limbo_offset = limbo, p->limbo_units = limbo_units, p->limbo_places = limbo_places(limbo_units);
     p->mode = c->mode, p->writable = c->writable, p->kind = c->kind, p->handlers = c->handlers;
     p->policy = c->policy, p->direct = c->direct, p->align = c->align, p->retries = c->retries, p->retry_us = c->retry_us;
     p->stall_ms = c->stall_ms, p->prefetch_units = c->prefetch_units;

@@ -18,6 +18,7 @@
 #define PAGE ((uint64_t)4096)
 #define PAGER_MAGIC 0x7265676170667375ull // "usfpager"
 #define PAGER_VERSION 2
+#define MOVE_FROM_BYTES 65536 // moving a page costs two TLB flushes, copying costs a copy: this is where it turns
 #define MAX_SERVICE 16  // handlers, background, receiver, guardian
 #define MAX_SLOTS 64    // service threads first, then guests: threads of the application that resolve for themselves
 #define MAX_BATCH 64    // victims of one eviction
@@ -41,8 +42,8 @@ enum { SOURCE_ZERO, SOURCE_FILE, SOURCE_MEMORY, SOURCE_WORKER, SOURCE_PEER };
 enum { MODE_THREADS, MODE_SIGBUS };
 enum { POLICY_CLOCK, POLICY_FIFO, POLICY_LRU, POLICY_CUSTOM };
 
-// A unit's state word: what it is in the low bits, who works on it in the upper half.
-enum { ABSENT, FILLING, PRESENT, EVICTING, POISONED, GONE };
+// A unit's state word: what it is in the low bits, who works on it in the upper half (of one in limbo: 1 + its place there).
+enum { ABSENT, FILLING, PRESENT, EVICTING, POISONED, GONE, LIMBO };
 #define STATE(word) ((word) & 7u)
 #define WAITED 8u   // somebody's fault was put off until the owner is done: the owner wakes
 #define REF 16u     // used since the clock's hand came by
@@ -62,6 +63,7 @@ enum {
     AT_SOURCE_READ, AT_SWAP_READ, AT_SWAP_WRITE, AT_SEND,                          // input and output
     AT_EVENT_READ, AT_CLAIMED, AT_RESERVED, AT_VICTIMS, AT_TAKEN, AT_SAVED,        // steps between them
     AT_FILLED, AT_INSTALLED, AT_WOKEN, AT_BEFORE_TAKE, AT_SUBMITTED, AT_TICK,
+    AT_LIMBO_LOCKED, AT_LIMBO_LEFT, AT_LIMBO_MOVED, AT_LIMBO_KEPT,
 };
 enum { DO_NOTHING, DO_ERRNO, DO_RIVAL, DO_PARTIAL, DO_DELAY, DO_DIE };
 
@@ -76,11 +78,12 @@ typedef struct {
 typedef struct {
     au32 owner;        // thread id of who has the slot; 0: free
     au32 alive;        // service threads: set while the thread runs
-    au32 filling;      // `unit` is claimed by this slot
+    au32 filling;      // `unit` is claimed by this slot; 2: and counted against the budget; 3: and there, which counts it
     au32 evicting;     // EVICT_*
     u64 unit;
     u32 victim_count;
     u32 bounce_populated;
+    u32 place;         // 1 + place in limbo whose pages are the buffer; 0: it is `bounce`
     u32 victims[MAX_BATCH];
     u64 written;       // bit i: victim i is known to be written
     au64 since_ns;     // when the work in hand began; 0: idle
@@ -124,7 +127,7 @@ typedef struct {
     au64 eagain_count, eexist_count, ebusy_count, partial_count, gone_count;
     au64 retry_count, poison_count, error_count, stall_count;
     au64 handler_restart_count, worker_restart_count, remap_count, unmap_count;
-    au64 resident_max_units;
+    au64 resident_max_units, soft_fault_count;
     au64 latency[BUCKETS];
 } counters;
 
@@ -142,7 +145,8 @@ typedef struct pager {
     u64 source_dev, source_ino, swap_dev, swap_ino;
     char name[256];
     u64 state_offset, bitmap_offset, ring_offset, stamp_offset, control_bytes, job_offset, job_bytes;
-    u64 pages, ring_capacity;
+    u64 pages, ring_capacity, limbo_offset, limbo_units, limbo_places;
+    au64 limbo_count;
     u64 policy_function, policy_context;
     counters count;
     au64 resident_units;
@@ -174,6 +178,8 @@ typedef struct pager {
     u32 repeats;
     u64 place_offset, extent_offset, free_extent_offset, extent_count, used_extent_count, free_extent_count;
     au32 any_written;
+    au64 limbo_head, limbo_tail;
+    u8 *limbo_pages;
     i64 source_position, swap_position; // by which descriptors are known to be ours; 0: they are known by their files
 } pager;
 
@@ -243,7 +249,7 @@ int resolve(pager *p, slot *s, u64 unit, u64 address, u32 how, bool wait);
 void finish(pager *p, slot *s, u64 unit, u32 flags);
 void give_up(pager *p, slot *s, u64 unit, int code, const char *what, const char *record, u32 record_bytes);
 int read_unit(pager *p, slot *s, u64 unit, u8 *to, bool swap_only, const char **what);
-int install(pager *p, slot *s, u64 to, u64 length, bool copy_only);
+int install(pager *p, slot *s, u8 *from, u64 to, u64 length, bool copy_only);
 void release_unit(pager *p, slot *s, u64 unit, u32 to);
 void wake_unit(pager *p, slot *s, u64 unit, u32 old);
 void record_latency(pager *p, slot *s, u64 ns);
@@ -257,6 +263,21 @@ int evict_units(pager *p, slot *s, u64 first, u64 last);
 void repair(pager *p, slot *s, slot *by);
 bool ring_push(pager *p, u64 unit);
 int lock_robust(pthread_mutex_t *lock);
+void begin(pager *p, slot *s);
+void claim_victims(pager *p, slot *s, u32 want);
+int evict_claimed(pager *p, slot *s);
+int take_out(pager *p, slot *s, u64 at, u64 length, u8 *to);
+
+// pager_limbo.c
+u64 limbo_places(u64 units);
+u64 limbo_bytes(u64 places);
+bool limbo_displace(pager *p, slot *s);
+void limbo_feed(pager *p, slot *s);
+bool limbo_claim(pager *p, slot *s, u64 unit, u32 old);
+u8 *limbo_buffer(pager *p, slot *s);
+void limbo_release(pager *p, slot *s);
+void limbo_drop(pager *p, slot *s, u64 unit, u32 to);
+void limbo_repair(pager *p, slot *dead, slot *by);
 
 // pager_threads.c
 int start_threads(pager *p);

@@ -24,7 +24,7 @@ bool ring_push(pager *p, u64 unit) {
         for (u64 i = p->ring_head; i < p->ring_tail; i++) {
             u64 other = *ring_at(p, i);
             u32 state = STATE(atomic_load(&states(p)[other]));
-            if (state == ABSENT || state == GONE || state == POISONED) atomic_fetch_and(&states(p)[other], ~QUEUED);
+            if (state == ABSENT || state == GONE || state == POISONED || state == LIMBO) atomic_fetch_and(&states(p)[other], ~QUEUED);
             else *ring_at(p, to++) = (u32)other;
         }
         p->ring_tail = to;
@@ -74,7 +74,7 @@ static bool claim(pager *p, slot *s, u64 unit, u32 old, u32 keep) {
 }
 
 // Claim up to `want` victims; none where none can be had now.
-static void claim_victims(pager *p, slot *s, u32 want) {
+void claim_victims(pager *p, slot *s, u32 want) {
     lock_robust(&p->ring_lock);
     u64 tries = 2 * (p->ring_tail - p->ring_head) + 1;
     s->victim_count = 0;
@@ -84,7 +84,7 @@ static void claim_victims(pager *p, slot *s, u32 want) {
         __builtin_prefetch(&states(p)[*ring_at(p, p->ring_head + 7)], 1); // scattered, and so rarely in the cache
         au32 *word = &states(p)[unit];
         u32 old = atomic_load(word);
-        if (STATE(old) == ABSENT || STATE(old) == GONE || STATE(old) == POISONED) {
+        if (STATE(old) == ABSENT || STATE(old) == GONE || STATE(old) == POISONED || STATE(old) == LIMBO) {
             atomic_fetch_and(word, ~QUEUED);
             continue;
         }
@@ -116,7 +116,7 @@ static u64 faults_so_far(void) {
 
 // Move victims' pages to `to`, a hole. Holes are stepped over one by one: ALLOW_SRC_HOLES beside an application's MADV_DONTNEED
 // can keep a 6.18 kernel in the call for ever, and a move that had to try again may say EEXIST of what it did move (findings/F-10.md).
-static int take_out(pager *p, slot *s, u64 at, u64 length, u8 *to) {
+int take_out(pager *p, slot *s, u64 at, u64 length, u8 *to) {
     u64 have = 0, tries = 0;
     int code = 0;
     while (have < length) {
@@ -341,7 +341,7 @@ static u32 take_and_save(pager *p, slot *s, int *code) {
 }
 
 // Before victims are claimed: whoever sweeps the region wants it to stand still.
-static void begin(pager *p, slot *s) {
+void begin(pager *p, slot *s) {
     for (;;) {
         atomic_store(&s->evicting, EVICT_CLAIM);
         u32 sweeper = atomic_load(&p->paused);
@@ -352,7 +352,7 @@ static void begin(pager *p, slot *s) {
 }
 
 // Evict the victims that the slot has claimed. 0 where at least one left, or -errno.
-static int evict_claimed(pager *p, slot *s) {
+int evict_claimed(pager *p, slot *s) {
     int code = 0;
     u32 left = 0;
     if (p->writable) {
@@ -368,7 +368,7 @@ static int evict_claimed(pager *p, slot *s) {
         atomic_store(&s->evicting, EVICT_DROP);
         strike(p, s, AT_VICTIMS, NULL);
         // A big unit is moved into our buffer, where its pages wait for the next fill: nothing to allocate or to zero.
-        bool recycle = s->victim_count == 1 && p->unit >= 65536 && s->filling;
+        bool recycle = s->victim_count == 1 && p->unit >= MOVE_FROM_BYTES && s->filling && !s->place;
         if (recycle && s->bounce_populated) madvise(s->bounce, p->unit, MADV_DONTNEED);
         if (recycle) s->bounce_populated = 0;
         if (!recycle || take_out(p, s, p->base + s->victims[0] * p->unit, unit_bytes(p, s->victims[0]), s->bounce)) code = sys_drop(p, s, s->victims, s->victim_count);
@@ -390,6 +390,7 @@ int make_room(pager *p, slot *s) {
     s->filling = 2;
     int code = -EBUSY;
     while (p->budget_units && (count = atomic_load(&p->resident_units)) > p->budget_units) {
+        if (limbo_displace(p, s)) continue;
         begin(p, s);
         u32 want = p->batch;
         if (want > 1 && p->budget_units < 8ull * want) want = (u32)(p->budget_units / 8) + 1;
@@ -425,6 +426,7 @@ int evict_units(pager *p, slot *s, u64 first, u64 last) {
                 if (old & WAITED || atomic_compare_exchange_weak(word, &old, old | WAITED)) futex_wait(word, old | WAITED, 100000000);
                 begin(p, s);
             }
+            limbo_drop(p, s, unit, ABSENT);
             while (STATE(old) == PRESENT) {
                 if (claim(p, s, unit, old, QUEUED)) break;
                 old = atomic_load(word);
@@ -460,6 +462,7 @@ void repair(pager *p, slot *dead, slot *by) {
         u32 word = atomic_load(&states(p)[unit]);
         if (STATE(word) == EVICTING && OWNER_OF(word) == OWNER_OF(owner)) stay(p, by, unit);
     }
+    limbo_repair(p, dead, by);
     dead->victim_count = 0;
     if (dead->take) madvise(dead->take, p->batch * p->unit, MADV_DONTNEED);
     if (!p->writable) madvise(dead->bounce, p->unit, MADV_DONTNEED), dead->bounce_populated = 0;
@@ -472,13 +475,13 @@ void repair(pager *p, slot *dead, slot *by) {
         if (mine) {
             bool any = false;
             for (u64 x = 0; x < unit_bytes(p, unit); x += PAGE) any |= sys_resident(at + x) == 1;
-            if (any && filling == 2) finish(p, by, unit, REF);
+            if (any && filling >= 2) finish(p, by, unit, REF);
             else {
-                if (filling == 2) atomic_fetch_sub(&p->resident_units, 1);
+                if (filling >= 2) atomic_fetch_sub(&p->resident_units, 1);
                 release_unit(p, by, unit, ABSENT);
             }
             sys_wake(p, by, at, unit_bytes(p, unit));
-        } else if (filling == 2 && STATE(word) != PRESENT && STATE(word) != FILLING) {
+        } else if (filling == 2 && STATE(word) != PRESENT && STATE(word) != FILLING && STATE(word) != LIMBO) {
             // It had let go of the unit, not yet of its place in the budget.
             atomic_fetch_sub(&p->resident_units, 1);
         }

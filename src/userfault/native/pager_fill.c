@@ -7,8 +7,6 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define MOVE_FROM_BYTES 65536 // moving a page costs two TLB flushes, copying costs a copy: this is where it turns
-
 static bool transient(int code) {
     return code == -EINTR || code == -EAGAIN || code == -EBUSY || code == -ETIMEDOUT || code == -ECONNRESET || code == -ESTALE;
 }
@@ -27,19 +25,19 @@ static bool step_aside(pager *p, slot *s, u64 *since) {
     return true;
 }
 
-// Put [bounce, bounce + length) where the fault waits. 0, or -errno: -ENOENT where that place is no longer ours.
-int install(pager *p, slot *s, u64 to, u64 length, bool copy_only) {
+// Put [from, from + length), a buffer of the slot, where the fault waits. 0, or -errno: -ENOENT where that place is no longer ours.
+int install(pager *p, slot *s, u8 *from, u64 to, u64 length, bool copy_only) {
     u64 at = 0, since = 0, done;
     bool after_move = false, move = !copy_only && !p->writable && length >= MOVE_FROM_BYTES;
     while (at < length) {
-        if (after_move && sys_resident((u64)s->bounce + at) != 1) { // it was moved, whatever the call said (findings/F-10.md)
+        if (after_move && sys_resident((u64)from + at) != 1) { // it was moved, whatever the call said (findings/F-10.md)
             at += PAGE;
             continue;
         }
-        int code = move ? sys_move(p, s, AT_MOVE_IN, to + at, (u64)s->bounce + at, length - at, &done)
-                        : sys_copy(p, s, to + at, s->bounce + at, after_move ? PAGE : length - at, &done);
+        int code = move ? sys_move(p, s, AT_MOVE_IN, to + at, (u64)from + at, length - at, &done)
+                        : sys_copy(p, s, to + at, from + at, after_move ? PAGE : length - at, &done);
         at += done;
-        if (move && done) s->bounce_populated = 0;
+        if (move && done && from == s->bounce) s->bounce_populated = 0;
         if (!code) continue;
         if (done) { COUNT(partial_count); since = 0; continue; } // the next call says what it was
         switch (code) {
@@ -187,31 +185,33 @@ static void leave_room(pager *p, slot *s) {
     s->filling = 0;
 }
 
-static int fill(pager *p, slot *s, u64 unit, u32 flags, bool copy_only) {
+static int fill(pager *p, slot *s, u64 unit, u32 flags, bool copy_only, bool soft) {
     const char *what = "";
     u64 at = p->base + unit * p->unit;
     bool ahead = flags & AHEAD;
     s->record_bytes = 0;
     strike(p, s, AT_CLAIMED, NULL);
     int code = s->filling == 2 ? 0 : make_room(p, s);
+    if (!code && !copy_only) limbo_feed(p, s);
     if (code) {
         if (ahead) { release_unit(p, s, unit, ABSENT); leave_room(p, s); return FAILED; }
         what = code == -EBUSY ? "no page of the region can leave to make room (all are pinned or in work)" : "writing to the swap file to make room";
         goto failed;
     }
     strike(p, s, AT_RESERVED, NULL);
-    if (p->kind == SOURCE_WORKER) {
+    u8 *from = limbo_buffer(p, s);
+    if (p->kind == SOURCE_WORKER && !soft) {
         code = submit(p, s, unit, ahead);
         if (!code) return PUT_OFF; // the receiver finishes it
         if (code == 1) goto there; // all of it was in the swap file
         what = "the page worker is gone and no other could be started";
         goto failed;
     }
-    code = read_unit(p, s, unit, s->bounce, false, &what);
+    if (!soft) code = read_unit(p, s, unit, from, false, &what);
     if (code) goto failed;
-    s->bounce_populated = 1;
+    if (from == s->bounce) s->bounce_populated = 1;
     strike(p, s, AT_FILLED, NULL);
-    code = install(p, s, at, unit_bytes(p, unit), copy_only);
+    code = install(p, s, from, at, unit_bytes(p, unit), copy_only);
     if (code == -ENOENT || code == -ESRCH) {
         release_unit(p, s, unit, GONE);
         leave_room(p, s);
@@ -222,9 +222,10 @@ static int fill(pager *p, slot *s, u64 unit, u32 flags, bool copy_only) {
     if (code) goto failed;
 there:
     strike(p, s, AT_INSTALLED, NULL);
+    s->filling = 3;
     finish(p, s, unit, flags);
-    s->filling = 0;
     strike(p, s, AT_WOKEN, NULL);
+    s->filling = 0;
     return DONE;
 failed:
     if ((code == -EBADF || code == -ENOTTY) && !s->role) { // the application closed our descriptors; the handlers have their own
@@ -248,7 +249,7 @@ int resolve(pager *p, slot *s, u64 unit, u64 address, u32 how, bool wait) {
     for (;;) {
         u32 old = atomic_load(word);
         u32 claim = FILLING | (old & QUEUED) | OWNER(s - p->slots);
-        bool counted = false;
+        bool counted = false, soft = false;
         switch (STATE(old)) {
         case FILLING:
         case EVICTING:
@@ -259,6 +260,11 @@ int resolve(pager *p, slot *s, u64 unit, u64 address, u32 how, bool wait) {
             mine = false;
             continue;
         case GONE: return FAILED;
+        case LIMBO:
+            if (ahead) return DONE;
+            soft = limbo_claim(p, s, unit, old);
+            if (!soft) continue;
+            break;
         case PRESENT:
             if (old & AHEAD && !ahead) {
                 if (!atomic_compare_exchange_weak(word, &old, (old & ~AHEAD) | REF)) continue;
@@ -278,10 +284,13 @@ int resolve(pager *p, slot *s, u64 unit, u64 address, u32 how, bool wait) {
         if (old & WAITED) claim |= WAITED;
         // In the word from the claim on, so that a sweep that comes between takes it away again.
         if (how & WRITTEN && p->writable && p->unit == PAGE) claim |= WRITTEN, atomic_store(&p->any_written, 1);
-        s->unit = unit;
-        s->filling = counted ? 2 : 1;
-        if (!atomic_compare_exchange_weak(word, &old, claim)) { s->filling = 0; continue; }
-        int result = fill(p, s, unit, how & AHEAD, counted || STATE(old) == POISONED);
+        if (!soft) {
+            s->unit = unit;
+            s->filling = counted ? 2 : 1;
+            if (!atomic_compare_exchange_weak(word, &old, claim)) { s->filling = 0; continue; }
+        }
+        int result = fill(p, s, unit, soft ? REF : how & AHEAD, counted || STATE(old) == POISONED, soft);
+        limbo_release(p, s);
         if (result != PUT_OFF || !wait) return result;
         mine = false;
         old = atomic_load(word);

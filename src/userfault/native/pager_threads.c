@@ -50,13 +50,18 @@ static int spawn(pager *p, u32 index) {
     return -code;
 }
 
-static void mark_gone(pager *p, u64 from, u64 to) {
+static void mark_gone(pager *p, slot *s, u64 from, u64 to) {
     u64 end = p->base + p->length;
     if (to <= p->base || from >= end) return;
     u64 first = from < p->base ? 0 : (from - p->base) / p->unit, last = ((to > end ? end : to) - 1 - p->base) / p->unit;
     for (u64 unit = first; unit <= last; unit++) {
         u32 old = atomic_load(&states(p)[unit]);
         for (;;) {
+            if (STATE(old) == LIMBO) {
+                limbo_drop(p, s, unit, GONE);
+                old = atomic_load(&states(p)[unit]);
+                continue;
+            }
             bool in_work = STATE(old) == FILLING || STATE(old) == EVICTING;
             if (!atomic_compare_exchange_weak(&states(p)[unit], &old, in_work ? old | DOOMED : GONE | (old & QUEUED))) continue;
             if (STATE(old) == PRESENT) atomic_fetch_sub(&p->resident_units, 1);
@@ -75,10 +80,7 @@ static void fill_page(pager *p, slot *s, u64 offset, u64 at) {
         code = read_unit(p, s, offset / p->unit, s->bounce, false, &what);
         if (!code) {
             s->bounce_populated = 1;
-            u8 *bounce = s->bounce;
-            s->bounce += offset % p->unit;
-            code = install(p, s, at, PAGE, true);
-            s->bounce = bounce;
+            code = install(p, s, s->bounce + offset % p->unit, at, PAGE, true);
         }
     }
     if (code && code != -ENOENT) {
@@ -89,7 +91,6 @@ static void fill_page(pager *p, slot *s, u64 offset, u64 at) {
 }
 
 static void event(pager *p, slot *s, const struct uffd_msg *m) {
-    (void)s;
     if (m->event == UFFD_EVENT_REMAP) {
         COUNT(remap_count);
         u64 from = m->arg.remap.from, length = m->arg.remap.len;
@@ -99,11 +100,11 @@ static void event(pager *p, slot *s, const struct uffd_msg *m) {
                 p->remaps[n].from = from, p->remaps[n].to = m->arg.remap.to, p->remaps[n].length = length;
                 atomic_store(&p->remap_count, n + 1);
             } else say("userfault: region '%s' was moved %d times; the next move of it is not served\n", p->name, MAX_REMAPS);
-            mark_gone(p, from, from + length);
+            mark_gone(p, s, from, from + length);
         }
     } else if (m->event == UFFD_EVENT_UNMAP || m->event == UFFD_EVENT_REMOVE) {
         COUNT(unmap_count);
-        mark_gone(p, m->arg.remove.start, m->arg.remove.end);
+        mark_gone(p, s, m->arg.remove.start, m->arg.remove.end);
     }
 }
 

@@ -69,13 +69,10 @@ int submit(pager *p, slot *s, u64 unit, bool ahead) {
         for (u64 i = 0; i < count; i++) swapped += in_swap(p, first + i);
     if (swapped) {
         int code = read_unit(p, s, unit, s->bounce, true, &what);
-        u8 *bounce = s->bounce;
         for (u64 i = 0; !code && i < count; i++) {
             if (!in_swap(p, first + i)) continue;
-            s->bounce = bounce + i * PAGE;
-            code = install(p, s, (first + i) * PAGE + p->base, PAGE, true);
+            code = install(p, s, s->bounce + i * PAGE, (first + i) * PAGE + p->base, PAGE, true);
         }
-        s->bounce = bounce;
         if (code) return code;
         if (swapped == count) return 1;
     }

@@ -29,6 +29,10 @@ Step = Literal[
     "before_take",
     "submitted",
     "tick",
+    "limbo_locked",
+    "limbo_left",
+    "limbo_moved",
+    "limbo_kept",
 ]
 Point = Call | Transfer | Step
 Effect = Literal["errno", "rival", "partial", "delay", "die"]
@@ -64,8 +68,9 @@ def inject(
     Points: the system calls on memory (`copy`, `move_in`, `move_out`, `scan`, `drop`, `poison`, `wake`), the transfers (`source_read`,
     `swap_read`, `swap_write`, `send` to a page worker), and the steps between them: a fault's message was read (`event_read`), its unit
     claimed (`claimed`), room made (`reserved`), the content read (`filled`), installed (`installed`), announced (`woken`), or asked
-    of a worker (`submitted`); victims are claimed (`victims`), looked at (`before_take`), moved out (`taken`), safe (`saved`); the
-    guardian's rounds (`tick`).
+    of a worker (`submitted`); victims are claimed (`victims`), looked at (`before_take`), moved out (`taken`), safe (`saved`); a
+    unit's place in limbo is locked (`limbo_locked`), the unit out of it (`limbo_left`), a victim's pages there (`limbo_moved`), the
+    victim itself (`limbo_kept`); the guardian's rounds (`tick`).
 
     Effects:
 

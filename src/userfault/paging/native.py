@@ -16,7 +16,7 @@ QUEUE, MAX_SLOTS, MAX_RULES, MAX_ERRORS, ERROR_TEXT, MAX_REMAPS, BUCKETS = 1024,
 
 MODES = ("threads", "sigbus")
 POLICIES = ("clock", "fifo", "lru", "custom")
-ABSENT, FILLING, PRESENT, EVICTING, POISONED, GONE = range(6)
+ABSENT, FILLING, PRESENT, EVICTING, POISONED, GONE, LIMBO = range(7)
 STATE_MASK = 7
 
 
@@ -80,6 +80,7 @@ COUNTERS = [
     "remap_count",
     "unmap_count",
     "resident_max_units",
+    "soft_fault_count",
 ]
 
 
@@ -113,7 +114,10 @@ class Pager(ctypes.Structure):
         *_fields(c_uint64, "source_offset source_address source_dev source_ino swap_dev swap_ino"),
         ("name", c_char * 256),
         *_fields(c_uint64, "state_offset bitmap_offset ring_offset stamp_offset control_bytes job_offset job_bytes"),
-        *_fields(c_uint64, "pages ring_capacity policy_function policy_context"),
+        *_fields(
+            c_uint64,
+            "pages ring_capacity limbo_offset limbo_units limbo_places limbo_count policy_function policy_context",
+        ),
         ("count", Counters),
         ("resident_units", c_uint64),
         *_fields(c_uint32, "stopping started inject_armed worker_lost"),

@@ -351,10 +351,10 @@ class Region(mmap.mmap):
         return SourceError("read", self._source.name, best.offset, best.length, cause, errno=best.code)
 
     def state_of(self, offset_bytes: int) -> str:
-        """`absent`, `filling`, `present`, `evicting`, `poisoned` or `gone`: what the pager thinks of the unit at an offset."""
+        """`absent`, `filling`, `present`, `evicting`, `poisoned`, `gone` or `limbo`: what the pager thinks of the unit at an offset."""
         unit = offset_bytes // self.unit_bytes
         word = ctypes.c_uint32.from_address(self._pager + self._control.state_offset + 4 * unit).value
-        return ("absent", "filling", "present", "evicting", "poisoned", "gone")[word & STATE_MASK]
+        return ("absent", "filling", "present", "evicting", "poisoned", "gone", "limbo")[word & STATE_MASK]
 
 
 def _end(pager: int, pid: int, source: Source, worker: Worker | None) -> None:

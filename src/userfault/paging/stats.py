@@ -55,6 +55,7 @@ class Stats:
     in_bytes: int
     out_bytes: int
     swap_in_bytes: int
+    soft_fault_count: int
     evict_clean_count: int
     evict_dirty_count: int
     evict_busy_count: int
