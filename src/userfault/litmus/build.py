@@ -107,7 +107,8 @@ class Builder:
         machines.boot(
             cpus=len(test.threads),
             ksm="ksm" in words or any(line.what == "ksm" for line in setups),
-            pt_reclaim=any(line.what == "ptreclaim" for line in setups),
+            pt_reclaim=eras.era.empty_tables_are_freed and any(line.what == "ptreclaim" for line in setups),
+            vma_locks=eras.era.per_vma_locks and any(line.what == "vmalocks" for line in setups),
             huge=huge or not words.isdisjoint({"collapse", "split"}),
         )
         remaps = [op.args for column in test.threads for op in column.operations if op.name == "mremap"]

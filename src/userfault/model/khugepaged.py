@@ -14,6 +14,7 @@ from .pgtable import flush_tlb_pmd, pmd_lockptr, pmd_offset, pte_lockptr, ptep_g
 from .rmap import hugepage_add_new_anon_rmap, page_remove_rmap
 from .slab import alloc_hugepage, atomic_read, hpage_nr, hpage_size, nth_page, put_page
 from .swap import free_page_and_swap_cache
+from .vma_lock import vma_end_write_all, vma_start_write
 
 
 @modelled(
@@ -41,6 +42,7 @@ def collapse_huge_page(mm: mm_struct, addr: int) -> int:
         up_write(mm.mmap_sem)
         put_page(new)
         return -EAGAIN
+    vma_start_write(vma)
     anon_vma_lock_write(vma.anon_vma)
     spin_lock(pmd_lockptr(pmdp))
     # Nobody finds the table any more; the flush's IPI waits for gup_fast.
@@ -57,6 +59,7 @@ def collapse_huge_page(mm: mm_struct, addr: int) -> int:
         set_pmd(pmdp, pmd)
         spin_unlock(pmd_lockptr(pmdp))
         anon_vma_unlock_write(vma.anon_vma)
+        vma_end_write_all(mm)
         up_write(mm.mmap_sem)
         put_page(new)
         return -EAGAIN
@@ -69,6 +72,7 @@ def collapse_huge_page(mm: mm_struct, addr: int) -> int:
     pmdp.deposited = table
     set_pmd(pmdp, mk_huge_pmd(new, vma))
     spin_unlock(pmd_lockptr(pmdp))
+    vma_end_write_all(mm)
     up_write(mm.mmap_sem)
     reached("pages were collapsed")
     return 0

@@ -13,6 +13,7 @@ from .memory import free_pgd_range, tlb_finish_mmu, zap_page_range
 from .mm_types import mm_struct, vm, vm_area_struct
 from .slab import vm_area_alloc, vm_area_free
 from .vma import mmap_region, split_vma
+from .vma_lock import vma_end_write_all, vma_start_write
 
 
 def find_vma(mm: mm_struct, addr: int) -> vm_area_struct | None:
@@ -67,7 +68,9 @@ def sys_munmap(mm: mm_struct, addr: int, length: int) -> int:
         gone = vma_within(mm, addr, end)
         if gone is None:
             break
+        vma_start_write(gone)
         detach_vma(mm, gone)
+    vma_end_write_all(mm)
     if era.munmap_downgrades:
         # Nobody finds the VMAs any more: faults elsewhere in the address space may go on.
         downgrade_write(mm.mmap_sem)

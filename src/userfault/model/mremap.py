@@ -26,6 +26,7 @@ from .pgtable import (
 )
 from .slab import out_of_memory, vm_area_alloc, vm_area_free
 from .vma import copied_range_merged, vma_link, vma_merge_extend
+from .vma_lock import vma_end_write_all, vma_start_write
 
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
 UFFD_FLAGS = int(vm.USERFAULT | vm.UFFD_WP)
@@ -162,13 +163,16 @@ def sys_mremap(mm: mm_struct, new_addr: int, old_addr: int, length: int) -> int:
     if vma is None or vma.vm_start != old_addr or vma.vm_end != old_addr + length:
         up_write(mm.mmap_sem)
         return -EFAULT
+    vma_start_write(vma)
     new_vma = copy_vma(mm, vma, new_addr)
     if new_vma is None:
+        vma_end_write_all(mm)
         up_write(mm.mmap_sem)
         return -ENOMEM
     move_page_tables(mm, vma, new_vma)
     detach_vma(mm, vma)
     unmap_detached(mm, old_addr, old_addr + length)
+    vma_end_write_all(mm)
     up_write(mm.mmap_sem)
     reached("a mapping was moved")
     return 0

@@ -15,6 +15,7 @@ from .mm_types import PmdKind, PteKind, mm_struct, page, tlb_t, vm
 from .mmap import find_vma
 from .pgtable import pmd_offset, pte_offset
 from .slab import nth_page
+from .vma_lock import lock_vma_under_rcu, vma_end_read
 
 FAULT = -100
 """The access can't be done with the translation at hand."""
@@ -80,13 +81,22 @@ def access(mm: mm_struct, addr: int, write: bool, value: int) -> int:
     function="do_page_fault",
     versions="v3.10 .. v6.8",
     section="C.1",
-    omits="per-VMA locks (v6.4)",
+    omits="per-VMA locks (v6.4), unless config.PER_VMA_LOCKS",
 )
 def handle_user_fault(mm: mm_struct, addr: int, write: bool) -> int:
     """Take mmap_sem, find the VMA, handle the fault. 0: try again; negative: the signal that kills.
 
     -SIGSEGV: nothing is mapped there, or not for writing. -SIGBUS: the page is missing in a VMA whose user resolves faults.
     """
+    if config.PER_VMA_LOCKS:
+        locked = lock_vma_under_rcu(mm, addr)
+        if locked is not None:
+            # vmf_anon_prepare needs mmap_lock.
+            if locked.anon_vma is not None and (locked.vm_flags & vm.WRITE or not write):
+                outcome = handle_mm_fault(locked, addr, write)
+                vma_end_read(locked)
+                return signal_of(outcome)
+            vma_end_read(locked)
     down_read(mm.mmap_sem)
     vma = find_vma(mm, addr)
     if vma is None or (write and not vma.vm_flags & vm.WRITE) or not vma.vm_flags & (vm.READ | vm.WRITE | vm.EXEC):
@@ -94,12 +104,17 @@ def handle_user_fault(mm: mm_struct, addr: int, write: bool) -> int:
         return -SIGSEGV
     result = handle_mm_fault(vma, addr, write)
     up_read(mm.mmap_sem)
-    if result == VM_FAULT_OOM:
+    return signal_of(result)
+
+
+def signal_of(fault: int) -> int:
+    """What becomes of who ran into a fault: 0 if the access is tried again."""
+    if fault == VM_FAULT_OOM:
         # pagefault_out_of_memory: somebody is killed, or not; whoever lives tries again.
         return 0
-    if result == VM_FAULT_SIGSEGV:
+    if fault == VM_FAULT_SIGSEGV:
         return -SIGSEGV
-    return -SIGBUS if result != 0 else 0
+    return -SIGBUS if fault != 0 else 0
 
 
 def load(mm: mm_struct, addr: int) -> int:

@@ -48,6 +48,7 @@ from .pgtable import (
 )
 from .slab import compound_head, get_page, hpage_size, put_page, put_page_testzero
 from .swap import lookup_swap_cache
+from .vma_lock import lock_vma_under_rcu, vma_end_read, vma_start_read_locked
 
 UFFDIO_MOVE_MODE_DONTWAKE = 1
 UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES = 2
@@ -495,6 +496,8 @@ def uffdio_move(
         return -EAGAIN
     if (src_start | dst_start | length) & mask or mode & ~3 or length <= 0:
         return -EINVAL
+    if config.PER_VMA_LOCKS:
+        return move_under_vma_locks(mm, dst_start, src_start, length, mode, ctx)
     down_read(mm.mmap_sem)
     if mm.mmap_changing != 0:
         up_read(mm.mmap_sem)
@@ -514,6 +517,22 @@ def uffdio_move(
     if anon_vma_prepare(dst_vma) != 0:
         up_read(mm.mmap_sem)
         return -ENOMEM
+    moved = move_each(mm, dst_vma, src_vma, dst_start, src_start, length, mode)
+    up_read(mm.mmap_sem)
+    return moved
+
+
+def move_each(
+    mm: mm_struct,
+    dst_vma: vm_area_struct,
+    src_vma: vm_area_struct,
+    dst_start: int,
+    src_start: int,
+    length: int,
+    mode: int,
+) -> int:
+    """The loop of move_pages: the bytes moved, or the negative errno if none were."""
+    err = 0
     done = 0
     for at in range(length >> config.PAGE_SHIFT):
         # A huge page may have taken us further already.
@@ -534,8 +553,76 @@ def uffdio_move(
         if err != 0:
             break
         done = at + pages
-    up_read(mm.mmap_sem)
     return done << config.PAGE_SHIFT if done > 0 else err
+
+
+def move_under_vma_locks(
+    mm: mm_struct, dst_start: int, src_start: int, length: int, mode: int, ctx: userfaultfd_ctx
+) -> int:
+    """The same under the locks of the two VMAs, since v6.9."""
+    err, dst_vma, src_vma = uffd_move_lock(mm, dst_start, src_start)
+    if err != 0 or dst_vma is None or src_vma is None:
+        return err
+    moved = -EAGAIN
+    if mm.mmap_changing == 0:
+        moved = validate_move_areas(src_vma, dst_vma, src_start, dst_start, length, ctx)
+        if moved == 0:
+            moved = move_each(mm, dst_vma, src_vma, dst_start, src_start, length, mode)
+    vma_end_read(src_vma)
+    if src_vma is not dst_vma:
+        vma_end_read(dst_vma)
+    return moved
+
+
+@modelled("mm/userfaultfd.c", versions="v6.9 .. v6.18", section="C.13", steps=3)
+def uffd_lock_vma(mm: mm_struct, addr: int) -> tuple[int, vm_area_struct | None]:
+    """The VMA of an address, with an anon_vma and locked for reading: (0, VMA), or (-ENOENT or -ENOMEM, None)."""
+    fast = lock_vma_under_rcu(mm, addr)
+    if fast is not None:
+        if fast.anon_vma is not None:
+            return 0, fast
+        vma_end_read(fast)
+    down_read(mm.mmap_sem)
+    vma = find_vma(mm, addr)
+    if vma is None:
+        up_read(mm.mmap_sem)
+        return -ENOENT, None
+    if anon_vma_prepare(vma) != 0:
+        up_read(mm.mmap_sem)
+        return -ENOMEM, None
+    vma_start_read_locked(vma)
+    up_read(mm.mmap_sem)
+    return 0, vma
+
+
+@modelled("mm/userfaultfd.c", versions="v6.9 .. v6.18", section="C.13", steps=8)
+def uffd_move_lock(
+    mm: mm_struct, dst_start: int, src_start: int
+) -> tuple[int, vm_area_struct | None, vm_area_struct | None]:
+    """(0, destination, source), both locked for reading, once if they are one VMA; or (errno, None, None)."""
+    err, first = uffd_lock_vma(mm, dst_start)
+    if first is None:
+        return err, None, None
+    if first.vm_start <= src_start and src_start < first.vm_end:
+        return 0, first, first
+    second = lock_vma_under_rcu(mm, src_start)
+    if second is not None:
+        return 0, first, second
+    # Whoever has the source for writing may be waiting for the destination: no sleep for mmap_lock with that locked (D-26).
+    vma_end_read(first)
+    down_read(mm.mmap_sem)
+    dst_vma, src_vma = find_vma(mm, dst_start), find_vma(mm, src_start)
+    if dst_vma is None or src_vma is None:
+        up_read(mm.mmap_sem)
+        return -ENOENT, None, None
+    if anon_vma_prepare(dst_vma) != 0:
+        up_read(mm.mmap_sem)
+        return -ENOMEM, None, None
+    vma_start_read_locked(dst_vma)
+    if src_vma is not dst_vma:
+        vma_start_read_locked(src_vma)
+    up_read(mm.mmap_sem)
+    return 0, dst_vma, src_vma
 
 
 @modelled("mm/userfaultfd.c", function="move_pages (loop body)", versions="v6.8", section="C.13", steps=5)
