@@ -574,7 +574,7 @@ def move_under_vma_locks(
     return moved
 
 
-@modelled("mm/userfaultfd.c", versions="v6.9 .. v6.18", section="C.13", steps=3)
+@modelled("mm/userfaultfd.c", versions="v6.9 .. v6.18", section="C.13")
 def uffd_lock_vma(mm: mm_struct, addr: int) -> tuple[int, vm_area_struct | None]:
     """The VMA of an address, with an anon_vma and locked for reading: (0, VMA), or (-ENOENT or -ENOMEM, None)."""
     fast = lock_vma_under_rcu(mm, addr)
@@ -595,7 +595,7 @@ def uffd_lock_vma(mm: mm_struct, addr: int) -> tuple[int, vm_area_struct | None]
     return 0, vma
 
 
-@modelled("mm/userfaultfd.c", versions="v6.9 .. v6.18", section="C.13", steps=8)
+@modelled("mm/userfaultfd.c", versions="v6.9 .. v6.18", section="C.13")
 def uffd_move_lock(
     mm: mm_struct, dst_start: int, src_start: int
 ) -> tuple[int, vm_area_struct | None, vm_area_struct | None]:

@@ -46,7 +46,7 @@ def vma_end_read(vma: vm_area_struct) -> None:
     vma.vm_refcnt -= 1
 
 
-@modelled("mm/mmap_lock.c", function="__vma_start_write", versions="v6.4 .. v6.18", section="C.3", steps=2)
+@modelled("mm/mmap_lock.c", function="__vma_start_write", versions="v6.4 .. v6.18", section="C.3")
 def vma_start_write(vma: vm_area_struct) -> None:
     """Keep new readers out and wait until the old ones are gone; mmap_lock is held for writing."""
     if config.PER_VMA_LOCKS:
