@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
@@ -11,9 +11,13 @@ from typing import NoReturn
 import pytest
 
 from userfault.check.ir import Program
+from userfault.kernel.errors import Unavailable
+from userfault.kernel.machine import Machine, Swap, machine
 from userfault.litmus import compile_test, load
 
 Compiled = Callable[[str, str], Program]
+
+_given_up: list[Unavailable] = []
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +51,28 @@ def children() -> Callable[[], set[str]]:
         return {pid for each in Path("/proc/self/task").glob("*/children") for pid in each.read_text().split()}
 
     return of_all_threads
+
+
+@pytest.fixture
+def held(cannot_run: Callable[[str, str], NoReturn]) -> Iterator[Machine]:
+    """The right to change this machine's settings, for one test."""
+    try:
+        # Whoever holds it for long is waited for once, and not by every test.
+        borrowed = machine(timeout_s=0 if _given_up else 20)
+        one = borrowed.__enter__()
+    except Unavailable as error:
+        _given_up.append(error)
+        cannot_run(error.reason, error.remedy)
+    try:
+        yield one
+    finally:
+        borrowed.__exit__(None, None, None)
+
+
+@pytest.fixture
+def swap(held: Machine, cannot_run: Callable[[str, str], NoReturn]) -> Swap:
+    """A swap device of this test's own."""
+    try:
+        return held.private_swap(32 << 20)
+    except Unavailable as error:
+        cannot_run(error.reason, error.remedy)

@@ -140,6 +140,24 @@ MUTANTS = {
         "return 0 && (i64)",
         "test_limbo.py::test_what_is_touched_in_limbo_comes_back_without_the_source",
     ),
+    "what the kernel swapped out counts as never written": Mutant(
+        "pager_sys.c",
+        ".category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,",
+        ".category_anyof_mask = PAGE_IS_PRESENT,",
+        "test_swapped.py::test_what_the_kernel_swapped_out_is_not_lost",
+    ),
+    "what the kernel swapped out counts as a hole": Mutant(
+        "pager_sys.c",
+        "there[i] |= entries[i] >> 62 != 0;",
+        "there[i] |= entries[i] >> 63 != 0;",
+        "test_swapped.py::test_what_the_kernel_swapped_out_is_not_lost",
+    ),
+    "a poisoned page counts as written": Mutant(
+        "pager_sys.c",
+        "if (!(found[i].categories & PAGE_IS_PRESENT) && ",
+        "if (0 && ",
+        "test_swapped.py::test_a_page_that_could_not_be_had_is_not_a_written_one",
+    ),
     "a policy may choose units in work": Mutant(
         "pager_evict.c",
         "n += STATE(atomic_load(&states(p)[units[n]])) == PRESENT;",

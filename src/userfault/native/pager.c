@@ -235,8 +235,8 @@ EXPORT u64 pager_ensure(pager *p, u64 offset, u64 length) {
         for (int tries = 0; tries < 1000; tries++) {
             u32 state = STATE(atomic_load(&states(p)[unit]));
             if (state == PRESENT) {
-                if (mincore((void *)at, bytes, there)) break;
-                for (missing = 0; missing < bytes / PAGE && there[missing] & 1; missing++) {}
+                if (sys_there(at, bytes, there)) break;
+                for (missing = 0; missing < bytes / PAGE && there[missing]; missing++) {}
                 if (missing == bytes / PAGE) { missing = 0; if (tries) break; } // there: only note that it is used
             } else missing = 0;
             s->address = at + missing * PAGE;

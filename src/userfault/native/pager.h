@@ -237,6 +237,7 @@ int sys_move(pager *p, slot *s, int point, u64 to, u64 from, u64 length, u64 *do
 int sys_poison(pager *p, slot *s, u64 at, u64 length);
 void sys_wake(pager *p, slot *s, u64 at, u64 length);
 int sys_written(pager *p, slot *s, u64 at, u64 length, bool rearm, u64 *written, u64 words);
+int sys_there(u64 at, u64 length, u8 *there);
 int sys_resident(u64 at);
 int sys_drop(pager *p, slot *s, const u32 *units, u32 count);
 int sys_own_file(int fd, i64 *position, u64 *dev, u64 *ino);

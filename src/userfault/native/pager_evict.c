@@ -270,14 +270,14 @@ static int take(pager *p, slot *s, u32 index, u32 victims, u64 *need) {
     if (!known && dirty < count && faults_so_far() != before) {
         // Somebody may have written to what looked clean: compare it with what would be read instead of it.
         COUNT(suspicious_count);
-        if (mincore(to, length, there)) memset(there, 1, sizeof there);
+        if (sys_there((u64)to, length, there)) memset(there, 1, sizeof there);
         const char *what;
         bool comparable = false;
         for (u64 i = 0, per_unit = p->unit / PAGE; i < count; i++) {
             u64 within = i % per_unit;
             if (!within) comparable = p->kind != SOURCE_WORKER && !read_unit(p, s, unit + i / per_unit, s->bounce, false, &what);
             if (comparable) s->bounce_populated = 1;
-            if (!(there[i] & 1)) continue;
+            if (!there[i]) continue;
             if (need[i / 64] >> (i % 64) & 1) { set_bit(p, MARKED, first + i); continue; }
             if (comparable && !memcmp(to + i * PAGE, s->bounce + within * PAGE, PAGE)) continue;
             set_bit(p, UNSAVED, first + i), set_bit(p, MARKED, first + i);
@@ -318,10 +318,10 @@ static u32 take_and_save(pager *p, slot *s, int *code) {
     }
     // What the application dropped meanwhile is a hole here, not a page of zeros.
     u8 there[512];
-    if (count && !mincore(s->take, s->victim_count * p->unit, there)) {
+    if (count && !sys_there((u64)s->take, s->victim_count * p->unit, there)) {
         u32 present = 0;
         for (u32 i = 0; i < count; i++)
-            if (there[(u64)(pages[i].from - s->take) / PAGE] & 1) pages[present++] = pages[i];
+            if (there[(u64)(pages[i].from - s->take) / PAGE]) pages[present++] = pages[i];
         count = present;
     }
     int saved = count ? save(p, s, pages, count) : 0;

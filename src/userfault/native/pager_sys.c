@@ -129,6 +129,7 @@ void sys_wake(pager *p, slot *s, u64 at, u64 length) {
 }
 
 // The pages of [at, at + length) that are there and were written since they were armed, as bits; `rearm` arms them in the same step.
+// What the kernel swapped out or is migrating is there as well; a poisoned page looks the same to it, and is not.
 int sys_written(pager *p, slot *s, u64 at, u64 length, bool rearm, u64 *written, u64 words) {
     i64 value = 0;
     memset(written, 0, words * 8);
@@ -139,7 +140,8 @@ int sys_written(pager *p, slot *s, u64 at, u64 length, bool rearm, u64 *written,
         struct pm_scan_arg a = {
             .size = sizeof a, .start = start, .end = end, .vec = (u64)found, .vec_len = 64,
             .flags = rearm ? PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC : 0,
-            .category_mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT, .return_mask = PAGE_IS_WRITTEN,
+            .category_mask = PAGE_IS_WRITTEN, .category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            .return_mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
         };
         int count = ioctl(p->pagemap_fd, PAGEMAP_SCAN, &a);
         if (count < 0) {
@@ -149,6 +151,7 @@ int sys_written(pager *p, slot *s, u64 at, u64 length, bool rearm, u64 *written,
         for (int i = 0; i < count; i++)
             for (u64 x = found[i].start; x < found[i].end; x += PAGE) {
                 u64 index = (x - at) / PAGE;
+                if (!(found[i].categories & PAGE_IS_PRESENT) && STATE(atomic_load(&states(p)[unit_of(p, x - p->base)])) == POISONED) continue;
                 written[index / 64] |= 1ull << (index % 64);
             }
         if (a.walk_end <= start) break;
@@ -157,11 +160,26 @@ int sys_written(pager *p, slot *s, u64 at, u64 length, bool rearm, u64 *written,
     return 0;
 }
 
-// Is the page at `at` there? mincore asks the page table and needs no descriptor.
+// Which pages of [at, at + length), 512 at most, are there, in memory or in the kernel's swap. 0 or -errno. mincore asks the page table and
+// needs no descriptor, but a page in swap is a hole to it: of what it does not find, /proc knows more.
+int sys_there(u64 at, u64 length, u8 *there) {
+    u64 count = length / PAGE, missing = 0, entries[512];
+    if (mincore((void *)at, length, there)) return -errno;
+    for (u64 i = 0; i < count; i++) missing += !(there[i] &= 1);
+    if (!missing) return 0;
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    if (syscall(SYS_pread64, fd, entries, count * 8, at / PAGE * 8) == (i64)(count * 8))
+        for (u64 i = 0; i < count; i++) there[i] |= entries[i] >> 62 != 0; // present, swapped
+    close(fd);
+    return 0;
+}
+
+// Is the page at `at` there? 1, 0, or -errno.
 int sys_resident(u64 at) {
-    unsigned char vec = 0;
-    if (mincore((void *)(at & ~(PAGE - 1)), PAGE, &vec)) return -errno;
-    return vec & 1;
+    u8 there = 0;
+    int code = sys_there(at & ~(PAGE - 1), PAGE, &there);
+    return code ? code : there;
 }
 
 // Drop whole units whose content can be had again. One call for all of them where the kernel has process_madvise for ourselves.
