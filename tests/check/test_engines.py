@@ -30,6 +30,7 @@ from userfault.native import why_missing
 from userfault.paging.pytest_plugin import check as in_child
 
 from . import programs as p
+from .test_reuse import bump
 
 LONG = bool(os.environ.get("USERFAULT_LONG"))
 """Every test on every era, each to its end: the reference engine then takes ten minutes."""
@@ -256,6 +257,18 @@ def test_both_agree_on_a_state_of_many_words(lost: bool) -> None:
         assert slow is not None and fewest is not None
         assert (switches(fewest), len(fewest)) == (switches(slow), len(slow))
         assert replay(program, fewest).failure == result.failure
+
+
+def test_a_constant_that_is_too_large_is_an_error_where_it_is_read() -> None:
+    """Constants are numbered once a process: those of other programs stand in the way of none."""
+
+    def compiled(by: int) -> Program:
+        s = p.fresh(1)
+        return compile_program("t", [ThreadSpec("P0", [Call(bump, (s, by))])])
+
+    with pytest.raises(CheckError, match=r"t: 1099511627776 does not fit in 32 bits"):
+        native.explore(compiled(1 << 40))
+    agree(compiled(2), Options())
 
 
 def test_a_bound_is_a_bound_on_both() -> None:

@@ -15,6 +15,7 @@ from itertools import chain
 from . import ir
 from .errors import CheckError, TooLarge
 from .explore import Machine
+from .ir import READS_A, READS_B
 from .layout import Layout, Place
 from .reduce import Reduction
 from .result import Options
@@ -67,7 +68,7 @@ class Encoder:
         owners: list[ir.Thread | ir.Spec] = [*program.threads, *program.invariants, *program.finals]
         self.reg_count = max(len(owner.locals) for owner in owners) + len(program.consts) + 1
         self.first_const = self.reg_count - len(program.consts)
-        self.consts = array("i", program.consts)
+        self.consts = fitting(program, owners)
         self.cell_words = len(program.cells) // 64 + 1
         self.seen_by = array("Q", bytes(8 * self.cell_words * len(program.invariants)))
         self.max_pc = max(len(numbers) for numbers in layout.numbers) + 1
@@ -126,7 +127,7 @@ class Encoder:
         )
 
     def registers(self, rows: int) -> array[int]:
-        row = array("i", [0]) * self.first_const + array("i", self.program.consts)
+        row = array("i", [0]) * self.first_const + self.consts
         return row * max(rows, 1)
 
     def persistent_sets(self, reduction: Reduction) -> tuple[array[int], array[int], int]:
@@ -176,6 +177,21 @@ class Encoder:
 
 def _forget(lib: ctypes.CDLL, made: c_void_p) -> None:
     lib.uf_forget(made)
+
+
+def fitting(program: ir.Program, owners: Sequence[ir.Thread | ir.Spec]) -> array[int]:
+    """The constants as the engine's words, 0 for one too large. Raises CheckError if the code reads such a one.
+
+    The constants are those of all programs of the process.
+    """
+    large = {-1 - at: value for at, value in enumerate(program.consts) if not -(1 << 31) <= value < 1 << 31}
+    for owner in owners if large else ():
+        words = words_of(owner.code)
+        for op, a, b in zip(words[0::9], words[2::9], words[3::9], strict=True):
+            read = a if a in large and op in READS_A else b if b in large and op in READS_B else 0
+            if read:
+                raise CheckError(f"{program.name}: {large[read]} does not fit in 32 bits: the native engine's words")
+    return array("i", [0 if -1 - at in large else value for at, value in enumerate(program.consts)])
 
 
 def words_of(code: Sequence[ir.Instr]) -> array[int]:
