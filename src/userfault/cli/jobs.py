@@ -58,6 +58,13 @@ class Replay:
     lasso: int
 
 
+SHOWN = 4
+"""Programs kept for the counterexample that is shown at the end: enough for a test on all eras."""
+
+_violated: dict[str, Program] = {}
+"""By the replay string that this process made: they need not be compiled again."""
+
+
 def decode(string: str) -> Replay:
     """The program and the schedule of a replay string. Raises CheckError or LitmusError for anything else."""
     head, colon, schedule = string.rpartition(":")
@@ -70,7 +77,7 @@ def decode(string: str) -> Replay:
     schedule, _, lasso = schedule.partition("!")
     if lasso and not lasso.isdigit():
         raise CheckError(f"{lasso!r} does not say at which step a cycle begins: expected a number behind `!`")
-    program = compile_test(load(test), era, mutant or None)
+    program = _violated.pop(string, None) or compile_test(load(test), era, mutant or None)
     return Replay(Job(test, era, mutant), program, decode_schedule(schedule), int(lasso) if lasso else -1)
 
 
@@ -106,6 +113,9 @@ def _perform(job: Job, options: Options, engine: str) -> Outcome:
         if best is not None:
             result.schedule = best
     verdict, prop, found = judged(test, result)
+    replay = replay_string(job, result) if result.schedule else ""
+    if replay and len(_violated) < SHOWN:
+        _violated[replay] = program
     return Outcome(
         test=job.test,
         era=job.era,
@@ -116,7 +126,7 @@ def _perform(job: Job, options: Options, engine: str) -> Outcome:
         transitions=result.transitions,
         seconds=time.perf_counter() - started,
         steps=len(result.schedule),
-        replay=replay_string(job, result) if result.schedule else "",
+        replay=replay,
         expected=(verdict, prop) == expected(test, job.era, job.mutant or None),
         found=found,
         engine=result.engine,
