@@ -15,10 +15,11 @@ from userfault.conform import words as w
 from userfault.conform.compare import Step, perform
 from userfault.conform.generate import FILLS, Generator
 from userfault.conform.needs import NEEDS
-from userfault.conform.operations import Op
+from userfault.conform.operations import Op, Outcome
 from userfault.conform.quirks import KERNELS, QUIRKS, Quirks, lines, running, table
 from userfault.conform.world import Window, World
 from userfault.model.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
+from userfault.model.fs_userfaultfd import UNWRITTEN
 
 
 def test_every_quirk_has_its_row() -> None:
@@ -200,6 +201,18 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
         -EINVAL,
         0,
     ),
+    "copy_checks_source": (
+        [MAPPED, Op(0, "register", (0, 0, PAGE, 1)), Op(0, "copy", (0, 0, 1 << 47, PAGE, 0))],
+        lambda step: step.outcome,
+        Outcome(-EINVAL, UNWRITTEN),
+        Outcome(-EFAULT, -EFAULT),
+    ),
+    "mmap_merges_both_sides": (
+        [MAPPED, Op(0, "munmap", (PAGE, PAGE)), Op(0, "store", (2 * PAGE, 1)), Op(0, "mmap", (PAGE, PAGE, 3))],
+        vmas,
+        [(0, 4)],
+        [(0, 1), (1, 4)],
+    ),
     "uffd_merges_rear": (
         [MAPPED, Op(0, "register", (0, 0, 2 * PAGE, 1)), Op(0, "unregister", (0, PAGE, PAGE))],
         vmas,
@@ -207,6 +220,25 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
         [(0, 1), (1, 2), (2, 4)],
     ),
 }
+# F-18: page 1 has the index that the neighbour's first page has, too, since that was moved from here.
+WRONG_NEIGHBOUR = [
+    MAPPED,
+    *(Op(0, "store", (at * PAGE, 1)) for at in range(3)),
+    Op(0, "mremap", (PAGE, PAGE, PAGE, 3, 2 * PAGE)),
+    Op(0, "mmap", (PAGE, PAGE, 3)),
+    Op(0, "store", (PAGE, 4)),
+    Op(0, "register", (0, 0, 2 * PAGE, 1)),
+    Op(0, "unregister", (0, PAGE, PAGE)),
+    Op(0, "pageout", (PAGE, PAGE)),
+]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_merge_with_the_wrong_neighbour_loses_a_page(right: bool) -> None:
+    world = World(WINDOW, lambda data: 1, replace(Quirks(), uffd_merges_rear=right))
+    *_, unregister, pageout = (perform(op, world) for op in WRONG_NEIGHBOUR)
+    assert vmas(unregister) == ([(0, 1), (1, 2), (2, 3), (3, 4)] if right else [(0, 1), (1, 3), (3, 4)])
+    assert pageout.broken == ("" if right else "ModelError: walk_is_complete: the walk missed a mapping of the page")
 
 
 @pytest.mark.parametrize("field", BEHAVIOURS)
@@ -214,4 +246,7 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
 def test_a_quirk_is_a_behaviour_of_the_model(field: str, does: bool) -> None:
     operations, look, with_it, without_it = BEHAVIOURS[field]
     changes: dict[str, Any] = {field: does}
+    if field == "mmap_merges_both_sides":
+        # The rule of that time: it is what keeps the two apart.
+        changes["merge_spares_fork_children"] = does
     assert look(last(operations, replace(Quirks(), **changes))) == (with_it if does else without_it)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
+from errno import EINVAL
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +42,8 @@ class Quirks:
     writeprotect_spans_vmas: bool = True
     unregister_asks_whose: bool = True
     uffd_merges_rear: bool = True
+    copy_checks_source: bool = True
+    mmap_merges_both_sides: bool = True
     empty_tables_are_freed: bool = True
     huge_zero_page_is_replaced: bool = True
     split_maps_zero_page: bool = True
@@ -77,6 +80,8 @@ IN_THE_MODEL = (
     "writeprotect_spans_vmas",
     "unregister_asks_whose",
     "uffd_merges_rear",
+    "copy_checks_source",
+    "mmap_merges_both_sides",
     "empty_tables_are_freed",
     "huge_zero_page_is_replaced",
     "split_maps_zero_page",
@@ -189,6 +194,22 @@ def _uffd_merges_rear() -> bool:
         uffd.register(area.address, 2 * PAGE).or_raise("UFFDIO_REGISTER")
         uffd.unregister(area.at(1), PAGE).or_raise("UFFDIO_UNREGISTER")
         vma = vma_at(area.at(1))
+        return vma is not None and area.at(2) in vma
+
+
+def _copy_checks_source() -> bool:
+    with Mapping(PAGE) as area, Userfault(Feature.SIGBUS) as uffd:
+        uffd.register(area.address, PAGE).or_raise("UFFDIO_REGISTER")
+        return uffd.copy(area.address, 1 << 47, PAGE).errno == EINVAL
+
+
+def _mmap_merges_both_sides() -> bool:
+    with Mapping(3 * PAGE) as area:
+        memory.munmap(area.at(1), PAGE).or_raise("munmap")
+        memory.store(area.at(2), b"1")
+        fixed = memory.MAP_PRIVATE | memory.MAP_ANONYMOUS | memory.MAP_FIXED
+        memory.mmap(area.at(1), PAGE, flags=fixed).or_raise("mmap")
+        vma = vma_at(area.address)
         return vma is not None and area.at(2) in vma
 
 
@@ -322,9 +343,25 @@ QUIRKS = (
         "uffd_merges_rear",
         "the rear part of a mapping that is registered or unregistered is merged with an equal one behind it",
         "nyyyy",
-        "fs/userfaultfd.c, userfaultfd_unregister: 6.1.176 hands vma_merge the page offset of the whole VMA",
+        "fs/userfaultfd.c, userfaultfd_unregister: 6.1.176 hands vma_merge the page offset of the whole VMA (F-18)",
         "UFFDIO_UNREGISTER of the rear page of what was registered",
         _uffd_merges_rear,
+    ),
+    Quirk(
+        "copy_checks_source",
+        "UFFDIO_COPY checks the address of its source first: EINVAL; it is EFAULT when it is read otherwise",
+        "nyyyy",
+        "fs/userfaultfd.c, userfaultfd_copy: the source is validated in 6.12.117, only looked at for a wrap in 6.1.176",
+        "UFFDIO_COPY from an address that no process can have",
+        _copy_checks_source,
+    ),
+    Quirk(
+        "mmap_merges_both_sides",
+        "a new mapping joins two neighbours of which one was touched; it is merged with the one behind it otherwise",
+        "nyyyy",
+        "mm/mmap.c, mmap_region: in 6.1.176 the neighbour before is compared with the anon_vma of the one behind",
+        "mmap between a mapping that was not touched and one that was",
+        _mmap_merges_both_sides,
     ),
     Quirk(
         "empty_tables_are_freed",

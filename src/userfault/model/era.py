@@ -84,7 +84,12 @@ class Era:
     unregister_asks_whose: bool = False
     """UFFDIO_UNREGISTER refuses what another userfaultfd registered (seen on v6.18, not on v6.12)."""
     uffd_merges_rear: bool = False
-    """The rear part of a VMA that is registered or unregistered is merged with the neighbour behind it (seen on v6.12, not on v6.1)."""
+    """The rear part of a VMA that is registered or unregistered is merged with the neighbour behind it (seen on v6.12, not on v6.1,
+    which compares the page offset of the whole VMA and so merges with the wrong one: F-18)."""
+    copy_checks_source: bool = False
+    """UFFDIO_COPY checks where it reads before anything else (seen on v6.12, not on v6.1)."""
+    mmap_merges_both_sides: bool = False
+    """A new mapping joins two neighbours of which one was touched (seen on v6.12; on v6.1 it is merged with the one behind it)."""
     markers: bool = False
     """Entries that mark a hole (write-protected, poisoned, guard) and write-protection by userfaultfd: modelled for v6.18."""
     fills_replace_guards: bool = False
@@ -139,6 +144,8 @@ V6_18 = replace(
     writeprotect_spans_vmas=True,
     unregister_asks_whose=True,
     uffd_merges_rear=True,
+    copy_checks_source=True,
+    mmap_merges_both_sides=True,
     markers=True,
     fills_replace_guards=True,
     huge_move_clears_first=True,

@@ -18,7 +18,7 @@ from .slab import alloc_page, put_page
 from .user import peek
 from .userfaultfd import mfill_atomic, mfill_atomic_install_pte, mfill_vma, mwriteprotect_range, uffd_wp_range
 from .userfaultfd_move import uffdio_move
-from .vma import split_vma, vma_modify
+from .vma import vma_modify
 
 UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_REGISTER_MODE_MINOR = 1, 2, 4
 UFFD_FLAGS = int(vm.USERFAULT | vm.UFFD_WP)
@@ -115,7 +115,8 @@ def userfaultfd_register_range(ctx: userfaultfd_ctx, start: int, end: int, flags
             break
         if not (vma.ctx is ctx and vma.vm_flags & flags == flags):
             first, last = max(at, vma.vm_start), min(end, vma.vm_end)
-            vma = modify(ctx.mm, vma, first, last, (vma.vm_flags & ~UFFD_FLAGS) | flags, ctx)
+            flags_then = (vma.vm_flags & ~UFFD_FLAGS) | flags
+            vma = vma_modify(ctx.mm, vma, first, last, flags_then, ctx, not era.uffd_merges_rear)
             vma.ctx = ctx
             vma.vm_flags = (vma.vm_flags & ~UFFD_FLAGS) | flags
         at = vma.vm_end
@@ -163,22 +164,10 @@ def userfaultfd_clear_vma(mm: mm_struct, vma: vm_area_struct, start: int, end: i
     """Take a part of a VMA from its context, and with it the write-protection."""
     if vma.vm_flags & vm.UFFD_WP:
         uffd_wp_range(vma, start, end, False)
-    vma = modify(mm, vma, start, end, vma.vm_flags & ~UFFD_FLAGS, NULL)
+    vma = vma_modify(mm, vma, start, end, vma.vm_flags & ~UFFD_FLAGS, NULL, not era.uffd_merges_rear)
     vma.ctx = NULL
     vma.vm_flags = vma.vm_flags & ~UFFD_FLAGS
     return vma
-
-
-def modify(
-    mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int, ctx: userfaultfd_ctx
-) -> vm_area_struct:
-    """vma_modify; up to v6.1 the rear part of a VMA, said to begin where the whole one does, is like no neighbour."""
-    if not era.uffd_merges_rear and start > vma.vm_start:
-        vma = split_vma(mm, vma, start)
-        if vma.vm_end > end:
-            split_vma(mm, vma, end)
-        return vma
-    return vma_modify(mm, vma, start, end, flags, ctx)
 
 
 @modelled("fs/userfaultfd.c", versions="v6.8 .. v6.18", section="F.1", steps=3, omits="waking who waits; a dying mm")
@@ -251,7 +240,7 @@ def userfaultfd_copy(
     mm = ctx.mm
     if mm.mmap_changing != 0:
         return -EAGAIN, -EAGAIN
-    if validate_unaligned_range(src, length) != 0 or validate_range(dst, length) != 0 or mode & ~3:
+    if validate_source(src, length) != 0 or validate_range(dst, length) != 0 or mode & ~3:
         return -EINVAL, UNWRITTEN
     size = 1 << config.PAGE_SHIFT
     done = 0
@@ -263,6 +252,13 @@ def userfaultfd_copy(
     return progress(done if done > 0 else err, length)
 
 
+def validate_source(src: int, length: int) -> int:
+    """Where UFFDIO_COPY may read: 0 or -EINVAL. Up to v6.1 it may be anywhere that does not wrap, and is EFAULT when it is read."""
+    if era.copy_checks_source:
+        return validate_unaligned_range(src, length)
+    return -EINVAL if src + length >= config.WRAP_AT else 0
+
+
 def copy_one(ctx: userfaultfd_ctx, current: mm_struct, start: int, dst: int, src: int, length: int, wp: bool) -> int:
     """One page of UFFDIO_COPY: 0 or -errno. The destination is looked at before the source, and again after a fault there."""
     mm = ctx.mm
@@ -272,6 +268,8 @@ def copy_one(ctx: userfaultfd_ctx, current: mm_struct, start: int, dst: int, src
     if err != 0:
         return err
     vma: vm_area_struct | None = None
+    if validate_unaligned_range(src, 1 << config.PAGE_SHIFT) != 0:
+        return -EFAULT
     data = peek(current, src, 1 << config.PAGE_SHIFT)
     if isinstance(data, int):
         return -EFAULT

@@ -152,13 +152,18 @@ def can_merge(
     omits="failure for want of memory; special mappings",
 )
 def vma_merge_existing(
-    mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int, ctx: userfaultfd_ctx
+    mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int, ctx: userfaultfd_ctx, offset_of_whole: bool
 ) -> vm_area_struct | None:
-    """Give [start, end) of a VMA to the neighbours that are like what it becomes. The VMA that covers it, or None."""
+    """Give [start, end) of a VMA to the neighbours that are like what it becomes. The VMA that covers it, or None.
+
+    offset_of_whole: what is compared with the neighbours' page offsets is the whole VMA's (userfaultfd up to v6.1: F-18).
+    """
     prev: vm_area_struct | None = None
     after: vm_area_struct | None = None
     av = vma.anon_vma
-    pgoff = vma.vm_pgoff + ((start - vma.vm_start) >> config.PAGE_SHIFT)
+    pgoff = vma.vm_pgoff
+    if not offset_of_whole:
+        pgoff += (start - vma.vm_start) >> config.PAGE_SHIFT
     if start == vma.vm_start:
         prev = vma_before(mm, start)
         if prev is not None and not can_merge(
@@ -240,12 +245,18 @@ def absorb(mm: mm_struct, keeper: vm_area_struct, gone: vm_area_struct) -> None:
 
 @modelled("mm/vma.c", versions="v6.6 (as vma_modify_*) .. v6.18", section="C.1")
 def vma_modify(
-    mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int, ctx: userfaultfd_ctx
+    mm: mm_struct,
+    vma: vm_area_struct,
+    start: int,
+    end: int,
+    flags: int,
+    ctx: userfaultfd_ctx,
+    offset_of_whole: bool = False,
 ) -> vm_area_struct:
     """The VMA for [start, end) alone, to be given new flags: merged with neighbours that have them, or split off."""
     if flags == vma.vm_flags and ctx is vma.ctx:
         return vma
-    merged = vma_merge_existing(mm, vma, start, end, flags, ctx)
+    merged = vma_merge_existing(mm, vma, start, end, flags, ctx, offset_of_whole)
     if merged is not None:
         return merged
     if vma.vm_start < start:
@@ -269,6 +280,10 @@ def vma_merge_new_range(
     """Make neighbours longer by a range where nothing is mapped, which will hold what `copied` holds now (None: nothing)."""
     pages = (end - start) >> config.PAGE_SHIFT
     prev, after = vma_before(mm, start), vma_from(mm, end)
+    if after is not None and copied is None and not era.mmap_merges_both_sides:
+        # A neighbour behind that fits decides for the one before it.
+        if can_merge(after, copied, av, flags, ctx, pgoff + pages):
+            av = after.anon_vma
     if prev is not None:
         length = (prev.vm_end - prev.vm_start) >> config.PAGE_SHIFT
         if not can_merge(prev, copied, av, flags, ctx, pgoff - length):
