@@ -30,12 +30,12 @@ FREEDOM = (
     Free(
         "lazily freed and locked flags of pages (SWAPBACKED, MLOCKED, UNEVICTABLE)",
         "They change when a per-CPU batch drains.",
-        "Not looked at; what follows from them is.",
+        "Not looked at; what follows from them is: whether reclaim drops a page or swaps it out.",
     ),
     Free(
         "when a batch of new pages reaches the LRU lists",
         "A page in another CPU's batch has one reference more, so that a write copies it instead of reusing it.",
-        "A sequence and its processes stay on one CPU, whose batch the kernel drains itself.",
+        "A sequence and its processes stay on one CPU, whose batches are drained before each operation.",
     ),
     Free(
         "soft-dirty bits",

@@ -6,9 +6,11 @@ Without the state nearly every operation would be refused at the door: two rando
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..model.mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
+from ..model.mm_types import page as Page
 from .operations import ADVICE, Op
 from .world import HUGE_PAGES, PAGE, Window, World
 
@@ -71,6 +73,7 @@ FILLS = Profile(
         "poison": 4,
         "writeprotect": 12,
         "mincore": 4,
+        "free": 3,
         "mprotect": 6,
         "populate_write": 4,
         "populate_read": 2,
@@ -115,7 +118,16 @@ SWAPS = Profile(
     "the same with swap: entries that are exclusive or not, moved, shared, write-protected",
     Window(BASE, HUGE_PAGES - 12, 20),
     120,
-    {**FORKS.weights, "pageout": 16, "process_madvise": 8, "cold": 3, "mincore": 8, "load": 24, "writeprotect": 8},
+    {
+        **FORKS.weights,
+        "free": 8,
+        "pageout": 16,
+        "process_madvise": 8,
+        "cold": 3,
+        "mincore": 8,
+        "load": 24,
+        "writeprotect": 8,
+    },
     swap=True,
 )
 REMAPS = Profile(
@@ -373,6 +385,19 @@ class Generator:
         cached = [addr for addr in swapped if self.pte(mm, addr).slot.cache is not None]
         if swapped and self.maybe(0.7):
             return self.inside(self.rng.choice(cached or swapped), self.length())
+        return self.range_in(mm)
+
+    def draw_free(self, mm: mm_struct) -> tuple[int, ...]:
+        return self.around(mm, lambda p: p.swapcache is not None)
+
+    def draw_pageout(self, mm: mm_struct) -> tuple[int, ...]:
+        return self.around(mm, lambda p: p.lazyfree)
+
+    def around(self, mm: mm_struct, wanted: Callable[[Page], bool]) -> tuple[int, int]:
+        """Now and then a range that begins with such a page, if there is one."""
+        found = [addr for addr in self.pages() if (p := self.pte(mm, addr).page) is not None and wanted(p)]
+        if found and self.maybe(0.4):
+            return self.inside(self.rng.choice(found), self.length())
         return self.range_in(mm)
 
     def draw_mremap(self, mm: mm_struct) -> tuple[int, ...]:

@@ -9,14 +9,15 @@ from .catalogue import modelled
 from .era import era
 from .errno import EFAULT, EHWPOISON, EINVAL, ENOMEM
 from .lang import reached
-from .locks import down_read, down_write, spin_lock, spin_unlock, up_read, up_write
+from .locks import down_read, down_write, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, up_write
 from .machine import config
 from .memory import VM_FAULT_HWPOISON, handle_mm_fault, pte_alloc, tlb_finish_mmu, zap_page_range
-from .mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
+from .mm_types import PmdKind, PteKind, mm_struct, pte_slot, pte_t, vm, vm_area_struct
 from .mmap import find_vma
-from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte, table_is_gone
+from .pgtable import flush_tlb_range, pmd_offset, pte_lockptr, pte_offset, set_pte, table_is_gone
 from .pt_reclaim import free_emptied_tables
 from .slab import atomic_read
+from .swap import free_swap_and_cache, try_to_free_swap
 from .vma import vma_modify
 from .vmscan import shrink_page
 
@@ -25,6 +26,7 @@ class MADV(enum.IntEnum):
     """Advice (include/uapi/asm-generic/mman-common.h)."""
 
     DONTNEED = 4
+    FREE = 8
     DONTFORK = 10
     DOFORK = 11
     HUGEPAGE = 14
@@ -227,6 +229,11 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
             free_emptied_tables(mm, start, end)
         reached("a range was forgotten")
         return 0
+    if advice == MADV.FREE:
+        if vma.vm_flags & vm.LOCKED:
+            return -EINVAL
+        madvise_free(mm, start, end)
+        return 0
     if advice == MADV.COLD:
         # Only the age of small pages changes, which nothing here has.
         return -EINVAL if vma.vm_flags & vm.LOCKED else 0
@@ -246,6 +253,49 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
     vma = vma_modify(mm, vma, start, end, flags, vma.ctx)
     vma.vm_flags = flags | (vma.vm_flags & int(vm.MAYBE_GUARD))
     return 0
+
+
+@modelled(
+    "mm/madvise.c, mm/swap.c",
+    function="madvise_free_pte_range, folio_mark_lazyfree",
+    versions="v4.5 .. v6.18",
+    section="C.7",
+    steps=5,
+    omits="huge pages (they stay as they are); the batch in which pages become lazily freed; pages on the unevictable list",
+)
+def madvise_free(mm: mm_struct, start: int, end: int) -> None:
+    """The contents are not needed: reclaim may drop the pages, unless they are written again. What is swapped out goes at once."""
+    for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
+        addr = number << config.PAGE_SHIFT
+        pmd = pmd_offset(mm, addr).pmd
+        if pmd.kind == PmdKind.TABLE:
+            spin_lock(pte_lockptr(pmd.table))
+            madvise_free_pte(pte_offset(pmd.table, addr))
+            spin_unlock(pte_lockptr(pmd.table))
+    flush_tlb_range(mm, start, end)
+
+
+def madvise_free_pte(ptep: pte_slot) -> None:
+    """One entry; PTL held."""
+    pte = ptep.pte
+    if pte.kind == PteKind.SWAP:
+        free_swap_and_cache(pte.slot)
+        set_pte(ptep, pte_t())
+    elif pte.kind == PteKind.POISON_MARKER:
+        set_pte(ptep, pte_t())
+    elif pte.kind == PteKind.PRESENT and not pte.special and not pte.page.compound:
+        p = pte.page
+        if p.swapcache is not None or p.dirty:
+            # The page's own bit goes only where nobody else needs it.
+            if not trylock_page(p):
+                return
+            if atomic_read(p.mapcount) != 1 or (p.swapcache is not None and not try_to_free_swap(p)):
+                unlock_page(p)
+                return
+            p.dirty = False
+            unlock_page(p)
+        set_pte(ptep, pte._replace(young=False, dirty=False))
+        p.lazyfree = p.lru
 
 
 def advised_flags(flags: int, advice: int) -> int:

@@ -205,6 +205,7 @@ class page:
     compound: bool = False  # part of a huge page; page lock / compound lock
     lru: bool = False  # lru_lock
     dirty: bool = False
+    lazyfree: bool = False  # MADV_FREE was said: PG_swapbacked is clear; lru_lock
     referenced: bool = False  # ghost of PG_referenced
     allocated: bool = False  # buddy
     data: Content = 0  # the memory itself

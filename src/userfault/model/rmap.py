@@ -25,7 +25,7 @@ from .pgtable import (
     set_pte,
     vma_address,
 )
-from .slab import compound_head, hpage_nr, nth_page, put_page
+from .slab import atomic_read, compound_head, hpage_nr, nth_page, put_page
 from .swapfile import swap_duplicate, swap_free
 
 # -- mappings of a page -----------------------------------------------------------------------------------------------
@@ -288,6 +288,18 @@ def try_to_unmap_one(p: page, vma: vm_area_struct, addr: int, migration: bool, s
     pte = ptep_clear_flush(vma.vm_mm, addr, ptep)
     if pte.dirty:
         compound_head(p).dirty = True
+    if p.lazyfree and not migration:
+        kept = p.dirty or atomic_read(p.refcount) != 1 + atomic_read(p.mapcount)
+        if kept:
+            # Written since, or in use: it is worth keeping, and a written one is like any other again.
+            p.lazyfree = not p.dirty
+            set_pte(ptep, pte)
+            walk_put_back(p)
+        else:
+            page_remove_rmap(p)
+            put_page(p)
+        spin_unlock(pte_lockptr(ptep.table))
+        return not kept
     if not migration and not swap_duplicate(p.swapcache):
         set_pte(ptep, pte)
         walk_put_back(p)

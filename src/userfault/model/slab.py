@@ -269,6 +269,8 @@ def free_page(each: page) -> None:
     each.mapping_stale = False
     each.lru = False
     each.dirty = False
+    if each.lazyfree:
+        each.lazyfree = False
     each.anon_exclusive = False
     each.allocated = False
 

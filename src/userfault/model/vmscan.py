@@ -103,7 +103,7 @@ def shrink_page(p: page) -> int:
         unlock_page(p)
         put_page(p)
         return 0
-    if p.swapcache is None:
+    if p.swapcache is None and not p.lazyfree:
         slot = get_swap_page()
         add_to_swap_cache(p, slot)
         p.dirty = True
@@ -111,6 +111,16 @@ def shrink_page(p: page) -> int:
         unlock_page(p)
         put_page(p)
         return 0
+    if p.lazyfree:
+        # Nobody will miss it.
+        if not page_freeze(p, 1):
+            unlock_page(p)
+            put_page(p)
+            return 0
+        unlock_page(p)
+        free_page(p)
+        reached("a page was freed lazily")
+        return 1
     if p.dirty:
         # Somebody else's reference may be a device that still writes.
         if atomic_read(p.refcount) != 2:
