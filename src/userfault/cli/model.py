@@ -77,6 +77,9 @@ def command(section: str | None, as_json: bool, omissions: bool, diff: tuple[str
         click.echo(
             "what another row of the whole table counts is not counted again. since, until: the kernels that have it."
         )
+        click.echo(
+            "0: nothing in it that another CPU can change meanwhile. In the dossier's column, -: not counted there."
+        )
         for note, number in notes.items():
             click.echo(f"[{number}] not compiled: {note}")
 

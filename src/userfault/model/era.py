@@ -61,7 +61,7 @@ class Era:
     """move_pages takes an attempt's -EAGAIN for its errno, and a later attempt's success does not clear it (v6.18: F-10)."""
     move_split_is_busy: bool = False
     """UFFDIO_MOVE answers EBUSY for a huge page that can't be split, where it tried again for ever (seen on v6.18.44; the
-    source of v6.18.35 still tries again)."""
+    source of v6.18.35 tries again, and so did 6.18.15 and 7.1.13: F-11)."""
     move_keeps_clean: bool = False
     """A moved entry is dirty only if it was (v6.8 makes it dirty)."""
     huge_zero_page_is_replaced: bool = False
