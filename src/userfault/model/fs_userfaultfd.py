@@ -294,6 +294,8 @@ def may_copy(mm: mm_struct, start: int, dst: int, length: int, wp: bool) -> int:
     err, vma = mfill_vma(mm, start, length)
     if vma is None:
         return err
+    if mm.mmap_changing != 0:
+        return -EAGAIN
     if wp and not vma.vm_flags & vm.UFFD_WP:
         return -EINVAL
     if pmd_offset(mm, dst).pmd.kind == PmdKind.HUGE:

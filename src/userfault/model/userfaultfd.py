@@ -66,7 +66,8 @@ def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
         up_read(mm.mmap_sem)
         return -EAGAIN
     page_add_new_anon_rmap(p, vma, dst_addr)
-    set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=p, write=(vma.vm_flags & vm.WRITE) != 0, dirty=True))
+    writable = (vma.vm_flags & vm.WRITE) != 0
+    set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=True, young=True))
     spin_unlock(pte_lockptr(table))
     up_read(mm.mmap_sem)
     return 0
@@ -117,8 +118,10 @@ def mfill_atomic_install_pte(vma: vm_area_struct, addr: int, p: page, wp: bool) 
     page_add_new_anon_rmap(p, vma, addr)
     writable = vma.vm_flags & vm.WRITE != 0 and not wp
     protnone = vma.vm_flags & (vm.READ | vm.WRITE | vm.EXEC) == 0
-    pte = pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=True, uffd_wp=wp, protnone=protnone)
-    set_pte(ptep, pte)
+    set_pte(
+        ptep,
+        pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=True, young=True, uffd_wp=wp, protnone=protnone),
+    )
     spin_unlock(pte_lockptr(table))
     return 0
 
@@ -137,7 +140,7 @@ def fillable(pte: pte_t) -> bool:
 def mfill_zeropage(vma: vm_area_struct, addr: int) -> int:
     """Map the zero page in a hole: 0 or -EEXIST."""
     protnone = vma.vm_flags & (vm.READ | vm.WRITE | vm.EXEC) == 0
-    return mfill_entry(vma, addr, pte_t(kind=PteKind.PRESENT, special=True, protnone=protnone))
+    return mfill_entry(vma, addr, pte_t(kind=PteKind.PRESENT, special=True, young=True, protnone=protnone))
 
 
 @modelled("mm/userfaultfd.c", function="mfill_atomic_pte_poison", versions="v6.6 .. v6.18", section="C.15", steps=3)
@@ -178,6 +181,9 @@ def mfill_atomic(mm: mm_struct, start: int, length: int, poison: bool) -> int:
     if vma is None:
         up_read(mm.mmap_sem)
         return err
+    if mm.mmap_changing != 0:
+        up_read(mm.mmap_sem)
+        return -EAGAIN
     done = 0
     for at in range(length >> config.PAGE_SHIFT):
         addr = start + (at << config.PAGE_SHIFT)
@@ -196,6 +202,9 @@ def mwriteprotect_range(mm: mm_struct, start: int, length: int, protect: bool) -
     Up to v6.1 the range must lie in one VMA.
     """
     down_read(mm.mmap_sem)
+    if mm.mmap_changing != 0:
+        up_read(mm.mmap_sem)
+        return -EAGAIN
     end = start + length
     err = -ENOENT
     for vma in mm.mmap:

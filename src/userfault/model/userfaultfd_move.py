@@ -218,7 +218,8 @@ def move_present_pte(
         return -EBUSY
     p.mapping = dst_vma.anon_vma
     p.index = linear_page_index(dst_vma, dst_addr)
-    set_pte(dst_ptep, pte_t(kind=PteKind.PRESENT, page=p, write=(dst_vma.vm_flags & vm.WRITE) != 0, dirty=True))
+    writable = (dst_vma.vm_flags & vm.WRITE) != 0
+    set_pte(dst_ptep, pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=True, young=True))
     double_pt_unlock(dst_ptep.table, src_ptep.table)
     reached("a page was moved")
     return 0
@@ -271,7 +272,7 @@ def move_present_ptes(
         p.mapping = dst_vma.anon_vma
         p.index = linear_page_index(dst_vma, dst_addr + (done << config.PAGE_SHIFT))
         writable = (dst_vma.vm_flags & vm.WRITE) != 0
-        set_pte(dst, pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=orig.dirty))
+        set_pte(dst, pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=orig.dirty, young=True))
         reached("a page was moved")
         done += 1
         if done << config.PAGE_SHIFT >= left or src_number + done > mask or dst_number + done > mask:
@@ -284,7 +285,8 @@ def move_present_ptes(
             held = False
             break
         p = following
-    flush_tlb_range(mm, src_addr, src_addr + (done << config.PAGE_SHIFT))
+    if done > 0:
+        flush_tlb_range(mm, src_addr, src_addr + (done << config.PAGE_SHIFT))
     if held:
         unlock_page(p)
     double_pt_unlock(dst_ptep.table, src_ptep.table)
@@ -322,7 +324,7 @@ def move_zeropage_pte(
         double_pt_unlock(dst_ptep.table, src_ptep.table)
         return -EAGAIN
     ptep_clear_flush(mm, src_addr, src_ptep)
-    set_pte(dst_ptep, pte_t(kind=PteKind.PRESENT, special=True))
+    set_pte(dst_ptep, pte_t(kind=PteKind.PRESENT, special=True, young=True))
     double_pt_unlock(dst_ptep.table, src_ptep.table)
     return 0
 
@@ -393,8 +395,10 @@ def move_pages_huge_pmd(
     """Move one huge PMD. The PMD lock is held, and let go. The order of CVE-2024-27007: mapping before the last pin test."""
     p = src_pmd.page
     if p is None:
-        # The huge zero page, since v6.9: the lock is kept, nothing but the entry moves.
-        if dst_pmdp.pmd != dst_pmd:
+        # The huge zero page, since v6.9: nothing but the entry moves.
+        spin_unlock(pmd_lockptr(src_pmdp))
+        spin_lock(pmd_lockptr(src_pmdp))
+        if src_pmdp.pmd != src_pmd or dst_pmdp.pmd != dst_pmd:
             spin_unlock(pmd_lockptr(src_pmdp))
             return -EAGAIN
         set_pmd(src_pmdp, pmd_t())
@@ -436,7 +440,7 @@ def move_pages_huge_pmd(
                 p.mapping = dst_vma.anon_vma
                 p.index = linear_page_index(dst_vma, dst_addr)
             writable = (dst_vma.vm_flags & vm.WRITE) != 0
-            set_pmd(dst_pmdp, pmd_t(kind=PmdKind.HUGE, page=p, write=writable, dirty=True))
+            set_pmd(dst_pmdp, pmd_t(kind=PmdKind.HUGE, page=p, write=writable, dirty=True, young=True))
             dst_pmdp.deposited = src_pmdp.deposited
             src_pmdp.deposited = NULL
             reached("a huge page was moved whole")
@@ -499,17 +503,18 @@ def uffdio_move(
     if config.PER_VMA_LOCKS:
         return move_under_vma_locks(mm, dst_start, src_start, length, mode, ctx)
     down_read(mm.mmap_sem)
-    if mm.mmap_changing != 0:
-        up_read(mm.mmap_sem)
-        return -EAGAIN if era.per_vma_locks else -EINVAL
     src_vma, dst_vma = find_vma(mm, src_start), find_vma(mm, dst_start)
     if era.per_vma_locks:
-        if dst_vma is not None and anon_vma_prepare(dst_vma) != 0:
+        # uffd_move_lock, before anything else is asked.
+        if dst_vma is not None and not dst_vma.vm_flags & vm.SHARED and anon_vma_prepare(dst_vma) != 0:
             up_read(mm.mmap_sem)
             return -ENOMEM
         if src_vma is None or dst_vma is None:
             up_read(mm.mmap_sem)
             return -ENOENT
+    if mm.mmap_changing != 0:
+        up_read(mm.mmap_sem)
+        return -EAGAIN if era.per_vma_locks else -EINVAL
     err = validate_move_areas(src_vma, dst_vma, src_start, dst_start, length, ctx)
     if err != 0 or src_vma is None or dst_vma is None:
         up_read(mm.mmap_sem)

@@ -1,0 +1,147 @@
+"""Details that the second reading of v6.18's source found missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from userfault.model import era as eras
+from userfault.model import fs_userfaultfd, locks, userfaultfd, userfaultfd_move
+from userfault.model.errno import EAGAIN, EBUSY, EEXIST, ENOENT
+from userfault.model.fs_userfaultfd import (
+    userfaultfd_copy,
+    userfaultfd_register,
+    userfaultfd_writeprotect,
+    userfaultfd_zeropage,
+)
+from userfault.model.locks import spin_unlock
+from userfault.model.machine import attach, boot, new_mm
+from userfault.model.memory import pte_alloc
+from userfault.model.mm_types import (
+    PmdKind,
+    PteKind,
+    mm_struct,
+    pmd_t,
+    pte_slot,
+    pte_t,
+    rw_semaphore,
+    spinlock_t,
+    userfaultfd_ctx,
+    vm,
+)
+from userfault.model.mmap import sys_mmap
+from userfault.model.pgtable import ptep_get_and_clear
+from userfault.model.user import load, store
+from userfault.model.userfaultfd_move import uffdio_move
+
+PAGES = 16
+RW = int(vm.READ | vm.WRITE)
+
+
+@pytest.fixture
+def mm() -> mm_struct:
+    """Pages 0-3 plain, 4-7 registered for missing pages and for write-protection; addresses count pages."""
+    eras.use("v6.18")
+    boot(split_vmas=True, synchronous_swap=True)
+    made = new_mm(PAGES)
+    attach(0, made, PAGES)
+    assert sys_mmap(made, 0, 4, RW) == 0
+    assert sys_mmap(made, 4, 4, RW) == 0
+    return made
+
+
+@pytest.fixture
+def ctx(mm: mm_struct) -> userfaultfd_ctx:
+    made = userfaultfd_ctx(mm=mm)
+    assert userfaultfd_register(made, 4, 4, 3)[0] == 0
+    return made
+
+
+def pte(mm: mm_struct, addr: int) -> pte_t:
+    return mm.pmd[addr >> 1].pmd.table.pte[addr & 1].pte
+
+
+def changes_while_it_waits(monkeypatch: pytest.MonkeyPatch, module: object, mm: mm_struct) -> None:
+    """An event begins between an ioctl's first look and its lock."""
+
+    def down_read(rwsem: rw_semaphore) -> None:
+        locks.down_read(rwsem)
+        mm.mmap_changing = 1
+
+    monkeypatch.setattr(module, "down_read", down_read)
+
+
+def test_a_move_looks_for_its_vmas_before_it_asks_for_events(
+    mm: mm_struct, ctx: userfaultfd_ctx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes_while_it_waits(monkeypatch, userfaultfd_move, mm)
+    assert uffdio_move(mm, 4, 8, 1, 0, ctx) == -ENOENT
+    mm.mmap_changing = 0
+    assert uffdio_move(mm, 4, 0, 1, 0, ctx) == -EAGAIN
+
+
+def test_a_shared_destination_gets_no_anon_vma(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    mm.mmap[1].vm_flags |= int(vm.SHARED)
+    assert uffdio_move(mm, 4, 0, 1, 0, ctx) < 0
+    assert mm.mmap[1].anon_vma is None
+
+
+def test_fills_ask_again_for_events_under_the_lock(
+    mm: mm_struct, ctx: userfaultfd_ctx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store(mm, 0, 1) == 0
+    changes_while_it_waits(monkeypatch, userfaultfd, mm)
+    assert userfaultfd_zeropage(ctx, 4, 1, 0) == (-EAGAIN, -EAGAIN)
+    mm.mmap_changing = 0
+    assert userfaultfd_zeropage(ctx, 9, 1, 0) == (-ENOENT, -ENOENT)
+    mm.mmap_changing = 0
+    assert userfaultfd_writeprotect(ctx, 4, 1, 1) == -EAGAIN
+    mm.mmap_changing = 0
+    changes_while_it_waits(monkeypatch, fs_userfaultfd, mm)
+    assert userfaultfd_copy(ctx, mm, 4, 0, 1, 0) == (-EAGAIN, -EAGAIN)
+
+
+def test_what_comes_into_a_place_is_young(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    """On x86 the protection of a VMA has the accessed bit: only what ages an entry takes it away."""
+    for addr in (0, 1):
+        assert store(mm, addr, 1) == 0
+    assert load(mm, 2) == 0
+    for addr in (0, 1, 2):
+        slot = mm.pmd[addr >> 1].pmd.table.pte[addr & 1]
+        slot.pte = slot.pte._replace(young=False)
+    assert uffdio_move(mm, 4, 0, 3, 0, ctx) == 3
+    assert userfaultfd_zeropage(ctx, 7, 1, 0) == (0, 1)
+    assert [pte(mm, addr).young for addr in (4, 5, 6, 7)] == [True] * 4
+
+
+def test_a_pinned_page_is_put_back_without_a_flush(
+    mm: mm_struct, ctx: userfaultfd_ctx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store(mm, 0, 1) == 0
+    flushed: list[int] = []
+
+    def pinned_in_time(ptep: pte_slot) -> pte_t:
+        old = ptep_get_and_clear(ptep)
+        old.page.pincount += 1
+        return old
+
+    monkeypatch.setattr(userfaultfd_move, "ptep_get_and_clear", pinned_in_time)
+    monkeypatch.setattr(userfaultfd_move, "flush_tlb_range", lambda *_: flushed.append(1))
+    assert uffdio_move(mm, 4, 0, 1, 0, ctx) == -EBUSY
+    assert pte(mm, 0).kind == PteKind.PRESENT and flushed == []
+
+
+def test_the_lock_is_let_go_before_the_huge_zero_page_moves(
+    mm: mm_struct, ctx: userfaultfd_ctx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mm.pmd[0].pmd = pmd_t(kind=PmdKind.HUGE_ZERO)
+    mm.pmd[0].deposited = pte_alloc(mm, 4)
+    mm.pmd[2].pmd = pmd_t()
+
+    def a_fill_is_faster(lock: spinlock_t) -> None:
+        spin_unlock(lock)
+        if mm.pmd[2].pmd.kind == PmdKind.NONE:
+            assert userfaultfd.mfill_zeropage(mm.mmap[1], 4) == 0
+
+    monkeypatch.setattr(userfaultfd_move, "spin_unlock", a_fill_is_faster)
+    assert uffdio_move(mm, 4, 0, 2, 0, ctx) == -EEXIST
+    assert pte(mm, 4).special
