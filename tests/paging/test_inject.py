@@ -138,6 +138,23 @@ def test_a_handler_dies_at_every_step(step: Point, kind: str, tmp_path: Path) ->
     check(child)
 
 
+@pytest.mark.parametrize("mode", ["threads", "sigbus"])
+def test_a_direct_read_of_less_than_a_block_is_tried_again(mode: str, tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(DATA[:-1000])
+
+    def child() -> None:
+        with paging.open(tmp_path / "data", direct=True, mode=mode, unit="4 KiB") as memory:  # type: ignore[arg-type]
+            with inject(memory, "source_read", "partial", 777) as injection:
+                assert memory[4096:8192] == DATA[4096:8192]
+            assert injection.struck_count == 1
+            assert memory.stats().retry_count == 1
+            os.truncate(tmp_path / "data", 9000)
+            with pytest.raises(SourceError, match="the file ends before the size"):
+                memory.read_at(8192, 4096)
+
+    check(child)
+
+
 def test_all_handlers_die_at_once() -> None:
     def child() -> None:
         expected = bytearray(DATA)

@@ -70,10 +70,15 @@ static int read_file(pager *p, slot *s, u64 offset, u64 length, u8 *to, const ch
         // O_DIRECT wants whole blocks; what lies behind the data is ignored.
         u64 ask = p->direct ? (length - have + p->align - 1) / p->align * p->align : length - have;
         int code = io_read(p, s, AT_SOURCE_READ, p->source_fd, to + have, ask, p->source_offset + offset + have, &done);
-        if (!code && p->direct && done % p->align && done < length - have) done = done / p->align * p->align;
+        bool torn = !code && p->direct && done % p->align && done < length - have;
+        if (torn) done = done / p->align * p->align;
+        if (torn && !done) code = -EAGAIN; // less than a block: of a file that ends here, or of a read that was cut short
         if (!code && !done) { *what = "the file ends before the size that it had when it was opened"; return -EIO; }
         if (code) {
-            if (!transient(code) || tries >= p->retries) { *what = "pread of the source"; return code; }
+            if (!transient(code) || tries >= p->retries) {
+                *what = torn ? "the file ends before the size that it had when it was opened" : "pread of the source";
+                return torn ? -EIO : code;
+            }
             COUNT(retry_count);
             if (code != -EINTR) pause_us((u64)p->retry_us << (tries < 16 ? tries : 16));
             tries++;

@@ -227,11 +227,10 @@ int sys_own_file(int fd, i64 *position, u64 *dev, u64 *ino) {
 int io_read(pager *p, slot *s, int point, int fd, void *to, u64 length, u64 offset, u64 *done) {
     i64 value = 0;
     *done = 0;
-    switch (strike(p, s, point, &value)) {
-    case DO_ERRNO: return -(int)value;
-    case DO_PARTIAL: if ((u64)value < length) length = (u64)value;
-    }
+    int effect = strike(p, s, point, &value);
+    if (effect == DO_ERRNO) return -(int)value;
     ssize_t n = syscall(SYS_pread64, fd, to, length, offset); // no cancellation point of the application
+    if (effect == DO_PARTIAL && n > value) n = value;         // O_DIRECT does not take every length, but may return any
     int code = n < 0 ? -errno : 0;
     // Looked at afterwards: what is ours then was ours when it was read.
     if (s && !s->role && !(point == AT_SWAP_READ ? still(fd, p->swap_position, p->swap_dev, p->swap_ino)
