@@ -7,6 +7,7 @@ import pytest
 from userfault.model import era as eras
 from userfault.model import fs_userfaultfd, locks, userfaultfd, userfaultfd_move
 from userfault.model.errno import EAGAIN, EBUSY, EEXIST, ENOENT
+from userfault.model.fork import sys_fork
 from userfault.model.fs_userfaultfd import (
     userfaultfd_copy,
     userfaultfd_register,
@@ -15,6 +16,7 @@ from userfault.model.fs_userfaultfd import (
 )
 from userfault.model.locks import spin_unlock
 from userfault.model.machine import attach, boot, new_mm
+from userfault.model.madvise import MADV, sys_madvise
 from userfault.model.memory import pte_alloc
 from userfault.model.mm_types import (
     PmdKind,
@@ -29,11 +31,15 @@ from userfault.model.mm_types import (
     vm,
 )
 from userfault.model.mmap import sys_mmap
+from userfault.model.mprotect import sys_mprotect
 from userfault.model.pgtable import ptep_get_and_clear
 from userfault.model.user import load, store
 from userfault.model.userfaultfd_move import uffdio_move
 
+from .scene import settled
+
 PAGES = 16
+SIGBUS, SIGSEGV = -7, -11
 RW = int(vm.READ | vm.WRITE)
 
 
@@ -145,3 +151,46 @@ def test_the_lock_is_let_go_before_the_huge_zero_page_moves(
     monkeypatch.setattr(userfaultfd_move, "spin_unlock", a_fill_is_faster)
     assert uffdio_move(mm, 4, 0, 2, 0, ctx) == -EEXIST
     assert pte(mm, 4).special
+
+
+@pytest.mark.parametrize("access", [int(vm.READ), 0])
+def test_a_protection_is_the_huge_entrys_too(mm: mm_struct, access: int) -> None:
+    mm.mmap[0].vm_flags |= int(vm.HUGEPAGE)
+    assert store(mm, 0, 1) == 0 and mm.pmd[0].pmd.kind == PmdKind.HUGE
+    assert sys_mprotect(mm, 0, 2, access) == 0
+    assert store(mm, 0, 2) == SIGSEGV
+    assert load(mm, 0) == (1 if access else SIGSEGV)
+    assert sys_mprotect(mm, 0, 2, RW) == 0
+    assert store(mm, 0, 2) == 0 and load(mm, 0) == 2
+    if access:
+        assert mm.pmd[0].pmd == pmd_t(kind=PmdKind.HUGE, page=mm.pmd[0].pmd.page, write=True, dirty=True, young=True), (
+            "it is not split"
+        )
+    settled()
+
+
+def test_a_shared_huge_page_does_not_become_writable(mm: mm_struct) -> None:
+    mm.mmap[0].vm_flags |= int(vm.HUGEPAGE)
+    assert store(mm, 0, 1) == 0
+    assert sys_fork(mm, new_mm(PAGES)) == 0
+    assert sys_mprotect(mm, 0, 2, int(vm.READ)) == 0
+    assert sys_mprotect(mm, 0, 2, RW) == 0
+    assert not mm.pmd[0].pmd.write
+
+
+def test_the_huge_page_is_split_to_be_write_protected(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    mm.mmap[1].vm_flags |= int(vm.HUGEPAGE)
+    mm.mmap[1].vm_flags &= ~int(vm.USERFAULT)
+    assert store(mm, 4, 1) == 0 and mm.pmd[2].pmd.kind == PmdKind.HUGE
+    assert userfaultfd_writeprotect(ctx, 4, 2, 1) == 0
+    assert [pte(mm, addr).uffd_wp and not pte(mm, addr).write for addr in (4, 5)] == [True] * 2
+
+
+def test_a_write_protected_page_is_not_dirty_when_it_comes_back(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    mm.mmap[1].vm_flags &= ~int(vm.USERFAULT)
+    assert store(mm, 4, 1) == 0
+    assert userfaultfd_writeprotect(ctx, 4, 1, 1) == 0
+    assert sys_madvise(mm, 4, 1, MADV.PAGEOUT) == 0 and pte(mm, 4).kind == PteKind.SWAP
+    assert store(mm, 4, 2) == SIGBUS
+    back = pte(mm, 4)
+    assert back == pte_t(kind=PteKind.PRESENT, page=back.page, young=True, uffd_wp=True)

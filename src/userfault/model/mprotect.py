@@ -10,9 +10,19 @@ from .locks import down_write, spin_lock, spin_unlock, up_write
 from .machine import config
 from .memory import pte_alloc
 from .mlock import populate_vma_page_range
-from .mm_types import PmdKind, PteKind, mm_struct, page_table, pte_t, vm, vm_area_struct
+from .mm_types import PmdKind, PteKind, mm_struct, page_table, pmd_slot, pte_t, vm, vm_area_struct
 from .page_flags import PageAnon
-from .pgtable import flush_tlb_range, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte, table_is_gone
+from .pgtable import (
+    flush_tlb_range,
+    pmd_lockptr,
+    pmd_offset,
+    pmd_trans_huge,
+    pte_lockptr,
+    pte_offset,
+    set_pmd,
+    set_pte,
+    table_is_gone,
+)
 from .slab import hpage_nr, hpage_size
 from .vma import vma_modify
 
@@ -59,7 +69,38 @@ def change_pte(vma: vm_area_struct, addr: int, table: page_table, flags: int) ->
             set_pte(ptep, pte_t(kind=PteKind.WP_MARKER, uffd_wp=True))
 
 
-@modelled("mm/mprotect.c", versions="v6.4 .. v6.18", section="C.2", steps=3, omits="the mmu notifier")
+@modelled(
+    "mm/huge_memory.c",
+    versions="v6.4 .. v6.18",
+    section="C.2",
+    steps=3,
+    omits="the moment in which the entry is invalid; migration entries, NUMA hints",
+)
+def change_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, flags: int) -> bool:
+    """A huge entry that lies whole in the range; False if it is none any more."""
+    spin_lock(pmd_lockptr(pmdp))
+    pmd = pmdp.pmd
+    if not pmd_trans_huge(pmd):
+        spin_unlock(pmd_lockptr(pmdp))
+        return False
+    writable = (
+        flags & MM_CP_TRY_CHANGE_WRITABLE != 0
+        and vma.vm_flags & vm.WRITE != 0
+        and pmd.page is not None
+        and pmd.page.anon_exclusive
+    )
+    set_pmd(pmdp, pmd._replace(write=writable))
+    spin_unlock(pmd_lockptr(pmdp))
+    return True
+
+
+@modelled(
+    "mm/mprotect.c",
+    versions="v6.4 .. v6.18",
+    section="C.2",
+    steps=3,
+    omits="the mmu notifier; huge entries that nobody may use or that are write-protected, which are split",
+)
 def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> None:
     """Every entry of [start, end) (bytes) within a VMA; holes without a page table get one if they are to be marked."""
     mm = vma.vm_mm
@@ -71,10 +112,12 @@ def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> 
         pmdp = pmd_offset(mm, addr)
         pmd = pmdp.pmd
         if pmd_trans_huge(pmd):
-            if addr & (hpage_size() - 1) or addr + hpage_size() > end:
+            part = addr & (hpage_size() - 1) != 0 or addr + hpage_size() > end
+            if part or flags & MM_CP_UFFD_WP or vma.vm_flags & ACCESS == 0:
                 split_huge_pmd(vma, pmdp)
-            else:
+            elif change_huge_pmd(vma, pmdp, flags):
                 done = number + hpage_nr()
+                continue
         while True:
             if flags & MM_CP_UFFD_WP and vma.ctx.wp_unpopulated:
                 pte_alloc(mm, addr)

@@ -196,7 +196,10 @@ def write_protected_as(vma: vm_area_struct, orig: pte_t, pte: pte_t) -> pte_t:
     """The entry keeps the userfaultfd's write-protection of the swap entry; while the VMA is registered for it, it bites."""
     if not orig.uffd_wp:
         return pte
-    return pte._replace(uffd_wp=True, write=pte.write and not vma.vm_flags & vm.UFFD_WP)
+    if vma.vm_flags & vm.UFFD_WP:
+        # No write yet, so that it is not dirty either.
+        return pte._replace(uffd_wp=True, write=False, dirty=False)
+    return pte._replace(uffd_wp=True)
 
 
 @modelled(
