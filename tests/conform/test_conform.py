@@ -99,9 +99,12 @@ def test_the_agent_sees_what_pagemap_and_kpageflags_say() -> None:
         Op(0, "load", (first + PAGE,)),
     ]
     agent = Agent(MOVES.window.start, 8, 8)
-    result = agent.run([operations.command(each, MOVES.window.base) for each in sequence], lambda: None, seconds=5)
+    commands = [operations.command(each, MOVES.window.base) for each in sequence]
+    result = agent.run(commands, lambda: None, seconds=5, areas=2)
+    assert [len(seen.areas) for (seen,) in result.records] == [0, 1, 1]
     (seen,) = result.records[-1]
     assert seen.vmas == ((0, 3, 3),)
+    assert report.area(seen.areas[0]) == "rd wr ac rss 1 swap 0 huge 0 lazy 0 locked 0K"
     assert [words.describe(word) for word in seen.words[:4]] == [
         "PX:c1:ANON,AE #1 [WRITTEN,PRESENT]",
         "P:c0:ZERO #2 [WRITTEN,PRESENT,PFNZERO]",

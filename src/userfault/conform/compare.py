@@ -17,6 +17,8 @@ from .sandbox import prepare
 from .world import State, World
 
 SECONDS = 15.0
+AREAS = 8
+"""Operations between two looks at smaps, which costs more than all else."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ def perform(op: Op, world: World) -> Step:
 def compare(agent: Agent, profile: Profile, steps: Sequence[Step]) -> Divergence | int:
     """Do on the kernel what was done on the model. The first divergence, or how many operations agree."""
     commands = [operations.command(step.op, profile.window.base) for step in steps]
-    run = agent.run(commands, partial(prepare, profile.huge, running().lacking), seconds=SECONDS, slice=profile.slice)
+    run = agent.run(
+        commands, partial(prepare, profile.huge, running().lacking), seconds=SECONDS, slice=profile.slice, areas=AREAS
+    )
     done = tuple(step.op for step in steps)
     for at, step in enumerate(steps):
         op = step.op
@@ -84,7 +88,9 @@ def compare(agent: Agent, profile: Profile, steps: Sequence[Step]) -> Divergence
 
 def kept(seen: Sequence[Seen]) -> tuple[State, ...]:
     """A copy of what was seen: the agent's memory is used again."""
-    return tuple(State(each.process, each.vmas, array("Q", each.words), array("Q", each.contents)) for each in seen)
+    return tuple(
+        State(each.process, each.vmas, array("Q", each.words), array("Q", each.contents), each.areas) for each in seen
+    )
 
 
 def differ(states: Sequence[State], seen: Sequence[Seen]) -> tuple[str, list[tuple[int, int]]] | None:
@@ -94,6 +100,8 @@ def differ(states: Sequence[State], seen: Sequence[Seen]) -> tuple[str, list[tup
     for which, (state, real) in enumerate(zip(states, seen, strict=True)):
         if state.vmas != real.vmas:
             return "VMAs", []
+        if real.areas and state.areas != real.areas:
+            return "areas", []
         if state.words.tobytes() != real.words.tobytes():
             return "pages", [(which, at) for at, word in enumerate(state.words) if word != real.words[at]]
         if state.contents.tobytes() != real.contents.tobytes():

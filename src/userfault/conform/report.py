@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from ..kernel.agent import VM_FLAGS
 from . import words
 from .compare import Divergence
 from .operations import Op, Outcome, text
@@ -38,6 +39,9 @@ def lines(found: Divergence, first_page: int) -> Iterator[str]:
         if state.vmas != seen.vmas:
             yield f"P{state.process} VMAs, model:  {vmas(state.vmas, first_page)}"
             yield f"P{state.process} VMAs, kernel: {vmas(seen.vmas, first_page)}"
+        if seen.areas and state.areas != seen.areas:
+            for who, areas in (("model", state.areas), ("kernel", seen.areas)):
+                yield f"P{state.process} areas, {who}: {'; '.join(map(area, areas))}"
     said = ""
     for which, at in found.places:
         state, seen = found.model_states[which], found.kernel_states[which]
@@ -53,6 +57,13 @@ def lines(found: Divergence, first_page: int) -> Iterator[str]:
             yield f"    contents: model {state.contents[at]:#x}, kernel {seen.contents[at]:#x}"
     if len(found.places) > 1:
         yield f"({len(found.places)} pages differ; a page that differs as the one before it is not listed)"
+
+
+def area(found: tuple[int, ...]) -> str:
+    """`rd wr ac rss 3 swap 0 huge 0 lazy 0 locked 0K`."""
+    bits, rss, swap, huge, lazy, locked = found
+    flags = " ".join(name for at, name in enumerate(VM_FLAGS) if bits >> at & 1)
+    return f"{flags} rss {rss} swap {swap} huge {huge} lazy {lazy} locked {locked}K"
 
 
 def vmas(found: tuple[tuple[int, int, int], ...], first_page: int) -> str:

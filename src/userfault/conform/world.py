@@ -10,7 +10,18 @@ from ..kernel.uapi import Feature
 from ..model import era as eras
 from ..model import machine as machines
 from ..model.fork import sys_fork
-from ..model.mm_types import PmdKind, PteKind, mm_struct, page, pmd_t, pte_slot, stable_node, userfaultfd_ctx, vm
+from ..model.mm_types import (
+    PmdKind,
+    PteKind,
+    mm_struct,
+    page,
+    pmd_t,
+    pte_slot,
+    stable_node,
+    userfaultfd_ctx,
+    vm,
+    vm_area_struct,
+)
 from ..model.user import page_bytes
 from . import words as w
 from .quirks import IN_THE_MODEL, Quirks
@@ -24,6 +35,26 @@ ZERO_PARTS = -1 << 32
 """Numbers of the huge zero page's parts, where others have their PFNs."""
 READ, WRITE, EXEC, UFFD_WP = int(vm.READ), int(vm.WRITE), int(vm.EXEC), int(vm.UFFD_WP)
 ACCESS = READ | WRITE | EXEC
+LOCKED = int(vm.LOCKED)
+SHOWN = tuple(
+    int(flag)
+    for flag in (
+        vm.READ,
+        vm.WRITE,
+        vm.EXEC,
+        vm.DONTCOPY,
+        vm.LOCKED,
+        vm.LOCKONFAULT,
+        vm.USERFAULT,
+        vm.UFFD_WP,
+        vm.HUGEPAGE,
+        vm.NOHUGEPAGE,
+        vm.WIPEONFORK,
+        vm.DONTDUMP,
+        vm.ACCOUNT,
+    )
+)
+"""What smaps calls VM_FLAGS."""
 NONE, PRESENT, SWAP = PteKind.NONE, PteKind.PRESENT, PteKind.SWAP
 MARKERS = {
     PteKind.WP_MARKER: w.S | w.SWAPPED | w.W,
@@ -53,12 +84,14 @@ class Window(NamedTuple):
 
 
 class State(NamedTuple):
-    """What can be seen of a process: its VMAs (first page, end page, flags as PROCMAP_QUERY gives them), two words a page."""
+    """What can be seen of a process: its VMAs (first page, end page, flags as PROCMAP_QUERY gives them), two words a page, and of
+    each VMA what smaps says (kernel/agent.py)."""
 
     process: int
     vmas: tuple[tuple[int, int, int], ...]
     words: array[int]
     contents: array[int]
+    areas: tuple[tuple[int, ...], ...] = ()
 
 
 class World:
@@ -154,7 +187,7 @@ class World:
         first, pages = self.window.first, self.window.pages
         words = array("Q", bytes(8 * pages))
         contents = array("Q", bytes(8 * pages))
-        vmas = []
+        vmas, areas = [], []
         for vma in mm.mmap:
             start, end = (vma.vm_start >> 12) - first, (vma.vm_end >> 12) - first
             flags = vma.vm_flags
@@ -162,15 +195,19 @@ class World:
             vmas.append((start, end, shown))
             common = w.WPALLOWED if flags & UFFD_WP and vma.ctx is not None and vma.ctx.wp_async else 0
             at, end = max(start, 0), min(end, pages)
+            rss = swap = huge = lazy = 0
             while at < end:
                 number = first + at
                 until = min(end, at + HUGE_PAGES - number % HUGE_PAGES)
                 pmd = mm.pmd[number // HUGE_PAGES].pmd
                 if pmd.kind == PmdKind.TABLE:
                     slots = pmd.table.pte[number % HUGE_PAGES : number % HUGE_PAGES + until - at]
-                    self._observe_table(slots, common, at, offset, seen, words)
+                    found = self._observe_table(slots, common, at, offset, seen, words)
+                    rss, swap, lazy = rss + found[0], swap + found[1], lazy + found[2]
                 elif pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.HUGE_ZERO:
                     self._observe_huge(pmd, number % HUGE_PAGES, common, at, until, offset, seen, words)
+                    if pmd.kind == PmdKind.HUGE:
+                        rss, huge = rss + until - at, huge + until - at
                 elif flags & UFFD_WP and self.quirks.holes_are_written:
                     # A hole without a table counts as written where write-protection could have marked it.
                     words[at:until] = array("Q", (common | w.WRITTEN,)) * (until - at)
@@ -180,9 +217,11 @@ class World:
                     # 1 stands for what the process may not read.
                     contents[place] = self._content(pmd, (first + place) % HUGE_PAGES, flags & ACCESS != 0)
                 at = until
+            locked = locked_kilobytes(mm, vma) if flags & LOCKED else 0
+            areas.append((shown_flags(flags), rss, swap, huge, lazy, locked))
         if self._compared != w.ALL:
             words = array("Q", (word & self._compared for word in words))
-        return State(process, tuple(vmas), words, contents)
+        return State(process, tuple(vmas), words, contents, tuple(areas))
 
     def _content(self, pmd: pmd_t, at: int, readable: bool) -> int:
         """The word that stands for the contents of a page below a PMD."""
@@ -205,8 +244,9 @@ class World:
         offset: int,
         seen: dict[object, int],
         words: array[int],
-    ) -> None:
-        """The words of small pages from `at` on."""
+    ) -> tuple[int, int, int]:
+        """The words of small pages from `at` on; how many are resident, swapped out, lazily freed."""
+        rss = swap = lazy = 0
         pool = machines.machine.pages
         # A hole below a page table counts as written.
         hole = common | (w.WRITTEN if self.quirks.holes_are_written else 0)
@@ -222,6 +262,9 @@ class World:
                     words[place] = common | word | ZERO_PAGE | seen.setdefault(ZERO_KEY, offset + place) << w.CLASS_AT
                     continue
                 p = pte.page
+                rss += 1
+                if p.lazyfree and not pte.dirty and not p.dirty:
+                    lazy += 1
                 count = p.mapcount.counter
                 head = flagged = p
                 if p.compound:
@@ -241,10 +284,12 @@ class World:
                 found = seen.setdefault(p.pfn, offset + place)
                 words[place] = anon | word | count << w.COUNT_AT | found << w.CLASS_AT
             elif kind is SWAP:
+                swap += 1
                 found = seen.setdefault(pte.slot, offset + place)
                 words[place] = common | w.S | w.SWAPPED | (w.W if pte.uffd_wp else w.WRITTEN) | found << w.CLASS_AT
             else:
                 words[place] = common | MARKERS[kind]
+        return rss, swap, lazy
 
     def _observe_huge(
         self,
@@ -283,3 +328,20 @@ class World:
             words[at] ^= w.HEAD | w.TAIL
             if pmd.kind == PmdKind.HUGE and pmd.page.anon_exclusive:
                 words[at] |= w.AE
+
+
+def shown_flags(flags: int) -> int:
+    """A VMA's flags as bits in the order of VM_FLAGS."""
+    return sum(1 << at for at, flag in enumerate(SHOWN) if flags & flag)
+
+
+def locked_kilobytes(mm: mm_struct, vma: vm_area_struct) -> int:
+    """smaps's Locked: each small page's share, in 4096ths of a byte, summed."""
+    share = 0
+    for addr in range(vma.vm_start, vma.vm_end, PAGE):
+        pmd = mm.pmd[addr // PAGE // HUGE_PAGES].pmd
+        if pmd.kind == PmdKind.TABLE:
+            pte = pmd.table.pte[addr // PAGE % HUGE_PAGES].pte
+            if pte.kind == PRESENT and not pte.special:
+                share += (PAGE << 12) // pte.page.mapcount.counter
+    return share >> 22

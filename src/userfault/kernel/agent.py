@@ -23,9 +23,13 @@ PROCESSES = 8
 SCRATCH = 8
 SYSCALL, LOAD, STORE, FORK, EXIT = range(5)
 
+VM_FLAGS = ("rd", "wr", "ex", "dc", "lo", "lf", "um", "uw", "hg", "nh", "wf", "dd", "ac")
+"""What smaps calls the flags of VMAs that are compared."""
+
 OP = struct.Struct("<IIQ6QQ8Q")
 RESULT = struct.Struct("<qq8Q")
-HEADER_BYTES = 8 + 64 * 16
+VMAS_BYTES = 8 + 64 * 16
+HEADER_BYTES = VMAS_BYTES + 8 + 64 * 24
 CONTROL_BYTES = 8192
 MASK = (1 << 64) - 1
 
@@ -55,12 +59,17 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of one process after an operation: its VMAs (first page, end page, flags) and two words a page."""
+    """What was seen of one process after an operation: its VMAs (first page, end page, flags) and two words a page.
+
+    areas: what smaps says of each VMA, where it was looked at: its flags (as bits in the order of VM_FLAGS), pages that are
+    resident, swapped out, mapped as huge pages and lazily freed, KiB locked.
+    """
 
     process: int
     vmas: tuple[tuple[int, int, int], ...]
     words: memoryview
     contents: memoryview
+    areas: tuple[tuple[int, ...], ...] = ()
 
 
 class AgentError(KernelError):
@@ -76,6 +85,7 @@ class Control(ctypes.Structure):
         ("ops", ctypes.c_uint64),
         ("done", ctypes.c_uint64),
         ("contents", ctypes.c_uint64),
+        ("areas", ctypes.c_uint64),
         ("record_bytes", ctypes.c_uint64),
         ("categories", ctypes.c_uint64),
         ("procmap_query", ctypes.c_uint64),
@@ -87,6 +97,7 @@ class Control(ctypes.Structure):
         ("pagemap", ctypes.c_int32 * PROCESSES),
         ("maps", ctypes.c_int32 * PROCESSES),
         ("mem", ctypes.c_int32 * PROCESSES),
+        ("smaps", ctypes.c_int32 * PROCESSES),
         ("kpagecount", ctypes.c_int32),
         ("kpageflags", ctypes.c_int32),
     )
@@ -138,10 +149,12 @@ class Agent:
         seconds: float,
         observed: bool = True,
         slice: int = 0,
+        areas: int = 0,
     ) -> Run:
         """Do the operations in a fresh process, after `setup` in it; kill it and its children when `seconds` are over.
 
         slice: pages whose contents are looked at after each operation, a different part each time (0: all).
+        areas: operations between two looks at smaps, which is also looked at after the last one (0: never).
         """
         if len(commands) > self.capacity:
             raise AgentError(
@@ -165,7 +178,7 @@ class Agent:
         control = self._control
         ctypes.memset(self._at, 0, ctypes.sizeof(control))
         control.base, control.pages, control.ops = self.base, self.pages, len(commands)
-        control.contents, control.record_bytes = slice, self._record_bytes
+        control.contents, control.areas, control.record_bytes = slice, areas, self._record_bytes
         control.categories = self._categories
         pid = os.fork()
         if pid == 0:
@@ -207,6 +220,8 @@ class Agent:
             start = at + 8 + which * self._seen_bytes
             process, vmas = struct.unpack_from("<II", self._memory, start)
             listed = struct.unpack_from(f"<{4 * vmas}I", self._memory, start + 8)
+            (areas,) = struct.unpack_from("<I", self._memory, start + VMAS_BYTES)
+            fields = struct.unpack_from(f"<{6 * areas}I", self._memory, start + VMAS_BYTES + 8)
             words = start + HEADER_BYTES
             contents = words + self.pages * 8
             out.append(
@@ -215,6 +230,7 @@ class Agent:
                     tuple(zip(listed[0::4], listed[1::4], listed[2::4], strict=True)),
                     self._view[words:contents].cast("Q"),
                     self._view[contents : contents + self.pages * 8].cast("Q"),
+                    tuple(fields[at : at + 6] for at in range(0, 6 * areas, 6)),
                 )
             )
         return out

@@ -182,6 +182,11 @@ def populate_one(mm: mm_struct, vma: vm_area_struct, addr: int, write: bool) -> 
             return -EHWPOISON
         if result != 0:
             return -EFAULT
+    if write and pmd_offset(mm, addr).pmd.kind == PmdKind.TABLE:
+        pte = pte_offset(pmd_offset(mm, addr).pmd.table, addr).pte
+        if pte.kind == PteKind.PRESENT and not pte.special and not pte.dirty and not pte.page.compound:
+            # follow_page_pte, for whoever writes by another way than this PTE.
+            pte.page.dirty = True
     return 0
 
 

@@ -46,22 +46,30 @@ struct vma {
 	uint32_t first, last, flags, unused;
 };
 
+/* What /proc/PID/smaps says of a VMA: flags by their place in vm_flags[]; pages; `locked` in KiB. */
+struct area {
+	uint32_t flags, rss, swap, huge, lazy, locked;
+};
+
 struct header {
 	uint32_t process, vmas;
 	struct vma vma[VMAS];
+	uint32_t areas, unused;
+	struct area area[VMAS];
 };
 
 struct agent {
 	uint64_t base, pages;    /* the window */
 	uint64_t ops, done;      /* how many there are, how many are finished (shared: tells where a hang is) */
 	uint64_t contents;       /* pages whose contents are hashed after each operation; 0: all */
+	uint64_t areas;          /* operations between two looks at smaps, which is also looked at after the last one; 0: never */
 	uint64_t record_bytes;   /* distance between two records */
 	uint64_t categories;     /* what PAGEMAP_SCAN is asked for; 0: this kernel has none, and it is not called */
 	uint64_t procmap_query;  /* found by uf_agent_open; 0: this kernel has none, and /proc/PID/maps is read */
 	int64_t pid[PROCESSES], parent_pid[PROCESSES];
 	int32_t parent[PROCESSES];
 	int32_t command[PROCESSES][2], answer[PROCESSES][2];
-	int32_t pagemap[PROCESSES], maps[PROCESSES], mem[PROCESSES];
+	int32_t pagemap[PROCESSES], maps[PROCESSES], mem[PROCESSES], smaps[PROCESSES];
 	int32_t kpagecount, kpageflags;
 };
 
@@ -211,7 +219,6 @@ static void run_one(struct agent *a, struct op *ops, struct result *results, uin
 	int p = (int)op->process, other;
 
 	memset(&results[n], 0, sizeof(results[n]));
-	drain_batches();
 	if (a->pid[p] <= 0) {
 		results[n].value = -ESRCH;
 		return;
@@ -232,6 +239,7 @@ static void run_one(struct agent *a, struct op *ops, struct result *results, uin
 		close(a->pagemap[p]);
 		close(a->maps[p]);
 		close(a->mem[p]);
+		close(a->smaps[p]);
 		a->pid[p] = 0;
 		return;
 	}
@@ -244,7 +252,8 @@ static void run_one(struct agent *a, struct op *ops, struct result *results, uin
 		a->pagemap[p] = open_proc(a->pid[p], "pagemap");
 		a->maps[p] = open_proc(a->pid[p], "maps");
 		a->mem[p] = open_proc(a->pid[p], "mem");
-		if (a->pagemap[p] < 0 || a->maps[p] < 0 || a->mem[p] < 0)
+		a->smaps[p] = open_proc(a->pid[p], "smaps");
+		if (a->pagemap[p] < 0 || a->maps[p] < 0 || a->mem[p] < 0 || a->smaps[p] < 0)
 			_exit(4);
 	}
 }
@@ -387,6 +396,74 @@ static void observe_vmas(struct agent *a, int p, struct header *out)
 	}
 }
 
+static const char vm_flags[][4] = {"rd", "wr", "ex", "dc", "lo", "lf", "um", "uw", "hg", "nh", "wf", "dd", "ac"};
+
+static uint32_t flags_of(const char *line)
+{
+	uint32_t flags = 0;
+
+	for (; *line; line += 3)
+		for (unsigned i = 0; i < sizeof(vm_flags) / sizeof(vm_flags[0]); i++)
+			if (!strncmp(line, vm_flags[i], 2))
+				flags |= 1u << i;
+	return flags;
+}
+
+/* A line of smaps, of a VMA in the window. */
+static void read_field(const char *line, struct area *out)
+{
+	unsigned long kilobytes;
+
+	if (!strncmp(line, "VmFlags: ", 9))
+		out->flags = flags_of(line + 9);
+	else if (sscanf(line, "Rss: %lu", &kilobytes) == 1)
+		out->rss = (uint32_t)kilobytes / (PAGE / 1024);
+	else if (sscanf(line, "Swap: %lu", &kilobytes) == 1)
+		out->swap = (uint32_t)kilobytes / (PAGE / 1024);
+	else if (sscanf(line, "AnonHugePages: %lu", &kilobytes) == 1)
+		out->huge = (uint32_t)kilobytes / (PAGE / 1024);
+	else if (sscanf(line, "LazyFree: %lu", &kilobytes) == 1)
+		out->lazy = (uint32_t)kilobytes / (PAGE / 1024);
+	else if (sscanf(line, "Locked: %lu", &kilobytes) == 1)
+		out->locked = (uint32_t)kilobytes;
+}
+
+/* smaps in the order of addresses, no further than the window reaches. */
+static void observe_areas(struct agent *a, int p, struct header *out)
+{
+	static char text[1 << 16];
+	uint64_t base = a->base, end = a->base + a->pages * PAGE;
+	size_t kept = 0;
+	int inside = 0;
+	ssize_t got;
+
+	lseek(a->smaps[p], 0, SEEK_SET);
+	while ((got = read(a->smaps[p], text + kept, sizeof(text) - 1 - kept)) > 0) {
+		char *line = text, *stop;
+
+		text[kept += (size_t)got] = 0;
+		for (; (stop = strchr(line, '\n')); line = stop + 1) {
+			unsigned long first, last;
+
+			*stop = 0;
+			/* Names of fields begin with a capital letter. */
+			if (*line < 'A' || *line > 'Z') {
+				if (sscanf(line, "%lx-%lx", &first, &last) != 2)
+					give_up("smaps");
+				if (first >= end)
+					return;
+				inside = last > base && out->areas < VMAS;
+				if (inside)
+					memset(&out->area[out->areas++], 0, sizeof(struct area));
+			} else if (inside) {
+				read_field(line, &out->area[out->areas - 1]);
+			}
+		}
+		kept = strlen(line);
+		memmove(text, line, kept + 1);
+	}
+}
+
 /* /proc/PID/mem reads what the process itself may not. */
 static int usable(const struct header *vmas, uint64_t page)
 {
@@ -469,6 +546,9 @@ static void observe(struct agent *a, uint64_t n, char *record)
 		out->process = (uint32_t)p;
 		observe_pages(a, p, word, word + a->pages);
 		observe_vmas(a, p, out);
+		out->areas = 0;
+		if (a->areas && (n % a->areas == a->areas - 1 || n + 1 == a->ops))
+			observe_areas(a, p, out);
 		observe_contents(a, p, out, word + a->pages, first,
 				 first + slice < a->pages ? first + slice : a->pages);
 		classify(word, a->pages, live * a->pages);
@@ -497,6 +577,7 @@ EXPORT int uf_agent_run(struct agent *a, struct op *ops, struct result *results,
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	for (uint64_t n = a->done; n < a->ops; n++) {
 		run_one(a, ops, results, n);
+		drain_batches();
 		if (observed)
 			observe(a, n, records + n * a->record_bytes);
 		a->done = n + 1;
@@ -512,9 +593,10 @@ EXPORT int uf_agent_open(struct agent *a)
 	a->pid[0] = getpid();
 	a->pagemap[0] = open_proc(a->pid[0], "pagemap");
 	a->maps[0] = open_proc(a->pid[0], "maps");
+	a->smaps[0] = open_proc(a->pid[0], "smaps");
 	a->kpagecount = open("/proc/kpagecount", O_RDONLY | O_CLOEXEC);
 	a->kpageflags = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
-	if (a->pagemap[0] < 0 || a->maps[0] < 0 || a->kpagecount < 0 || a->kpageflags < 0)
+	if (a->pagemap[0] < 0 || a->maps[0] < 0 || a->smaps[0] < 0 || a->kpagecount < 0 || a->kpageflags < 0)
 		return -errno;
 	a->procmap_query = !ioctl(a->maps[0], PROCMAP_QUERY, &q) || errno != ENOTTY;
 	for (int p = 1; p < PROCESSES; p++)
