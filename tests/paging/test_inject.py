@@ -236,6 +236,33 @@ def test_a_worker_that_always_dies_is_loud() -> None:
     assert "page worker" in ended.stderr
 
 
+def test_a_worker_that_says_nothing_is_replaced(tmp_path: Path) -> None:
+    """Its own deadline needs its interpreter: a source that keeps that to itself, or a stopped process, is told from outside."""
+
+    def child() -> None:
+        marker = tmp_path / "kept"
+
+        def fill(offset: int, view: memoryview) -> None:
+            import ctypes
+
+            if offset == 8192 and not marker.exists():
+                marker.touch()
+                ctypes.PyDLL(None).sleep(1000)
+            view[:] = bytes([offset // 4096 % 256]) * len(view)
+
+        with paging.open(
+            fill, size_bytes=1 << 17, unit="4 KiB", prefetch_units=0, retry=paging.RetryPolicy(deadline_s=0.4)
+        ) as memory:
+            with pytest.raises(SourceError, match="did not answer in time") as caught:
+                memory.read_at(8192, 1)
+            assert caught.value.errno == errno.ETIMEDOUT
+            assert memory.read_at(8192, 1) == b"\x02"
+            assert memory[4096] == 1
+            assert memory.stats().worker_restart_count == 1
+
+    check(child)
+
+
 @pytest.mark.parametrize("mode", ["threads", "sigbus"])
 def test_a_source_that_fails_now_and_then(mode: str, tmp_path: Any) -> None:
     def child() -> None:

@@ -16,7 +16,7 @@
 typedef struct {
     u64 base, length, size, unit, budget_units;
     u32 mode, writable, kind, handlers, policy, direct, align, retries, retry_us, stall_ms, prefetch_units, spawn_argc;
-    i32 uffd, source_fd, swap_fd, worker_fd, user_mode_only, spare;
+    i32 uffd, source_fd, swap_fd, worker_fd, user_mode_only, worker_pid;
     u64 source_offset, source_address, policy_function, policy_context, record_capacity, arguments, arguments_bytes, job, job_bytes;
     char name[256];
     u8 peer[32];
@@ -159,7 +159,7 @@ EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     p->control_bytes = at, p->ring_capacity = capacity, p->spawn_argc = c->spawn_argc;
     memcpy(p->name, c->name, sizeof p->name - 1);
     memcpy(p->peer, c->peer, sizeof p->peer);
-    p->peer_bytes = c->peer_bytes, p->peer_timeout_ms = c->peer_timeout_ms;
+    p->peer_bytes = c->peer_bytes, p->peer_timeout_ms = c->peer_timeout_ms, p->worker_pid = c->worker_pid;
     if (p->kind == SOURCE_PEER) peer_prepare();
     memcpy((u8 *)p + job, (void *)c->arguments, c->arguments_bytes);
     memcpy((u8 *)p + job + c->arguments_bytes, (void *)c->job, c->job_bytes);

@@ -172,7 +172,9 @@ typedef struct pager {
     pthread_mutex_t life[MAX_SERVICE]; // robust, each held by a service thread for as long as it lives
     pthread_mutex_t send_lock;
     u8 peer[32];                   // a struct sockaddr
-    u32 peer_bytes, peer_timeout_ms;
+    u32 peer_bytes, peer_timeout_ms; // a page server's or a worker's time for one request
+    i32 worker_pid;
+    u32 worker_silent;             // it did not answer in time
     u8 *staging;
     u64 staging_bytes, random, repeat_address;
     u32 repeats;

@@ -25,11 +25,23 @@ static int send_all(int fd, const void *data, u64 length) {
     return 0;
 }
 
-// All of it, or false: the stream ended, the region stops, or `deadline_ns` (0: none) is over.
+static bool awaited(pager *p) {
+    for (u32 i = 0; i < MAX_PENDING; i++)
+        if (atomic_load(&p->pendings[i].busy) == 2 && atomic_load(&p->pendings[i].sent)) return true;
+    return false;
+}
+
+// All of it, or false: the stream ended, the region stops, `deadline_ns` is over, or (0: none) a worker that has been asked says nothing
+// for longer than one request may take. It gives up on its source by itself: this one is stopped, or its interpreter is.
 static bool receive(pager *p, void *data, u64 length, u64 deadline_ns) {
+    u64 silent_ms = 0; // of time that we ran ourselves
     while (length) {
         struct pollfd f[2] = {{.fd = p->worker_fd, .events = POLLIN}, {.fd = p->event_fd, .events = POLLIN}};
-        if (poll(f, 2, 500) == 0 && deadline_ns && now_ns() > deadline_ns) return false;
+        if (poll(f, 2, 500) == 0) {
+            if (deadline_ns && now_ns() > deadline_ns) return false;
+            silent_ms = awaited(p) ? silent_ms + 500 : 0;
+            if (!deadline_ns && silent_ms > p->peer_timeout_ms) { p->worker_silent = 1; return false; }
+        }
         if (atomic_load(&p->stopping)) return false;
         if (!(f[0].revents)) continue;
         ssize_t n = recv(p->worker_fd, data, length, 0);
@@ -134,6 +146,24 @@ static void end_pending(pager *p, slot *s, pending *w, int code, const char *wha
     s->address = 0;
 }
 
+static void end_all(pager *p, slot *s, bool sent_only, int code, const char *what) {
+    for (u32 i = 0; i < MAX_PENDING; i++) {
+        pending *w = &p->pendings[i];
+        if (atomic_load(&w->busy) == 2 && (!sent_only || atomic_load(&w->sent))) end_pending(p, s, w, code, what, NULL, 0);
+    }
+}
+
+// Its end of the socket is closed when the last thread of it is gone: nothing that it was asked for is installed after that.
+static void put_down(pager *p, slot *s, pid_t worker) {
+    struct pollfd f = {.fd = p->worker_fd, .events = POLLIN};
+    char waste[4096];
+    p->worker_silent = 0;
+    kill(worker, SIGKILL);
+    while (poll(&f, 1, 2000) > 0 && recv(p->worker_fd, waste, sizeof waste, MSG_DONTWAIT) > 0) {}
+    end_all(p, s, true, -ETIMEDOUT, "the page worker did not answer in time and was killed; a source that never returns must not keep the "
+                                    "interpreter to itself; allow more time with RetryPolicy(deadline_s=...)");
+}
+
 static char **spawn_arguments(pager *p, char **list) {
     char *text = (char *)p + p->job_offset;
     for (u32 i = 0; i < p->spawn_argc; i++) list[i] = text, text += strlen(text) + 1;
@@ -219,12 +249,11 @@ void *receiver_main(void *argument) {
         }
         if (atomic_load(&p->stopping)) break;
         lost = true;
+        if (p->worker_silent) put_down(p, s, child ? child : p->worker_pid);
         if (child) waitpid(child, NULL, WNOHANG);
         if (restarts++ >= RESTARTS) {
             atomic_store(&p->worker_lost, 1);
-            for (u32 i = 0; i < MAX_PENDING; i++)
-                if (atomic_load(&p->pendings[i].busy) == 2)
-                    end_pending(p, s, &p->pendings[i], -EIO, "the page worker died, and so did its successors", NULL, 0);
+            end_all(p, s, false, -EIO, "the page worker died, and so did its successors");
             struct timespec t = {0, 20000000};
             nanosleep(&t, NULL);
             continue;

@@ -143,7 +143,7 @@ class Settings(ctypes.Structure):
         *_fields(c_uint64, "base length size unit budget_units"),
         *_fields(c_uint32, "mode writable kind handlers policy direct align retries retry_us stall_ms prefetch_units"),
         ("spawn_argc", c_uint32),
-        *_fields(c_int32, "uffd source_fd swap_fd worker_fd user_mode_only spare"),
+        *_fields(c_int32, "uffd source_fd swap_fd worker_fd user_mode_only worker_pid"),
         *_fields(c_uint64, "source_offset source_address policy_function policy_context record_capacity"),
         *_fields(c_uint64, "arguments arguments_bytes job job_bytes"),
         ("name", c_char * 256),

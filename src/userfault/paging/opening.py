@@ -161,19 +161,20 @@ def _start(
         align=native.alignment_bytes,
         retries=retry.attempt_count - 1,
         retry_us=int(retry.first_wait_s * 1e6),
-        stall_ms=int(stall_s * 1000),
+        stall_ms=_ms(stall_s),
         prefetch_units=prefetch_units,
         source_fd=native.fd,
         uffd=uffd,
         swap_fd=-1,
         worker_fd=worker.fileno() if worker else -1,
+        worker_pid=worker.pid if worker else 0,
         user_mode_only=user_mode_only,
         source_offset=native.offset_bytes,
         source_address=native.address,
         record_capacity=RECORD_CAPACITY,
         name=name.encode()[:255],
         peer_bytes=len(native.peer),
-        peer_timeout_ms=max(1, int(native.timeout_s * 1000)),
+        peer_timeout_ms=_ms(worker.answer_s if worker else native.timeout_s),
     )
     # A ctypes char array assigned as a whole would end at the address's first zero.
     ctypes.memmove(ctypes.addressof(settings) + Settings.peer.offset, native.peer, len(native.peer))
@@ -240,6 +241,11 @@ def _swap_file(directory: str | None) -> int:
             f"no swap file can be made in {directory}: {error.strerror}",
             "pass swap_directory= with room for what you write",
         ) from error
+
+
+def _ms(seconds: float) -> int:
+    """At least one, and at most 24 days, which is for ever."""
+    return int(max(1, min(seconds * 1000, 0x7FFFFFFF)))
 
 
 def _function_address(policy: Callable[..., Any] | int) -> int:
