@@ -88,6 +88,16 @@ def test_a_torn_journal_is_thrown_away(tmp_path: Path, keep: int) -> None:
     assert path.read_bytes() == OLD
 
 
+def test_another_name_of_the_file_finds_its_journal(tmp_path: Path) -> None:
+    path, link = tmp_path / "file", tmp_path / "elsewhere" / "link"
+    path.write_bytes(OLD)
+    link.parent.mkdir()
+    link.symlink_to(path)
+    assert run(commit, link, dying_at(5)).signal == signal.SIGKILL
+    assert journal.recover(str(path))
+    assert path.read_bytes() == NEW
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="to become nobody: run the tests as root")
 def test_a_journal_that_can_not_be_applied_is_loud(tmp_path: Path) -> None:
     path = tmp_path / "file"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import random
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -323,11 +325,29 @@ def test_system_calls_on_missing_pages(path: Path, data: bytes, tmp_path: Path) 
         ({"policy": "best"}, "clock"),
         ({"access": "w"}, "read-only"),
         ({"resident": "lots"}, "is no size"),
+        ({"resident": 1e6}, "is no size"),
+        ({"handlers": 0}, "1 to 13"),
+        ({"handlers": 14}, "1 to 13"),
+        ({"prefetch_units": -1}, "0 to 1024"),
+        ({"stall_s": -1.0}, "more than 0 seconds"),
     ],
 )
-def test_bad_arguments(path: Path, options: dict[str, str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        paging.open(path, **options)  # type: ignore[arg-type]
+def test_bad_arguments(path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        paging.open(path, **options)
+
+
+def test_too_large_to_be_numbered() -> None:
+    for access, unit, message in (("r", "4 KiB", "use a larger unit"), ("c", "64 KiB", "page a part of it")):
+        with pytest.raises(PagingError, match=message):
+            paging.open(None, size_bytes=(8 << 40) + 1, access=access, unit=unit)  # type: ignore[arg-type]
+    with pytest.raises(PagingError, match="no address range"):
+        paging.open(None, size_bytes=128 << 40, unit="2 MiB")
+
+
+def test_no_wait_is_too_long_to_be_allowed(path: Path) -> None:
+    with paging.open(path, stall_s=math.inf) as memory:
+        assert memory[0] is not None
 
 
 def test_a_python_function_is_no_policy(path: Path) -> None:

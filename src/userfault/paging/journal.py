@@ -41,6 +41,7 @@ def commit(
     `fd` is the file, open for writing. When it returns the change is durable. Raises OSError, with the file as it was before or a
     journal that the next `recover` applies.
     """
+    path = os.path.realpath(path)  # beside the file itself, whichever link it was opened by
     journal = os.open(path + SUFFIX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(journal, fcntl.LOCK_EX)
@@ -75,6 +76,7 @@ def recover(path: str, step: Step = _nothing) -> bool:
 
     Raises PagingError where the journal is whole and can't be applied.
     """
+    path = os.path.realpath(path)
     try:
         journal = os.open(path + SUFFIX, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import mmap
+import operator
 import os
 import sys
 import tempfile
@@ -25,6 +26,10 @@ from .worker import _BOOT, Worker
 
 UNITS = (4 << 10, 64 << 10, 2 << 20)
 RECORD_CAPACITY = 1 << 20
+HANDLERS_MAX = 13
+PREFETCH_UNITS_MAX = 1024
+UNITS_MAX = 1 << 31
+"""The C pager numbers units, and pages and their places in the swap file, with 32 bits."""
 _KIND_WORKER = 3
 _LOCAL = (NativeKind.ZERO, NativeKind.FILE, NativeKind.MEMORY)
 _PROBE = "`userfault probe` says what this kernel and this user may do, and how to get more"
@@ -61,6 +66,14 @@ def open_region(
         )
     if isinstance(policy, str) and policy not in POLICIES[:3]:
         raise ValueError(f"policy={policy!r}: it is 'clock', 'fifo', 'lru' or a C function")
+    for argument, value, least, most in (
+        ("handlers", handlers, 1, HANDLERS_MAX),
+        ("prefetch_units", prefetch_units, 0, PREFETCH_UNITS_MAX),
+    ):
+        if value is not None and not least <= operator.index(value) <= most:
+            raise ValueError(f"{argument}={value!r}: it is {least} to {most}, or None for the default")
+    if not stall_s > 0:
+        raise ValueError(f"stall_s={stall_s!r}: it is more than 0 seconds; math.inf says nothing of stalls")
     retry = retry or RetryPolicy()
     pager_library()
     worker: Worker | None = None
@@ -79,6 +92,16 @@ def open_region(
         if not size_bytes:
             raise PagingError(
                 f"{source.name} is empty: there is no memory of 0 bytes", "page something with data in it"
+            )
+        if size_bytes > UNITS_MAX * (PAGE_BYTES if access != "r" else unit_bytes):
+            raise PagingError(
+                f"{source.name} has {format_bytes(size_bytes)}: "
+                + (
+                    f"at most {format_bytes(UNITS_MAX * PAGE_BYTES)} can be written to"
+                    if access != "r"
+                    else f"with units of {format_bytes(unit_bytes)} it may have {format_bytes(UNITS_MAX * unit_bytes)}"
+                ),
+                "page a part of it" if access != "r" else "use a larger unit",
             )
         if access == "r+" and not is_store:
             raise ValueError(f"{source.name} can't be written back: open it with access='c' to write to a copy")
@@ -99,7 +122,7 @@ def open_region(
             resident_bytes=resident_bytes,
             mode=mode,
             policy=policy if isinstance(policy, str) else _function_address(policy),
-            handlers=max(1, min(handlers, 13)),
+            handlers=handlers,
             swap_directory=os.fspath(swap_directory) if swap_directory is not None else None,
             prefetch_units=prefetch_units,
             retry=retry,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
 import mmap
 import os
 import threading
+import traceback
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -58,7 +60,12 @@ class Region(mmap.mmap):
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         spacers = []
         for _ in range(8):
-            region = super().__new__(cls, -1, size_bytes, flags=flags, prot=prot)
+            try:
+                region = super().__new__(cls, -1, size_bytes, flags=flags, prot=prot)
+            except (OSError, OverflowError) as error:
+                raise PagingError(
+                    f"no address range of {format_bytes(size_bytes)} can be had: {error}", "page a part of it"
+                ) from error
             excess = mapped_at(region) % unit_bytes if unit_bytes >= HUGE_BYTES else 0
             if not excess:
                 break
@@ -85,6 +92,8 @@ class Region(mmap.mmap):
         self._pager = pager
         self._control = Pager.from_address(pager)
         self._finalizer = weakref.finalize(self, _end, pager, self._pid, source, worker)
+        # Not when the interpreter exits: its memory may still be touched then, and nobody would fill it.
+        self._finalizer.atexit = False
         _living.add(self)
 
     # -- looking at it --------------------------------------------------------------------------------------------------
@@ -126,7 +135,7 @@ class Region(mmap.mmap):
         ValueError for a range outside.
         """
         offset, length = self._range(offset_bytes, length_bytes)
-        failed = self._lib.pager_ensure(self._pager, offset, length)
+        failed = self._call("pager_ensure", offset, length)
         if failed:
             raise self._failure(failed - 1)
 
@@ -134,12 +143,12 @@ class Region(mmap.mmap):
         """Begin to fetch a range in the background. It returns at once; what can't be fetched is met again at its first touch."""
         offset, length = self._range(offset_bytes, length_bytes)
         if length:
-            self._lib.pager_will_need(self._pager, offset, length)
+            self._call("pager_will_need", offset, length)
 
     def evict(self, offset_bytes: int = 0, length_bytes: int | None = None) -> None:
         """Let the units of a range leave memory now; what was written is kept. Units in use (pinned, being filled) stay."""
         offset, length = self._range(offset_bytes, length_bytes)
-        code = self._lib.pager_evict(self._pager, offset, length)
+        code = self._call("pager_evict", offset, length)
         if code < 0 and -code not in (errno.EAGAIN, errno.EBUSY):
             raise PagingError(
                 f"evicting from {self._source.name} failed: {error_text(code)}", "is the swap directory full?"
@@ -147,6 +156,7 @@ class Region(mmap.mmap):
 
     def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
         """A copy of a range. Where a page can't be had, SourceError instead of SIGBUS; a later call tries again."""
+        self._range(offset_bytes, length_bytes)
         data = bytearray(length_bytes)
         self.read_into(offset_bytes, data)
         return bytes(data)
@@ -177,7 +187,8 @@ class Region(mmap.mmap):
             piece = min(end - offset, max(self.unit_bytes, 1 << 20))
             self.ensure(offset, piece)
             mine = self._base + offset
-            fault = self._lib.pager_copy(mine, other, piece) if to_region else self._lib.pager_copy(other, mine, piece)
+            with self._held():
+                fault = pager_library().pager_copy(*((mine, other) if to_region else (other, mine)), piece)
             if fault:
                 raise self._failure(fault - 1 - self._base)
             offset, other = offset + piece, other + piece
@@ -188,7 +199,7 @@ class Region(mmap.mmap):
         """From here on `dirty()` tells what is written from here on. Writes that run at the same time may count either way."""
         self._writable("mark")
         with self._lock:
-            self._check(self._lib.pager_mark(self._pager), "mark")
+            self._check(self._call("pager_mark"), "mark")
 
     def dirty(self) -> list[tuple[int, int]]:
         """The pages written since the last `mark()`, or since the region was opened: sorted (offset_bytes, length_bytes), 4 KiB exact.
@@ -198,7 +209,7 @@ class Region(mmap.mmap):
         self._writable("dirty")
         with self._lock:
             bits = self._bits()
-            self._check(self._lib.pager_dirty(self._pager, bits), "dirty")
+            self._check(self._call("pager_dirty", bits), "dirty")
         size = self._control.size
         return [(at, min(length, size - at)) for at, length in runs_of(bits, self._control.pages)]
 
@@ -216,13 +227,14 @@ class Region(mmap.mmap):
             )
         with self._lock:
             bits = self._bits()
-            self._check(self._lib.pager_take_unsaved(self._pager, bits), "flush")
-            stored = False
-            try:
-                self._write_back(runs_of(bits, self._control.pages))
-                stored = True
-            finally:
-                self._lib.pager_flushed(self._pager, stored)
+            with self._held():
+                self._check(self._call("pager_take_unsaved", bits), "flush")
+                stored = False
+                try:
+                    self._write_back(runs_of(bits, self._control.pages))
+                    stored = True
+                finally:
+                    self._call("pager_flushed", stored)
 
     def _write_back(self, runs: Iterator[tuple[int, int]]) -> None:
         size = self._control.size
@@ -241,9 +253,10 @@ class Region(mmap.mmap):
 
     def working_set(self) -> list[int]:
         """The units that were faulted in so far, in that order, each once: pass it to `replay` of a later run."""
-        count = min(self._control.record_count, self._control.record_capacity)
-        units = (ctypes.c_uint32 * count).from_address(self._pager + self._control.record_offset) if count else []
-        return list(dict.fromkeys(units))
+        with self._held():
+            count = min(self._control.record_count, self._control.record_capacity)
+            units = (ctypes.c_uint32 * count).from_address(self._pager + self._control.record_offset) if count else []
+            return list(dict.fromkeys(units))
 
     def replay(self, working_set: list[int]) -> None:
         """Fetch a working set of an earlier run in the background, in its order."""
@@ -258,7 +271,10 @@ class Region(mmap.mmap):
     # -- ending it ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Flush, and give the memory back. Raises BufferError while a view of it lives (an array, a memoryview): delete that first."""
+        """Flush, and give the memory back. Raises BufferError while a view of it lives (an array, a memoryview): delete that first.
+
+        The same while another thread is in a call of it.
+        """
         if self._pid != os.getpid():
             raise self._forked()
         if not self._pager or not self._finalizer.alive:
@@ -270,14 +286,15 @@ class Region(mmap.mmap):
             mmap.mmap.close(self)
         except BufferError:
             raise BufferError(
-                f"{self._source.name} can't be closed while views of it live (memoryviews, arrays): delete them first"
+                f"{self._source.name} can't be closed while views of it live (memoryviews, arrays): delete them first, "
+                "and let calls of it return"
             ) from None
         if self._store is not None and self._worker is not None:
             self._store.close()
         # What the finalizer needs of the control block is copied: stats() of a closed region are its last ones.
-        control = Pager.from_buffer_copy(self._control)
-        self._finalizer()
-        self._control = control
+        pager, self._control = self._pager, Pager.from_buffer_copy(self._control)
+        self._finalizer.detach()
+        _end(pager, self._pid, self._source, self._worker)
         _living.discard(self)
 
     def __enter__(self) -> Self:
@@ -287,6 +304,21 @@ class Region(mmap.mmap):
         """Close it, or, where views of it still live, flush it: it then ends with its last view."""
         with suppress(BufferError):
             self.close()
+
+    def __del__(self) -> None:
+        """Flushing can't wait for a collection, which may come at any moment and in any thread; losing something in silence must not be."""
+        if not getattr(self, "_pager", 0) or self.closed_for_good or self._access != "r+" or self._pid != os.getpid():
+            return
+        bits = self._bits()
+        pager_library().pager_take_unsaved(self._pager, bits)
+        lost = sum(length for _, length in runs_of(bits, self._control.pages))
+        if lost:
+            warnings.warn(
+                f"{format_bytes(lost)} written to {self._source.name} since its last flush are lost with its last view: "
+                "call flush() or close() before that",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def resize(self, newsize: int) -> None:
         """Refused: a region keeps its size."""
@@ -298,13 +330,18 @@ class Region(mmap.mmap):
     def _base(self) -> int:
         return int(self._control.base)
 
-    @property
-    def _lib(self) -> ctypes.CDLL:
+    def _held(self) -> memoryview:
+        """Whoever has it keeps other threads from closing the region. Raises ValueError where it is closed."""
         if self._pid != os.getpid():
             raise self._forked()
-        if not self._pager or not self._finalizer.alive:
+        if self.closed_for_good or self.closed:
             raise ValueError("the region is closed")
-        return pager_library()
+        return memoryview(self)
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        """A function of the C pager."""
+        with self._held():
+            return getattr(pager_library(), function)(self._pager, *arguments)
 
     def _forked(self) -> PagingError:
         return PagingError(
@@ -352,8 +389,9 @@ class Region(mmap.mmap):
 
     def state_of(self, offset_bytes: int) -> str:
         """`absent`, `filling`, `present`, `evicting`, `poisoned`, `gone` or `limbo`: what the pager thinks of the unit at an offset."""
-        unit = offset_bytes // self.unit_bytes
-        word = ctypes.c_uint32.from_address(self._pager + self._control.state_offset + 4 * unit).value
+        with self._held():
+            unit = self._range(offset_bytes, 1)[0] // self.unit_bytes
+            word = ctypes.c_uint32.from_address(self._pager + self._control.state_offset + 4 * unit).value
         return ("absent", "filling", "present", "evicting", "poisoned", "gone", "limbo")[word & STATE_MASK]
 
 
@@ -381,6 +419,15 @@ def mapped_at(region: mmap.mmap) -> int:
         return address_of(view)
 
 
+def _flush_at_exit() -> None:
+    for region in list(_living):
+        if region._pid == os.getpid() and region._access == "r+" and not region.closed_for_good:
+            try:
+                region.flush()
+            except Exception:
+                traceback.print_exc()
+
+
 def _after_fork_in_child() -> None:
     """The range that the child does not have stays reserved: its own mappings must not land where the parent's region is thought to be."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -392,6 +439,7 @@ def _after_fork_in_child() -> None:
         libc.mmap(region._control.base, region._control.length, 0, flags, -1, 0)
 
 
+atexit.register(_flush_at_exit)
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 assert POISONED == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -9,8 +10,13 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 def parse_bytes(size: int | str, what: str) -> int:
     """`262144`, `"256 KiB"`, `"1.5GiB"`, `"64k"`: all are powers of 1024. Raises ValueError, naming `what`."""
-    if isinstance(size, int):
-        count: float = size
+    if not isinstance(size, str):
+        try:
+            count: float = operator.index(size)
+        except TypeError:
+            raise TypeError(
+                f"{what}={size!r} is no size: write a whole number of bytes, or a string such as '256 MiB'"
+            ) from None
     else:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgtKMGT]?)(?:i?[bB])?\s*", size)
         if not match:
