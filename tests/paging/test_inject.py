@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -234,6 +235,36 @@ def test_a_worker_that_always_dies_is_loud() -> None:
     ended = run(child)
     assert ended.signal == signal.SIGBUS
     assert "page worker" in ended.stderr
+
+
+@pytest.mark.parametrize("mode", ["threads", "sigbus"])
+def test_threads_of_the_program_find_the_workers_successor(mode: str) -> None:
+    """Their descriptors are not the handlers': theirs is still the dead worker's, or the program let it name something else."""
+
+    def child() -> None:
+        def fill(offset: int, view: memoryview) -> None:
+            view[:] = bytes([offset // 4096 % 256]) * len(view)
+
+        memory = paging.open(fill, size_bytes=1 << 20, unit="4 KiB", prefetch_units=0, mode=mode)  # type: ignore[arg-type]
+        assert memory.read_at(4096, 1) == b"\x01"
+        os.kill(memory._worker.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        while not memory.stats().worker_restart_count:
+            time.sleep(0.01)
+        for page in range(2, 70):
+            assert memory.read_at(page * 4096, 1) == bytes([page])
+            assert memory[(page + 100) * 4096] == page + 100
+        memory._worker._sock.close()  # type: ignore[union-attr]
+        here, there = socket.socketpair()
+        os.dup2(here.fileno(), memory._control.worker_fd)
+        assert memory.read_at(71 * 4096, 1) == b"\x47"
+        assert memory[200 * 4096] == 200
+        there.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            there.recv(1)
+        os._exit(0)
+
+    ended = run(child)
+    assert (ended.signal, ended.code) == (0, 0), ended.stderr
 
 
 def test_a_worker_that_says_nothing_is_replaced(tmp_path: Path) -> None:

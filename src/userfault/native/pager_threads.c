@@ -244,6 +244,7 @@ static void guardian(pager *p, slot *s) {
         }
         u32 sweeper = atomic_load(&p->paused);
         if (sweeper && syscall(SYS_tgkill, p->pid, sweeper, 0) && errno == ESRCH) atomic_store(&p->paused, 0);
+        if (p->kind == SOURCE_WORKER) resend(p);
         stalls(p);
         bus_tick();
     }
@@ -277,7 +278,8 @@ static void background(pager *p, slot *s) {
         u64 unit = item >> 16, count = item & 0xffff;
         atomic_store(&s->since_ns, now_ns());
         s->reported = 0;
-        if (!count && unit < p->units) resolve(p, s, unit, p->base + unit * p->unit, 0, false);
+        if (!count && p->kind == SOURCE_WORKER) resend(p);
+        if (!count && unit < p->units && STATE(atomic_load(&states(p)[unit])) == ABSENT) resolve(p, s, unit, p->base + unit * p->unit, 0, false);
         for (u64 i = 0; i < count && unit + i < p->units && !atomic_load(&p->stopping); i++)
             resolve(p, s, unit + i, p->base + (unit + i) * p->unit, AHEAD, false);
         atomic_store(&s->since_ns, 0);

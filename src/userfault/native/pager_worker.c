@@ -55,6 +55,10 @@ static bool receive(pager *p, void *data, u64 length, u64 deadline_ns) {
 // Requests name their entry by `id`: index and generation, so that an answer to an earlier tenant is known as such.
 static void ask(pager *p, slot *s, pending *w) {
     i64 value;
+    if (s && !s->role) { // the application's descriptor may be closed, another file's by now, or a dead worker's
+        enqueue(p, w->unit, 0);
+        return;
+    }
     if (strike(p, s, AT_SEND, &value) == DO_ERRNO) return;
     header h = {.kind = FILL, .id = w->id, .offset = w->offset, .address = p->base + w->offset, .length = w->length,
                 .flags = (p->writable ? WRITE_PROTECT : 0) | (w->ahead ? BACKGROUND : 0)};
@@ -111,16 +115,17 @@ int submit(pager *p, slot *s, u64 unit, bool ahead) {
             return 0;
         }
         if (atomic_load(&p->worker_lost)) return -EIO;
+        if (s->role) resend(p);
         struct timespec t = {0, 100000};
         nanosleep(&t, NULL);
     }
 }
 
-// What is not sent: a thread died before it did, or the worker it was sent to died.
+// What is not sent: a thread may not, or died before it did, or the worker it was sent to died.
 void resend(pager *p) {
     for (u32 i = 0; i < MAX_PENDING; i++) {
         pending *w = &p->pendings[i];
-        if (atomic_load(&w->busy) == 2) ask(p, NULL, w);
+        if (atomic_load(&w->busy) == 2 && !atomic_load(&w->sent)) ask(p, NULL, w);
     }
 }
 
