@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from userfault.model import era as eras
-from userfault.model import fs_userfaultfd, locks, userfaultfd, userfaultfd_move
+from userfault.model import fs_userfaultfd, locks, madvise, memory, userfaultfd, userfaultfd_move
 from userfault.model.errno import EAGAIN, EBUSY, EEXIST, ENOENT
 from userfault.model.fork import sys_fork
 from userfault.model.fs_userfaultfd import (
@@ -194,3 +194,21 @@ def test_a_write_protected_page_is_not_dirty_when_it_comes_back(mm: mm_struct, c
     assert store(mm, 4, 2) == SIGBUS
     back = pte(mm, 4)
     assert back == pte_t(kind=PteKind.PRESENT, page=back.page, young=True, uffd_wp=True)
+
+
+def test_a_range_is_flushed_once_and_without_a_userfaultfd_after_the_lock(
+    mm: mm_struct, ctx: userfaultfd_ctx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushes: list[tuple[int, int, bool]] = []
+
+    def tlb_finish_mmu(of: mm_struct, start: int, end: int) -> None:
+        flushes.append((start, end, any(of.mmap_sem.readers)))
+        memory.tlb_finish_mmu(of, start, end)
+
+    monkeypatch.setattr(madvise, "tlb_finish_mmu", tlb_finish_mmu)
+    assert store(mm, 1, 1) == 0
+    assert sys_madvise(mm, 0, 4, MADV.DONTNEED) == 0
+    assert sys_madvise(mm, 4, 2, MADV.DONTNEED) == 0
+    assert sys_madvise(mm, 2, 4, MADV.DONTNEED) == 0
+    assert flushes == [(0, 4, False), (4, 6, True), (2, 6, True)]
+    settled()

@@ -70,6 +70,8 @@ class Era:
     """A split maps the zero page in place of parts that hold zeroes only (seen on v6.12, not on v6.1)."""
     empty_tables_are_freed: bool = False
     """MADV_DONTNEED frees the page tables that it empties (CONFIG_PT_RECLAIM, since v6.14)."""
+    dontneed_flushes_late: bool = False
+    """MADV_DONTNEED flushes once a call, and for one VMA without a userfaultfd when the VMA's lock is let go (since v6.17)."""
     swapin_maps_writable: bool = False
     """A swapped-in page that is the process's alone is mapped writable even by a read (v6.18; v6.8 only by a write)."""
     mremap_moves_several: bool = False
@@ -137,6 +139,7 @@ V6_18 = replace(
     huge_zero_page_is_replaced=True,
     split_maps_zero_page=True,
     empty_tables_are_freed=True,
+    dontneed_flushes_late=True,
     swapin_maps_writable=True,
     mremap_moves_several=True,
     mremap_drops_protection=True,

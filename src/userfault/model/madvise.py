@@ -78,6 +78,7 @@ def sys_madvise(mm: mm_struct, addr: int, length: int, advice: int) -> int:
     at = addr
     hole = False
     err = 0
+    flush_late = False
     while at < end and err == 0:
         vma = vma_at_or_after(mm, at)
         if vma is None or vma.vm_start >= end:
@@ -86,12 +87,19 @@ def sys_madvise(mm: mm_struct, addr: int, length: int, advice: int) -> int:
             hole = True
             at = vma.vm_start
         last = min(end, vma.vm_end)
+        if era.dontneed_flushes_late and forgets(advice):
+            flush_late = at == addr and last == end and not vma.vm_flags & (vm.USERFAULT | vm.UFFD_WP)
         err = madvise_vma_behavior(mm, vma, at, last, advice)
         at = last
+    if era.dontneed_flushes_late and forgets(advice) and not flush_late:
+        tlb_finish_mmu(mm, addr, end)
     if writer:
         up_write(mm.mmap_sem)
     else:
         up_read(mm.mmap_sem)
+    if flush_late:
+        # The VMA's lock is gone by now: others may have changed it.
+        tlb_finish_mmu(mm, addr, end)
     if err != 0:
         return err
     return -ENOMEM if hole or at < end else 0
@@ -214,6 +222,10 @@ def takes_write_lock(advice: int) -> bool:
     )
 
 
+def forgets(advice: int) -> bool:
+    return advice == MADV.DONTNEED or advice == MADV.DONTNEED_LOCKED
+
+
 def vma_at_or_after(mm: mm_struct, addr: int) -> vm_area_struct | None:
     """find_vma: the first VMA that ends above the address."""
     for vma in mm.mmap:
@@ -225,11 +237,12 @@ def vma_at_or_after(mm: mm_struct, addr: int) -> vm_area_struct | None:
 @modelled("mm/madvise.c", versions="v3.10 .. v6.18", section="C.4", steps=3)
 def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: int, advice: int) -> int:
     """The advice on a part of one VMA: 0 or -errno."""
-    if advice == MADV.DONTNEED or advice == MADV.DONTNEED_LOCKED:
+    if forgets(advice):
         if advice == MADV.DONTNEED and vma.vm_flags & vm.LOCKED:
             return -EINVAL
         zap_page_range(mm, vma, start, end, True)
-        tlb_finish_mmu(mm, start, end)
+        if not era.dontneed_flushes_late:
+            tlb_finish_mmu(mm, start, end)
         if config.PT_RECLAIM and era.empty_tables_are_freed:
             free_emptied_tables(mm, start, end)
         reached("a range was forgotten")
