@@ -15,6 +15,28 @@ from .mprotect import MM_CP_TRY_CHANGE_WRITABLE, MM_CP_UFFD_WP, MM_CP_UFFD_WP_RE
 from .pgtable import pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte, table_is_gone
 from .rmap import page_add_new_anon_rmap
 from .slab import alloc_page, put_page
+from .vma_lock import lock_vma_under_rcu, vma_end_read, vma_start_read_locked
+
+
+@modelled("mm/userfaultfd.c", versions="v6.9 .. v6.18", section="C.13")
+def uffd_lock_vma(mm: mm_struct, addr: int) -> tuple[int, vm_area_struct | None]:
+    """The VMA of an address, with an anon_vma and locked for reading: (0, VMA), or (-ENOENT or -ENOMEM, None)."""
+    fast = lock_vma_under_rcu(mm, addr)
+    if fast is not None:
+        if fast.anon_vma is not None or fast.vm_flags & vm.SHARED:
+            return 0, fast
+        vma_end_read(fast)
+    down_read(mm.mmap_sem)
+    vma = find_vma(mm, addr)
+    if vma is None:
+        up_read(mm.mmap_sem)
+        return -ENOENT, None
+    if not vma.vm_flags & vm.SHARED and anon_vma_prepare(vma) != 0:
+        up_read(mm.mmap_sem)
+        return -ENOMEM, None
+    vma_start_read_locked(vma)
+    up_read(mm.mmap_sem)
+    return 0, vma
 
 
 @modelled(
@@ -28,48 +50,55 @@ from .slab import alloc_page, put_page
 )
 def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
     """Fill the missing page at `dst_addr` with `value`: 0, -ENOENT without a VMA, -EEXIST if it is not missing."""
+    if config.PER_VMA_LOCKS:
+        locked, only = uffd_lock_vma(mm, dst_addr)
+        if only is None:
+            return locked
+        done = -EAGAIN
+        if mm.mmap_changing == 0:
+            done = copy_into(only, mm, dst_addr, value)
+        vma_end_read(only)
+        return done
     down_read(mm.mmap_sem)
     if mm.mmap_changing != 0:
         up_read(mm.mmap_sem)
         return -EAGAIN
-    vma = find_vma(mm, dst_addr)
+    err = copy_into(find_vma(mm, dst_addr), mm, dst_addr, value)
+    up_read(mm.mmap_sem)
+    return err
+
+
+def copy_into(vma: vm_area_struct | None, mm: mm_struct, dst_addr: int, value: int) -> int:
+    """The page itself, whichever lock keeps the VMA."""
     if vma is None or not vma.vm_flags & vm.USERFAULT:
-        up_read(mm.mmap_sem)
         return -ENOENT
     if vma.vm_flags & vm.SHARED or vma.vm_file is not None:
-        up_read(mm.mmap_sem)
         return -EINVAL
     if anon_vma_prepare(vma) != 0:
-        up_read(mm.mmap_sem)
         return -ENOMEM
     p = alloc_page()
     p.data = value
     if pmd_trans_huge(pmd_offset(mm, dst_addr).pmd):
         put_page(p)
-        up_read(mm.mmap_sem)
         return -EEXIST
     table = pte_alloc(mm, dst_addr)
     if table is None:
         put_page(p)
-        up_read(mm.mmap_sem)
         return -EFAULT
     ptep = pte_offset(table, dst_addr)
     spin_lock(pte_lockptr(table))
     if not (fillable(ptep.pte) if era.markers else ptep.pte.kind == PteKind.NONE):
         spin_unlock(pte_lockptr(table))
         put_page(p)
-        up_read(mm.mmap_sem)
         return -EEXIST
     if config.PT_RECLAIM and table_is_gone(mm, dst_addr, table):
         spin_unlock(pte_lockptr(table))
         put_page(p)
-        up_read(mm.mmap_sem)
         return -EAGAIN
     page_add_new_anon_rmap(p, vma, dst_addr)
     writable = (vma.vm_flags & vm.WRITE) != 0
     set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=True, young=True))
     spin_unlock(pte_lockptr(table))
-    up_read(mm.mmap_sem)
     return 0
 
 
@@ -176,6 +205,15 @@ def mfill_entry(vma: vm_area_struct, addr: int, pte: pte_t) -> int:
 )
 def mfill_atomic(mm: mm_struct, start: int, length: int, poison: bool) -> int:
     """Fill [start, start + length) with zero pages or poison: the bytes done, or the errno if none were."""
+    if config.PER_VMA_LOCKS:
+        locked, only = uffd_lock_vma(mm, start)
+        if only is None:
+            return locked
+        filled = -ENOENT
+        if start + length <= only.vm_end and only.ctx is not None:
+            filled = -EAGAIN if mm.mmap_changing != 0 else mfill_each(only, start, length, poison)
+        vma_end_read(only)
+        return filled
     down_read(mm.mmap_sem)
     err, vma = mfill_vma(mm, start, length)
     if vma is None:
@@ -184,6 +222,14 @@ def mfill_atomic(mm: mm_struct, start: int, length: int, poison: bool) -> int:
     if mm.mmap_changing != 0:
         up_read(mm.mmap_sem)
         return -EAGAIN
+    done = mfill_each(vma, start, length, poison)
+    up_read(mm.mmap_sem)
+    return done
+
+
+def mfill_each(vma: vm_area_struct, start: int, length: int, poison: bool) -> int:
+    """The loop of mfill_atomic, whichever lock keeps the VMA."""
+    err = 0
     done = 0
     for at in range(length >> config.PAGE_SHIFT):
         addr = start + (at << config.PAGE_SHIFT)
@@ -191,7 +237,6 @@ def mfill_atomic(mm: mm_struct, start: int, length: int, poison: bool) -> int:
         if err != 0:
             break
         done = at + 1
-    up_read(mm.mmap_sem)
     return done << config.PAGE_SHIFT if done > 0 else err
 
 

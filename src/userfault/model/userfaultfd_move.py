@@ -48,6 +48,7 @@ from .pgtable import (
 )
 from .slab import compound_head, get_page, hpage_size, put_page, put_page_testzero
 from .swap import lookup_swap_cache
+from .userfaultfd import uffd_lock_vma
 from .vma_lock import lock_vma_under_rcu, vma_end_read, vma_start_read_locked
 
 UFFDIO_MOVE_MODE_DONTWAKE = 1
@@ -580,27 +581,6 @@ def move_under_vma_locks(
 
 
 @modelled("mm/userfaultfd.c", versions="v6.9 .. v6.18", section="C.13")
-def uffd_lock_vma(mm: mm_struct, addr: int) -> tuple[int, vm_area_struct | None]:
-    """The VMA of an address, with an anon_vma and locked for reading: (0, VMA), or (-ENOENT or -ENOMEM, None)."""
-    fast = lock_vma_under_rcu(mm, addr)
-    if fast is not None:
-        if fast.anon_vma is not None:
-            return 0, fast
-        vma_end_read(fast)
-    down_read(mm.mmap_sem)
-    vma = find_vma(mm, addr)
-    if vma is None:
-        up_read(mm.mmap_sem)
-        return -ENOENT, None
-    if anon_vma_prepare(vma) != 0:
-        up_read(mm.mmap_sem)
-        return -ENOMEM, None
-    vma_start_read_locked(vma)
-    up_read(mm.mmap_sem)
-    return 0, vma
-
-
-@modelled("mm/userfaultfd.c", versions="v6.9 .. v6.18", section="C.13")
 def uffd_move_lock(
     mm: mm_struct, dst_start: int, src_start: int
 ) -> tuple[int, vm_area_struct | None, vm_area_struct | None]:
@@ -620,7 +600,7 @@ def uffd_move_lock(
     if dst_vma is None or src_vma is None:
         up_read(mm.mmap_sem)
         return -ENOENT, None, None
-    if anon_vma_prepare(dst_vma) != 0:
+    if not dst_vma.vm_flags & vm.SHARED and anon_vma_prepare(dst_vma) != 0:
         up_read(mm.mmap_sem)
         return -ENOMEM, None, None
     vma_start_read_locked(dst_vma)
