@@ -312,6 +312,8 @@ def test_memory_that_is_short_is_given_back() -> None:
 
 
 def interrupted(program: Program) -> bool:
+    # A shell's background job, and so a test run in it, ignores the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
         native.explore(program, Options(max_states=1 << 30, threads=2))
