@@ -213,6 +213,18 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
         [(0, 4)],
         [(0, 1), (1, 4)],
     ),
+    "fills_prepare_first": (
+        [
+            MAPPED,
+            Op(0, "dontdump", (PAGE, 3 * PAGE)),
+            Op(0, "copy", (0, 0, 2 * PAGE, PAGE, 0)),
+            Op(0, "store", (PAGE, 1)),
+            Op(0, "dontdump", (0, PAGE)),
+        ],
+        vmas,
+        [(0, 1), (1, 4)],
+        [(0, 4)],
+    ),
     "uffd_merges_rear": (
         [MAPPED, Op(0, "register", (0, 0, 2 * PAGE, 1)), Op(0, "unregister", (0, PAGE, PAGE))],
         vmas,

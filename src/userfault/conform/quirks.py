@@ -44,6 +44,7 @@ class Quirks:
     uffd_merges_rear: bool = True
     copy_checks_source: bool = True
     mmap_merges_both_sides: bool = True
+    fills_prepare_first: bool = True
     empty_tables_are_freed: bool = True
     huge_zero_page_is_replaced: bool = True
     split_maps_zero_page: bool = True
@@ -82,6 +83,7 @@ IN_THE_MODEL = (
     "uffd_merges_rear",
     "copy_checks_source",
     "mmap_merges_both_sides",
+    "fills_prepare_first",
     "empty_tables_are_freed",
     "huge_zero_page_is_replaced",
     "split_maps_zero_page",
@@ -211,6 +213,17 @@ def _mmap_merges_both_sides() -> bool:
         memory.mmap(area.at(1), PAGE, flags=fixed).or_raise("mmap")
         vma = vma_at(area.address)
         return vma is not None and area.at(2) in vma
+
+
+def _fills_prepare_first() -> bool:
+    with Mapping(2 * PAGE) as area, Mapping(PAGE) as source, Userfault(Feature.SIGBUS) as uffd:
+        area.madvise(Advice.DONTDUMP, 1, 1).or_raise("MADV_DONTDUMP")
+        uffd.copy(area.address, source.address, PAGE)
+        memory.store(area.at(1), b"1")
+        area.madvise(Advice.DONTDUMP, 0, 1).or_raise("MADV_DONTDUMP")
+        # Two anon_vmas can't be one VMA's.
+        vma = vma_at(area.address)
+        return vma is not None and area.at(1) not in vma
 
 
 def _empty_tables_are_freed() -> bool:
@@ -362,6 +375,14 @@ QUIRKS = (
         "mm/mmap.c, mmap_region: in 6.1.176 the neighbour before is compared with the anon_vma of the one behind",
         "mmap between a mapping that was not touched and one that was",
         _mmap_merges_both_sides,
+    ),
+    Quirk(
+        "fills_prepare_first",
+        "UFFDIO_COPY to memory that is not registered (ENOENT) leaves an anon_vma behind, so that fewer neighbours are merged",
+        "nyyyy",
+        "mm/userfaultfd.c: to lock the VMA alone needs its anon_vma (6.12.117, uffd_lock_vma); 6.1.176 looks at the registration first",
+        "UFFDIO_COPY to memory that is not registered, whose neighbour is then touched and becomes like it",
+        _fills_prepare_first,
     ),
     Quirk(
         "empty_tables_are_freed",

@@ -92,6 +92,9 @@ class Era:
     """UFFDIO_COPY checks where it reads before anything else (seen on v6.12, not on v6.1)."""
     mmap_merges_both_sides: bool = False
     """A new mapping joins two neighbours of which one was touched (seen on v6.12; on v6.1 it is merged with the one behind it)."""
+    fills_prepare_first: bool = False
+    """UFFDIO_COPY and the like give the VMA its anon_vma, to lock it alone, before they look whether it is registered (seen on v6.12,
+    not on v6.1)."""
     markers: bool = False
     """Entries that mark a hole (write-protected, poisoned, guard) and write-protection by userfaultfd: modelled for v6.18."""
     fills_replace_guards: bool = False
@@ -147,6 +150,7 @@ V6_18 = replace(
     writeprotect_spans_vmas=True,
     unregister_asks_whose=True,
     uffd_merges_rear=True,
+    fills_prepare_first=True,
     copy_checks_source=True,
     mmap_merges_both_sides=True,
     markers=True,

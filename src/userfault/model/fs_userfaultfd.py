@@ -291,7 +291,7 @@ def copy_one(ctx: userfaultfd_ctx, current: mm_struct, start: int, dst: int, src
 
 def may_copy(mm: mm_struct, start: int, dst: int, length: int, wp: bool) -> int:
     """The checks before a page is copied; a table for the destination comes with them. 0 or -errno."""
-    err, vma = mfill_vma(mm, start, length)
+    err, vma = mfill_vma(mm, start, length, wp)
     if vma is None:
         return err
     if mm.mmap_changing != 0:

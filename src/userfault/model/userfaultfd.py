@@ -108,18 +108,24 @@ def copy_into(vma: vm_area_struct | None, mm: mm_struct, dst_addr: int, value: i
 @modelled(
     "mm/userfaultfd.c", function="uffd_mfill_lock, validate_dst_vma", versions="v6.9 .. v6.18", section="C.15", steps=3
 )
-def mfill_vma(mm: mm_struct, start: int, length: int) -> tuple[int, vm_area_struct | None]:
-    """The VMA that a fill goes to: the whole range lies in it and it is registered, with whatever userfaultfd.
+def mfill_vma(mm: mm_struct, start: int, length: int, wp: bool = False) -> tuple[int, vm_area_struct | None]:
+    """The VMA that a fill goes to: the whole range lies in it and it is registered, with whatever userfaultfd. wp: the
+    page is to be protected.
 
-    (0, VMA), (-ENOENT, None) or (-ENOMEM, None).
+    (0, VMA), (-ENOENT, None), (-EINVAL, None) or (-ENOMEM, None).
     """
     vma = find_vma(mm, start)
     if vma is None:
         return -ENOENT, None
-    if anon_vma_prepare(vma) != 0:
+    if era.fills_prepare_first and anon_vma_prepare(vma) != 0:
         return -ENOMEM, None
     if start + length > vma.vm_end or vma.ctx is None:
         return -ENOENT, None
+    if not era.fills_prepare_first:
+        if wp and not vma.vm_flags & vm.UFFD_WP:
+            return -EINVAL, None
+        if anon_vma_prepare(vma) != 0:
+            return -ENOMEM, None
     return 0, vma
 
 
