@@ -87,6 +87,7 @@ class Control(ctypes.Structure):
         ("contents", ctypes.c_uint64),
         ("areas", ctypes.c_uint64),
         ("record_bytes", ctypes.c_uint64),
+        ("look", ctypes.c_uint64),
         ("categories", ctypes.c_uint64),
         ("procmap_query", ctypes.c_uint64),
         ("pid", ctypes.c_int64 * PROCESSES),

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -26,7 +27,7 @@
 
 enum { PROCESSES = 8, SCRATCH = 8, VMAS = 64, PAGE = 4096 };
 enum kind { SYSCALL, LOAD, STORE, FORK, EXIT };
-enum message { PERFORM = 100, LEAVE };
+enum message { PERFORM = 100, LEAVE, LOOK };
 
 struct op {
 	uint32_t kind, process;
@@ -64,6 +65,7 @@ struct agent {
 	uint64_t contents;       /* pages whose contents are hashed after each operation; 0: all */
 	uint64_t areas;          /* operations between two looks at smaps, which is also looked at after the last one; 0: never */
 	uint64_t record_bytes;   /* distance between two records */
+	uint64_t look;           /* the page that a process is to LOOK at, then what it holds */
 	uint64_t categories;     /* what PAGEMAP_SCAN is asked for; 0: this kernel has none, and it is not called */
 	uint64_t procmap_query;  /* found by uf_agent_open; 0: this kernel has none, and /proc/PID/maps is read */
 	int64_t pid[PROCESSES], parent_pid[PROCESSES];
@@ -172,7 +174,12 @@ static void perform(struct agent *a, struct op *ops, struct result *results, uin
 	}
 }
 
-/* A forked process: what to do is one byte. PERFORM: the operation that the agent is at; 0 to 7: wait for that process. */
+static uint64_t hash_own(const void *page);
+
+/*
+ * A forked process: what to do is one byte. PERFORM: the operation that the agent is at; LOOK: say what a page of its own holds;
+ * 0 to 7: wait for that process.
+ */
 static void serve(struct agent *a, struct op *ops, struct result *results, int me)
 {
 	for (;;) {
@@ -182,6 +189,8 @@ static void serve(struct agent *a, struct op *ops, struct result *results, int m
 			_exit(0);
 		if (what == PERFORM)
 			perform(a, ops, results, a->done, me);
+		else if (what == LOOK)
+			a->look = hash_own((const void *)a->look);
 		else
 			waitpid((pid_t)a->pid[(int)what], NULL, 0);
 		send_byte(a->answer[me][1], 0);
@@ -277,6 +286,19 @@ EXPORT uint64_t uf_hash_page(const void *page)
 		for (int k = 0; k < 4; k++)
 			lane[k] = (lane[k] ^ word[i + k]) * 0x9e3779b97f4a7c15u + (lane[k] >> 29);
 	return lane[0] ^ (lane[1] * 3) ^ (lane[2] * 5) ^ (lane[3] * 7);
+}
+
+/* The same of a page that is mapped here, by reading it; 1 where it can't be read. */
+static uint64_t hash_own(const void *page)
+{
+	uint64_t hash = 1;
+
+	if (sigsetjmp(escape, 0) == 0) {
+		armed = 1;
+		hash = uf_hash_page(page);
+	}
+	armed = 0;
+	return hash;
 }
 
 struct scan_region {
@@ -464,8 +486,8 @@ static void observe_areas(struct agent *a, int p, struct header *out)
 	}
 }
 
-/* /proc/PID/mem reads what the process itself may not. */
-static int usable(const struct header *vmas, uint64_t page)
+/* What a process may do with a page, as PROT_*. */
+static int allowed(const struct header *vmas, uint64_t page)
 {
 	for (uint32_t v = 0; v < vmas->vmas; v++)
 		if (vmas->vma[v].first <= page && page < vmas->vma[v].last)
@@ -480,24 +502,25 @@ static void observe_contents(struct agent *a, int p, const struct header *vmas, 
 
 	for (uint64_t i = first; i < last; i++) {
 		void *page = (void *)(a->base + i * PAGE);
+		int may;
 
 		/* A read of a present page changes nothing but the accessed bit. */
 		if (!(entry[i] >> 63))
 			continue;
+		may = p ? allowed(vmas, i) : 0;
+		content[i] = 1;
 		if (p == 0) {
-			if (sigsetjmp(escape, 0) == 0) {
-				armed = 1;
-				content[i] = uf_hash_page(page);
-			} else {
-				content[i] = 1;
-			}
-			armed = 0;
-		} else {
+			content[i] = hash_own(page);
+		} else if (may & PROT_READ) {
 			/* Not process_vm_readv, which pins the page, and so gives a shared one its own copy. */
-			if (usable(vmas, i) && pread(a->mem[p], copy, PAGE, (off_t)page) == PAGE)
-				content[i] = uf_hash_page(copy);
-			else
-				content[i] = 1;
+			if (pread(a->mem[p], copy, PAGE, (off_t)page) != PAGE)
+				give_up("/proc/PID/mem");
+			content[i] = uf_hash_page(copy);
+		} else if (may) {
+			/* The CPU reads what may be written only; kernels differ in whether /proc/PID/mem does (proc_mem.force_override). */
+			a->look = (uint64_t)page;
+			in_process(a, p, LOOK);
+			content[i] = a->look;
 		}
 	}
 }
