@@ -203,3 +203,20 @@ def test_of_all_profiles_one_that_can_t_be_run_is_said(monkeypatch: pytest.Monke
     assert done.exit_code == 0 and "swaps: skipped: no swap device could be made: load zram" in done.output
     alone = invoke(cli, ["conform", "--profile", "swaps", "--ops", "120"])
     assert alone.exit_code == 2 and "load zram" in alone.output
+
+
+def test_what_a_child_may_write_only_is_looked_at_by_the_child() -> None:
+    first = MOVES.window.first * PAGE
+    sequence = [
+        Op(0, "mmap", (first, PAGE, 3)),
+        Op(0, "store", (first, 5)),
+        Op(0, "fork", (1,)),
+        Op(1, "mprotect", (first, PAGE, 2)),
+        Op(1, "store", (first, 6)),
+        Op(1, "mprotect", (first, PAGE, 0)),
+    ]
+    agent = Agent(MOVES.window.start, 1, 8)
+    result = agent.run([operations.command(each, MOVES.window.base) for each in sequence], lambda: None, seconds=5)
+    written, unreadable = ([each.contents[0] for each in record] for record in result.records[-2:])
+    assert written == [agent.hash_page(bytes([value])) for value in (5, 6)]
+    assert unreadable[1] == 1
