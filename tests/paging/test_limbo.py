@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import random
+import signal
 import tempfile
 import threading
 import time
@@ -278,6 +279,9 @@ def test_a_death_on_the_way_back(step: Point) -> None:
             touch(memory, *range(BUDGET))
             with inject(memory, step, "die") as injection:
                 touch(memory, 0)
+                end = time.monotonic() + 5  # the page is there before its handler is done
+                while not injection.struck_count and time.monotonic() < end:
+                    time.sleep(0.001)
                 assert injection.struck_count == 1
             assert_consistent(memory)
             assert memory[:] == DATA
@@ -310,6 +314,43 @@ def test_threads_that_touch_evict_and_die_at_once() -> None:
                 thread.join(60)
             assert not wrong
             assert memory[:] == DATA
+            assert_consistent(memory)
+
+    check(child)
+
+
+@pytest.mark.parametrize("mode", ["threads", "sigbus"])
+def test_a_worker_that_dies_and_handlers_that_die_over_it(mode: str) -> None:
+    def child() -> None:
+        def copied(offset: int, view: memoryview) -> None:
+            view[:] = DATA[offset : offset + len(view)]
+
+        with opened(copied, size_bytes=len(DATA), mode=mode, handlers=3, prefetch_units=4) as memory:
+            wrong: list[int] = []
+
+            def reader(seed: int) -> None:
+                pick = random.Random(seed)
+                for _ in range(200):
+                    at = pick.randrange(len(DATA))
+                    memory.ensure(at, 1)
+                    if memory.read_at(at, 1) != DATA[at : at + 1]:
+                        wrong.append(at)
+                    if pick.random() < 0.05:
+                        memory.evict(at // UNIT * UNIT, UNIT)
+
+            threads = [threading.Thread(target=reader, args=[seed]) for seed in range(3)]
+            for thread in threads:
+                thread.start()
+            for step in STEPS[:4]:
+                with inject(memory, step, "die"):
+                    assert memory._worker
+                    os.kill(memory._worker.pid, signal.SIGKILL)
+                    time.sleep(0.05)
+            for thread in threads:
+                thread.join(60)
+            assert not wrong
+            assert memory.read_at(0, len(DATA)) == DATA
+            assert memory.stats().soft_fault_count
             assert_consistent(memory)
 
     check(child)

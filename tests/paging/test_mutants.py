@@ -74,6 +74,12 @@ MUTANTS = {
         "    if (0 && !(point == AT_SWAP_READ ?",
         "test_application.py::test_a_descriptor_that_names_another_file_just_before_the_read",
     ),
+    "a thread of the program asks the worker by its own descriptor": Mutant(
+        "pager_worker.c",
+        "    if (s && !s->role && !own_socket(p)) {",
+        "    if (0) {",
+        "test_region_stores.py::test_after_a_workers_death_the_programs_own_threads_ask_its_successor",
+    ),
     "the budget is not looked at": Mutant(
         "pager_evict.c",
         "    while (p->budget_units && (count = atomic_load(&p->resident_units)) > p->budget_units) {",

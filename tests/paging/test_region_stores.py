@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,6 +112,34 @@ def test_the_side_door_is_for_this_user_only(path: Path) -> None:
         assert (done.stdout, done.stderr) == ("0\n", "")
         with worker.store() as store:
             assert store.size_bytes == SIZE
+
+
+@pytest.mark.parametrize("mode", ["threads", "sigbus"])
+def test_after_a_workers_death_the_programs_own_threads_ask_its_successor(mode: str) -> None:
+    """In the program's table of descriptors the socket still leads to the dead one."""
+
+    def numbered(offset: int, view: memoryview) -> None:
+        view[:] = bytes([offset // UNIT]) * len(view)
+
+    def child() -> None:
+        with paging.open(numbered, size_bytes=9 * UNIT, mode=mode, prefetch_units=0) as memory:  # type: ignore[arg-type]
+            assert memory.read_at(0, 1) == b"\0"
+            assert memory._worker
+            os.kill(memory._worker.pid, signal.SIGKILL)
+            memory.ensure(UNIT, 1)
+            assert memory.read_at(2 * UNIT, 1) == b"\2"
+            assert memory[3 * UNIT] == 3
+            assert memory.stats().worker_restart_count == 1
+            # Closed, or another socket by now: it must not get what is meant for the worker.
+            ours, theirs = socket.socketpair()
+            os.dup2(ours.fileno(), memory._control.worker_fd)
+            assert memory.read_at(4 * UNIT, 1) == b"\4"
+            assert memory[5 * UNIT] == 5
+            theirs.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                theirs.recv(1)
+
+    check(child)
 
 
 def test_a_transient_error_is_tried_again_and_never_seen() -> None:

@@ -180,6 +180,8 @@ typedef struct pager {
     u32 repeats;
     u64 place_offset, extent_offset, free_extent_offset, extent_count, used_extent_count, free_extent_count;
     au32 any_written;
+    au32 unsent;                   // a thread of the application has a request for the worker that it can't send itself
+    u64 worker_ino;
     au64 limbo_head, limbo_tail;
     u8 *limbo_pages;
     i64 source_position, swap_position; // by which descriptors are known to be ours; 0: they are known by their files
@@ -287,11 +289,13 @@ int start_threads(pager *p);
 void stop_threads(pager *p);
 bool drain_event(pager *p, slot *s);
 void enqueue(pager *p, u64 unit, u64 count);
+void ring_bell(pager *p);
 
 // pager_worker.c
 int submit(pager *p, slot *s, u64 unit, bool ahead);
 void *receiver_main(void *);
 void resend(pager *p);
+u64 socket_number(int fd);
 
 // pager_peer.c
 void peer_prepare(void);

@@ -260,6 +260,10 @@ void enqueue(pager *p, u64 unit, u64 count) {
     lock_robust(&p->ring_lock);
     if (p->queue_tail - p->queue_head < QUEUE) p->queue[p->queue_tail++ % QUEUE] = unit << 16 | count;
     pthread_mutex_unlock(&p->ring_lock);
+    ring_bell(p);
+}
+
+void ring_bell(pager *p) {
     atomic_fetch_add(&p->queue_bell, 1);
     futex_wake(&p->queue_bell);
 }
@@ -267,6 +271,7 @@ void enqueue(pager *p, u64 unit, u64 count) {
 static void background(pager *p, slot *s) {
     while (!atomic_load(&p->stopping)) {
         u32 bell = atomic_load(&p->queue_bell);
+        if (atomic_exchange(&p->unsent, 0)) resend(p);
         lock_robust(&p->ring_lock);
         u64 item = p->queue_head < p->queue_tail ? p->queue[p->queue_head++ % QUEUE] : UINT64_MAX;
         pthread_mutex_unlock(&p->ring_lock);

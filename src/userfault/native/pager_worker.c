@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -52,6 +53,14 @@ static bool receive(pager *p, void *data, u64 length, u64 deadline_ns) {
     return true;
 }
 
+u64 socket_number(int fd) {
+    struct stat st;
+    return !fstat(fd, &st) && S_ISSOCK(st.st_mode) ? (u64)st.st_ino : 0;
+}
+
+// In the application's table of descriptors ours may be closed, or still lead to a worker that is dead: the handlers' table has its successor.
+static bool own_socket(pager *p) { return p->worker_ino && socket_number(p->worker_fd) == p->worker_ino; }
+
 // Requests name their entry by `id`: index and generation, so that an answer to an earlier tenant is known as such.
 static void ask(pager *p, slot *s, pending *w) {
     i64 value;
@@ -62,6 +71,11 @@ static void ask(pager *p, slot *s, pending *w) {
     if (strike(p, s, AT_SEND, &value) == DO_ERRNO) return;
     header h = {.kind = FILL, .id = w->id, .offset = w->offset, .address = p->base + w->offset, .length = w->length,
                 .flags = (p->writable ? WRITE_PROTECT : 0) | (w->ahead ? BACKGROUND : 0)};
+    if (s && !s->role && !own_socket(p)) {
+        atomic_store(&p->unsent, 1);
+        ring_bell(p);
+        return;
+    }
     lock_robust(&p->send_lock);
     // Once only: a fill that nobody expects any more would put old content where newer may have been.
     if (!atomic_exchange(&w->sent, 1)) send_all(p->worker_fd, &h, sizeof h); // where it fails the receiver finds out, and asks the successor
@@ -213,6 +227,7 @@ static int start_worker(pager *p, pid_t *pid) {
     code = send_all(pair[0], argument, p->job_bytes);
     lock_robust(&p->send_lock);
     dup2(pair[0], p->worker_fd);
+    p->worker_ino = socket_number(p->worker_fd);
     for (u32 i = 0; i < MAX_PENDING; i++) atomic_store(&p->pendings[i].sent, 0);
     pthread_mutex_unlock(&p->send_lock);
     close(pair[0]);
