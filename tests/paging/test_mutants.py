@@ -146,6 +146,24 @@ MUTANTS = {
         "return 0 && (i64)",
         "test_limbo.py::test_what_is_touched_in_limbo_comes_back_without_the_source",
     ),
+    "a huge page is moved to where a table of small ones is": Mutant(
+        "pager.c",
+        "!p->writable && p->unit >= 1 << 21 ? MADV_HUGEPAGE",
+        "0 ? MADV_HUGEPAGE",
+        "test_region.py::test_units_of_2_mib_are_huge_pages",
+    ),
+    "threads of the program write to their own descriptor of the worker": Mutant(
+        "pager_worker.c",
+        "if (s && !s->role) {",
+        "if (0) {",
+        "test_inject.py::test_threads_of_the_program_find_the_workers_successor",
+    ),
+    "a worker that says nothing is waited for": Mutant(
+        "pager_worker.c",
+        "silent_ms > p->peer_timeout_ms",
+        "0",
+        "test_inject.py::test_a_worker_that_says_nothing_is_replaced",
+    ),
     "what the kernel swapped out counts as never written": Mutant(
         "pager_sys.c",
         ".category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,",

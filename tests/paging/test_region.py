@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -41,14 +41,14 @@ def path(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Path:
     return file
 
 
-def region_rss(region: Region) -> int:
-    """What the kernel counts as resident of the mapping, in bytes."""
+def region_rss(region: Region, field: str = "Rss") -> int:
+    """What the kernel counts as resident of the mapping (or another field of smaps), in bytes."""
     base = region._control.base
     found = None
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if head := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
             found = int(head[1], 16) <= base < int(head[2], 16)
-        elif found and line.startswith("Rss:"):
+        elif found and line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise AssertionError("the region is not mapped")
 
@@ -73,6 +73,31 @@ def test_reads_are_the_source(path: Path, data: bytes, mode: str, unit: str, res
             if stats.budget_bytes:
                 assert stats.resident_max_bytes <= stats.budget_bytes + 4 * stats.unit_bytes
                 assert region_rss(memory) <= stats.budget_bytes + 4 * stats.unit_bytes
+
+    check(child)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_units_of_2_mib_are_huge_pages(mode: str, cannot_run: Callable[[str, str], NoReturn]) -> None:
+    """Those that come back into a place that was used before, too."""
+    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        cannot_run("huge pages are switched off", "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled, as root")
+
+    def child() -> None:
+        with paging.open(
+            bytes(range(256)) * (12 << 12),
+            mode=mode,  # type: ignore[arg-type]
+            unit="2 MiB",
+            resident="4 MiB",
+            prefetch_units=0,
+        ) as memory:
+            for at in [*range(0, 12 << 20, 2 << 20)] * 2:
+                assert memory[at + 5] == 5
+            end = time.monotonic() + 5
+            while memory.state_of(at) != "present" and time.monotonic() < end:
+                time.sleep(0.001)
+            # Where memory is in pieces the kernel makes do with small pages.
+            assert region_rss(memory, "AnonHugePages") > 0
 
     check(child)
 

@@ -176,7 +176,9 @@ EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     int code;
     step = "registering the region";
     madvise((void *)p->base, p->length, MADV_DONTFORK);
-    madvise((void *)p->base, p->length, MADV_NOHUGEPAGE); // what is in it is what we put there
+    // What is in it is what we put there. But where huge pages may be, a fault leaves no table of small ones, which a huge page moved in
+    // would have to be split for.
+    madvise((void *)p->base, p->length, !p->writable && p->unit >= 1 << 21 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     code = enroll(p, (void *)p->base, p->length, UFFDIO_REGISTER_MODE_MISSING | (p->writable ? UFFDIO_REGISTER_MODE_WP : 0));
     if (code) goto failed;
     step = "making the staging area";
