@@ -13,7 +13,7 @@ import pytest
 
 from userfault.conform import words as w
 from userfault.conform.compare import Step, perform
-from userfault.conform.generate import FILLS, Generator
+from userfault.conform.generate import FILLS, PROFILES, Generator
 from userfault.conform.needs import NEEDS
 from userfault.conform.operations import Op, Outcome
 from userfault.conform.quirks import KERNELS, QUIRKS, Quirks, lines, running, table
@@ -102,7 +102,7 @@ def test_without_a_scan_its_categories_are_not_compared() -> None:
 def test_what_is_not_there_is_not_drawn(need: str) -> None:
     def drawn(without: frozenset[str]) -> set[str]:
         world = World(FILLS.window, lambda data: 1, replace(Quirks(), without=without))
-        return set(Generator(FILLS, random.Random(0), world).names)
+        return {name for profile in PROFILES.values() for name in Generator(profile, random.Random(0), world).names}
 
     absent = set(NEEDS[need].operations)
     assert absent <= drawn(frozenset()) and drawn(frozenset({need})) == drawn(frozenset()) - absent

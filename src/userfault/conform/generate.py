@@ -170,6 +170,7 @@ HUGE = Profile(
     {
         "mmap": 2,
         "hugepage": 5,
+        "collapse": 5,
         "munmap": 2,
         "load": 14,
         "store": 22,
@@ -462,7 +463,7 @@ class Generator:
     def huge_range(self, mm: mm_struct) -> tuple[int, ...]:
         return (self.huge_place(), HUGE_PAGES * PAGE)
 
-    huge_dontneed = huge_munmap = huge_hugepage = huge_range
+    huge_dontneed = huge_munmap = huge_hugepage = huge_collapse = huge_range
 
     def huge_mmap(self, mm: mm_struct) -> tuple[int, ...]:
         return (*self.huge_range(mm), 3)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..kernel.errors import Unavailable
 from ..kernel.machine import KSM, setting
-from ..kernel.memory import Mapping, process_madvise
+from ..kernel.memory import Mapping, load, madvise, process_madvise, store
 from ..kernel.pagemap import known_categories
 from ..kernel.race import Op, Race, run_race
 from ..kernel.uapi import HUGE_SIZE_BYTES as BLOCK
@@ -87,6 +87,16 @@ def _process_madvise() -> str:
     return "" if advised.ok else f"process_madvise of any advice: {os.strerror(advised.errno)}"
 
 
+def _collapse() -> str:
+    with Mapping(2 * BLOCK) as area:
+        block = (area.address + BLOCK - 1) & -BLOCK
+        store(block, b"1")
+        madvise(block, SMALL, Advice.DONTNEED).or_raise("MADV_DONTNEED")
+        load(block, 1)
+        done = madvise(block, BLOCK, Advice.COLLAPSE)
+    return "" if done.ok else f"MADV_COLLAPSE of pages that are all zero: {os.strerror(done.errno)}"
+
+
 def _io_uring() -> str:
     failed = _tried((Op("map", (0, SMALL, 0, RW)), Op("store", (0, 1))), Op("pin", (0,)))
     return "" if failed >= 0 else f"io_uring: {os.strerror(-failed)}"
@@ -155,6 +165,7 @@ NEEDS = {
     ),
     "wp-async": Need(_feature(Feature.WP_ASYNC), "a kernel of v6.7 or later", feature=Feature.WP_ASYNC),
     "process-madvise": Need(_process_madvise, "a kernel of v6.13 or later", operations=("process_madvise",)),
+    "collapse": Need(_collapse, "a kernel of v6.18 or later with huge pages", operations=("collapse",)),
     "io_uring": Need(_io_uring, "`sysctl kernel.io_uring_disabled=0`"),
     "ksm": Need(_ksm, "as root, `userfault run` starts it; else `echo 1 > /sys/kernel/mm/ksm/run`"),
     "compaction": Need(_compaction, "run as root, on a kernel with CONFIG_COMPACTION"),

@@ -5,14 +5,16 @@ from __future__ import annotations
 from .anon_vma import anon_vma_lock_write, anon_vma_unlock_write
 from .catalogue import modelled
 from .era import era
-from .errno import EAGAIN
+from .errno import EAGAIN, EBUSY, EINVAL
 from .huge_memory import mk_huge_pmd
 from .lang import BUG_ON, reached
-from .locks import down_write, spin_lock, spin_unlock, trylock_page, unlock_page, up_write
+from .locks import down_read, down_write, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, up_write
+from .machine import config
 from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pmd_t, pte_t, vm, vm_area_struct
+from .page_flags import folio_mapcount
 from .pgtable import flush_tlb_pmd, pmd_lockptr, pmd_offset, pte_lockptr, ptep_get_and_clear, set_pmd
 from .rmap import hugepage_add_new_anon_rmap, page_remove_rmap
-from .slab import alloc_hugepage, atomic_read, hpage_nr, hpage_size, nth_page, put_page
+from .slab import alloc_hugepage, atomic_read, compound_head, hpage_nr, hpage_size, nth_page, put_page
 from .swap import free_page_and_swap_cache
 from .vma_lock import vma_end_write_all, vma_start_write
 
@@ -78,6 +80,48 @@ def collapse_huge_page(mm: mm_struct, addr: int) -> int:
     return 0
 
 
+@modelled(
+    "mm/khugepaged.c",
+    function="madvise_collapse, hpage_collapse_scan_pmd, hugepage_vma_revalidate",
+    versions="v6.18",
+    section="C.10",
+    steps=4,
+    omits="swapped and write-protected pages, and pages in use, whose errnos differ; PMDs that can't be had",
+)
+def madvise_collapse(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> int:
+    """MADV_COLLAPSE of a part of a VMA: every huge page's worth that lies in it whole. 0, or an errno at the first that can't be one.
+
+    -EINVAL: not here, or nothing to put together; a range that touches no border of huge pages is one, too. -EBUSY: a hole that
+    is a userfaultfd's to fill. mmap_sem is held for reading, but not while pages are put together.
+    """
+    size = hpage_size()
+    last = (vma.vm_end - size) & ~(size - 1)
+    first, end = (start + size - 1) & ~(size - 1), end & ~(size - 1)
+    if vma.vm_flags & vm.NOHUGEPAGE or last < vma.vm_start or end < first:
+        return -EINVAL
+    for addr in range(first, end, size):
+        pmd = pmd_offset(mm, addr).pmd
+        if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.HUGE_ZERO:
+            continue
+        if pmd.kind != PmdKind.TABLE:
+            return -EINVAL
+        if vma.vm_flags & (vm.USERFAULT | vm.UFFD_WP) and has_hole(pmd.table):
+            return -EBUSY
+        up_read(mm.mmap_sem)
+        err = collapse_huge_page(mm, addr)
+        down_read(mm.mmap_sem)
+        if err != 0:
+            return -EINVAL
+    return 0
+
+
+def has_hole(table: page_table) -> bool:
+    for ptep in table.pte:
+        if is_hole(ptep.pte):
+            return True
+    return False
+
+
 def is_hole(pte: pte_t) -> bool:
     """v3.10 stops at the zero page, later kernels take it for a hole."""
     return pte.kind == PteKind.NONE or (era.folios and pte.special)
@@ -89,12 +133,14 @@ def is_hole(pte: pte_t) -> bool:
     versions="v3.10 (mm/huge_memory.c) .. v6.8",
     section="C.10",
     steps=6,
-    omits="the limits (holes and shared pages are allowed without number), PTE-mapped huge pages (refused here)",
+    omits="the limits (holes and shared pages are allowed without number); PTE-mapped huge pages are refused where VMAs are not "
+    "split, and not locked where they are",
     errs="missed bug",
 )
 def collapse_isolate(vma: vm_area_struct, table: page_table) -> bool:
     """Lock every page of the table; false, and none is locked, if one can't be. PTL held."""
-    writable = False
+    # v6.18 asks for no writable page any more.
+    writable = config.SPLIT_VMAS
     for at in range(hpage_nr()):
         pte = table.pte[at].pte
         if is_hole(pte):
@@ -107,6 +153,8 @@ def collapse_isolate(vma: vm_area_struct, table: page_table) -> bool:
             release_pte_pages(table, at)
             return False
         p = pte.page
+        if config.SPLIT_VMAS and p.compound and has_no_user(compound_head(p)):
+            continue
         if p.compound or not can_isolate(p):
             release_pte_pages(table, at)
             return False
@@ -114,6 +162,11 @@ def collapse_isolate(vma: vm_area_struct, table: page_table) -> bool:
     if not writable:
         release_pte_pages(table, hpage_nr())
     return writable
+
+
+def has_no_user(head: page) -> bool:
+    """folio_expected_ref_count of a huge page that PTEs map."""
+    return folio_mapcount(head) == atomic_read(head.refcount)
 
 
 def can_isolate(p: page) -> bool:
@@ -131,7 +184,7 @@ def can_isolate(p: page) -> bool:
 
 def release_pte_pages(table: page_table, count: int) -> None:
     for at in range(hpage_nr()):
-        if at < count and not is_hole(table.pte[at].pte):
+        if at < count and not is_hole(table.pte[at].pte) and not table.pte[at].pte.page.compound:
             unlock_page(table.pte[at].pte.page)
 
 
@@ -153,7 +206,7 @@ def collapse_copy(table: page_table, new: page) -> None:
             copy_part(table, at, nth_page(new, at))
         ptep = table.pte[at]
         pte = ptep.pte
-        if pte.kind == PteKind.PRESENT and not pte.special:
+        if pte.kind == PteKind.PRESENT and not pte.special and not pte.page.compound:
             unlock_page(pte.page)
         if pte.kind != PteKind.NONE:
             spin_lock(pte_lockptr(table))

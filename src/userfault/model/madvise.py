@@ -8,6 +8,7 @@ from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
 from .errno import EFAULT, EHWPOISON, EINVAL, ENOMEM
+from .khugepaged import madvise_collapse
 from .lang import reached
 from .locks import down_read, down_write, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, up_write
 from .machine import config
@@ -40,6 +41,7 @@ class MADV(enum.IntEnum):
     POPULATE_READ = 22
     POPULATE_WRITE = 23
     DONTNEED_LOCKED = 24
+    COLLAPSE = 25
     GUARD_INSTALL = 102
     GUARD_REMOVE = 103
 
@@ -252,6 +254,8 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
             return -EINVAL
         madvise_free(mm, start, end)
         return 0
+    if advice == MADV.COLLAPSE:
+        return madvise_collapse(mm, vma, start, end)
     if advice == MADV.COLD:
         # Only the age of small pages changes, which nothing here has.
         return -EINVAL if vma.vm_flags & vm.LOCKED else 0
