@@ -218,6 +218,54 @@ def sum_of_choices() -> int:
     return total
 
 
+@struct
+class large:
+    x: Annotated[int, Range(0, (1 << 31) - 1)] = 0
+    y: Annotated[int, Range(0, (1 << 31) - 1)] = 0
+    z: Annotated[int, Range(0, 63)] = 0
+
+
+def add(s: large, by: int) -> None:
+    s.x = (1 << 31) - 1 - by
+    s.y = (s.x + 7) & 15
+
+
+def multiply(s: large, by: int) -> None:
+    s.x = by
+    side = s.x
+    s.y = (side * side * side) & 15
+
+
+def shift(s: large, by: int) -> None:
+    s.z = by
+    s.y = (3 << s.z) & 15
+
+
+def keep_square(s: large, by: int) -> None:
+    s.x = by
+    square = s.x * s.x
+    s.y = 1
+    s.y = square >> 40
+
+
+@pytest.mark.parametrize(("step", "fits", "too_wide"), [(add, 7, 6), (multiply, 1290, 1291), (shift, 29, 30)])
+def test_a_value_that_the_native_engine_can_not_hold_is_an_error(
+    step: Callable[..., None], fits: int, too_wide: int
+) -> None:
+    small, wide = (compile_program("t", [ThreadSpec("P0", [Call(step, (large(), by))])]) for by in (fits, too_wide))
+    agree(small, Options())
+    assert explore.explore(wide).verdict == "holds"
+    with pytest.raises(TooLarge, match="computes a value that does not fit in 32 bits"):
+        native.explore(wide)
+
+
+def test_a_local_that_the_native_engine_can_not_hold_is_an_error() -> None:
+    program = compile_program("t", [ThreadSpec("P0", [Call(keep_square, (large(), 1 << 30))])])
+    assert explore.explore(program).verdict == "holds"
+    with pytest.raises(TooLarge, match="does not fit in 32: the native"):
+        native.explore(program)
+
+
 def test_more_choices_than_the_native_engine_holds_are_an_error() -> None:
     program = compile_program("often", [ThreadSpec("P0", [Call(draw_often, (p.fresh(),))])])
     with pytest.raises(TooLarge, match="more than 16 times"):

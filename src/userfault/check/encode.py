@@ -59,6 +59,13 @@ class Encoder:
             raise TooLarge(f"{program.name}: a state needs {layout.words} words, the native engine holds {MAX_WORDS}")
         if len(program.sometimes) > MAX_SOMETIMES:
             raise CheckError(f"{program.name}: the native engine notes up to {MAX_SOMETIMES} `sometimes` properties")
+        for number, thread in enumerate(program.threads):
+            for local, place in layout.locals[number].items():
+                if not -1 << 31 <= place.lo <= place.hi < 1 << 31:
+                    name = thread.locals[local].name or "a local"
+                    raise TooLarge(
+                        f"{program.name}: {name} may need {place.bits} bits and does not fit in 32: the native engine's words"
+                    )
         self.kept: list[array[int]] = []
         self.tables = array("i")
         self.table_at = array("i")

@@ -202,7 +202,7 @@ def _call(
     del keep
     if encoder.failed.value:
         out.verdict, encoder.failed.value = 5, 0
-    if out.verdict in (3, 5, 6):
+    if out.verdict in (3, 5, 6, 7):
         lib.uf_free(out.moves)
         lib.uf_free(out.ends)
     if out.verdict == 3:
@@ -211,6 +211,10 @@ def _call(
         raise CheckError(f"{program.name}: {NO_MEMORY}")
     if out.verdict == 6:
         raise TooLarge(f"{program.name}: a step chooses more than {MAX_CHOICES} times, the native engine holds no more")
+    if out.verdict == 7:
+        raise TooLarge(
+            f"{program.name}: a step computes a value that does not fit in 32 bits: the native engine's words"
+        )
     moves: list[Move] = []
     at = 0
     while at < out.moves_length:

@@ -43,7 +43,7 @@ struct search {
     _Alignas(LINE) _Atomic int64_t cursor;
     _Alignas(LINE) int entering; // what the workers do: enter states into a larger table, or expand a level
     _Atomic int full;    // the table is, or the arena: nobody goes on
-    _Atomic int trouble; // LOCAL_LOOP or MANY_CHOICES
+    _Atomic int trouble; // the verdict of a step that can't be executed
     _Atomic int cyclic;
     pthread_mutex_t lock;
     int32_t worst;         // rank of the worst violation of the first level that has one, or -1

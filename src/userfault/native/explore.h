@@ -88,7 +88,7 @@ typedef struct {
     int32_t workers, keep_going, liveness, collect;
 } options;
 
-enum { HOLDS, VIOLATED, BOUND, LOCAL_LOOP, STOPPED, NO_MEMORY, MANY_CHOICES };
+enum { HOLDS, VIOLATED, BOUND, LOCAL_LOOP, STOPPED, NO_MEMORY, MANY_CHOICES, WIDE_VALUE };
 
 typedef struct {
     int32_t verdict;
@@ -137,10 +137,10 @@ static inline uint64_t hash_state(const uint64_t *s, int words)
 const ins *encode_step(const program *p, int32_t thread, int32_t number); // null: no memory
 
 // explore_step.c
-enum { R_OK = -1, R_BLOCKED = -2, R_LOCAL = -3, R_MANY = -4 }; // what a step returns that breaks nothing; else, the failure's number
+enum { R_OK = -1, R_BLOCKED = -2, R_LOCAL = -3, R_MANY = -4, R_WIDE = -5 }; // what a step returns that breaks nothing; else, the failure's number
 
 // The verdict of a search with a step that can't be executed, or 0.
-static inline int cannot(int32_t r) { return r == R_LOCAL ? LOCAL_LOOP : r == R_MANY ? MANY_CHOICES : 0; }
+static inline int cannot(int32_t r) { return r == R_LOCAL ? LOCAL_LOOP : r == R_MANY ? MANY_CHOICES : r == R_WIDE ? WIDE_VALUE : 0; }
 
 typedef struct {
     int32_t taken[MAX_CHOICES], width[MAX_CHOICES];

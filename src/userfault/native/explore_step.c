@@ -24,14 +24,26 @@ int32_t execute(const program *p, const ins *code, uint64_t *s, int32_t *r, choi
 #define NEXT do { i++; goto *labels[i->op]; } while (0)
     goto *labels[i->op];
 l_MOV: r[i->d] = r[i->a]; NEXT;
-l_ADD: r[i->d] = r[i->a] + r[i->b]; NEXT;
-l_SUB: r[i->d] = r[i->a] - r[i->b]; NEXT;
-l_MUL: r[i->d] = r[i->a] * r[i->b]; NEXT;
+l_ADD:
+    if (__builtin_add_overflow(r[i->a], r[i->b], &r[i->d])) return R_WIDE;
+    NEXT;
+l_SUB:
+    if (__builtin_sub_overflow(r[i->a], r[i->b], &r[i->d])) return R_WIDE;
+    NEXT;
+l_MUL:
+    if (__builtin_mul_overflow(r[i->a], r[i->b], &r[i->d])) return R_WIDE;
+    NEXT;
 l_AND: r[i->d] = r[i->a] & r[i->b]; NEXT;
 l_OR: r[i->d] = r[i->a] | r[i->b]; NEXT;
 l_XOR: r[i->d] = r[i->a] ^ r[i->b]; NEXT;
-l_SHL: r[i->d] = (int32_t)((uint32_t)r[i->a] << r[i->b]); NEXT;
-l_SHR: r[i->d] = r[i->a] >> r[i->b]; NEXT;
+l_SHL: {
+    int32_t by = r[i->b];
+    int64_t v = by >= 0 && by < 32 ? (int64_t)r[i->a] * (1ll << by) : r[i->a] ? INT64_MAX : 0;
+    if (v != (int32_t)v) return R_WIDE;
+    r[i->d] = (int32_t)v;
+    NEXT;
+}
+l_SHR: r[i->d] = r[i->a] >> ((uint32_t)r[i->b] < 32 ? r[i->b] : 31); NEXT;
 l_EQ: r[i->d] = r[i->a] == r[i->b]; NEXT;
 l_NE: r[i->d] = r[i->a] != r[i->b]; NEXT;
 l_LT: r[i->d] = r[i->a] < r[i->b]; NEXT;
