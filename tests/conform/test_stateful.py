@@ -21,6 +21,7 @@ from userfault.conform.generate import FORKS, MOVES, PROFILES, Generator
 from userfault.conform.mutants import find_mutant, mutated
 from userfault.conform.operations import Op
 from userfault.conform.quirks import Quirks
+from userfault.conform.shrink import shrink
 from userfault.conform.world import PAGE, World
 
 ADDRESS = st.one_of(st.integers(-(1 << 63), (1 << 64) - 1), st.integers(0, 600 * PAGE))
@@ -64,6 +65,18 @@ def test_what_does_not_come_again_stays_as_it_was() -> None:
     given = sequence("moves", 6)
     found = Divergence(given, 3, "move: result")
     assert stateful.shrink(found, len).sequence == given[:4]
+
+
+def test_shrinking_ends_when_the_time_is_over() -> None:
+    given = sequence("moves", 6)
+    found = Divergence(given, 5, "move: result")
+
+    def check(ops: tuple[Op, ...]) -> Divergence | int:
+        return Divergence(ops, len(ops) - 1, "move: result")
+
+    for either in (shrink, stateful.shrink):
+        assert either(found, check, seconds=0).sequence == given
+        assert len(either(found, check, seconds=60).sequence) == 1
 
 
 @pytest.fixture

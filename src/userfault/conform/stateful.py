@@ -7,6 +7,7 @@ handed over as an example that failed before, of a strategy that leaves operatio
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -138,13 +139,14 @@ class Handed(ExampleDatabase):
         pass
 
 
-def shrink(found: Divergence, check: Check) -> Divergence:
-    """The shortest sequence that hypothesis gets to from the one that was found."""
+def shrink(found: Divergence, check: Check, *, seconds: float = 120.0) -> Divergence:
+    """The shortest sequence that hypothesis gets to from the one that was found, in about so many seconds."""
     best = cut(found)
+    end = time.monotonic() + seconds
 
     def fails(sequence: Sequence) -> bool:
         nonlocal best
-        result = check(sequence) if sequence else 0
+        result = check(sequence) if sequence and time.monotonic() < end else 0
         if not isinstance(result, Divergence) or result.what != found.what:
             return False
         if size(result.sequence[: result.at + 1]) < size(best.sequence):
