@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from userfault.cli.guest import given
+from userfault.cli.guest import Guest, given
 from userfault.kernel import guest, initramfs
 from userfault.kernel.errors import KernelError
 
@@ -95,6 +95,25 @@ def test_the_arguments_of_a_command_survive_the_way_into_the_guest() -> None:
     line = ["--ops", "7", "--no-pin", "--kernel", "x", "--json", "S1", "S3"]
     assert CliRunner().invoke(command, line, catch_exceptions=False).exit_code == 0
     assert seen == ["S1", "S3", "--ops", "7", "--no-pin", "--json"]
+
+
+def test_files_that_a_command_names_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.litmus").write_text("a test")
+    Path("S1").write_text("no test")
+    asked: dict[str, object] = {}
+
+    def run(kernel: Path, commands: list[list[str]], **rest: object) -> guest.Ended:
+        asked.update(rest, commands=commands)
+        return guest.Ended(0, "", "", "tcg", 1.0)
+
+    monkeypatch.setattr(guest, "run", run)
+    assert Guest(Path("k"), None, "tcg", 1.0).run([["run", "S1", "mine.litmus", "--rounds", "5"]]) == 0
+    mine = tmp_path / "mine.litmus"
+    assert (asked["commands"], asked["files"]) == ([["run", "S1", str(mine), "--rounds", "5"]], [mine])
+    out = io.BytesIO()
+    initramfs.write(out, "", [], [mine])
+    assert (str(mine), b"a test") in [(path, content) for path, _mode, content in entries(out.getvalue())]
 
 
 def test_without_qemu_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

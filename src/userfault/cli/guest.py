@@ -31,14 +31,16 @@ class Guest:
         from ..kernel.errors import KernelError
 
         lines = Lines(show or click.echo)
+        files = {each: Path(each).absolute() for command in commands for each in command if names_a_file(each)}
         try:
             ended = guest.run(
                 self.kernel,
-                commands,
+                [[str(files.get(each, each)) for each in command] for command in commands],
                 modules=self.modules,
                 accelerator=self.accelerator,
                 timeout_s=self.timeout_s,
                 show=lines.feed,
+                files=list(files.values()),
             )
         except KernelError as error:
             click.echo(f"userfault: {error}", err=True)
@@ -48,6 +50,11 @@ class Guest:
             click.echo(f"userfault: the guest of {self.kernel} did not end well: {ended.why}", err=True)
             return EXIT_BOUND
         return ended.exit_code
+
+
+def names_a_file(argument: str) -> bool:
+    """A test of the library or a word is no file, whatever lies in this directory; a path or a name with a suffix is."""
+    return ("/" in argument or "." in argument) and len(argument) < 256 and Path(argument).is_file()
 
 
 @dataclass

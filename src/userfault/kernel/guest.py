@@ -85,11 +85,13 @@ def run(
     cpus: int = 1,
     timeout_s: float = 600.0,
     show: Callable[[str], None] | None = None,
+    files: Sequence[Path] = (),
 ) -> Ended:
     """Boot `kernel` (a bzImage) and run each of `commands` (arguments of userfault) in it, one after the other.
 
     modules: a lib/modules/VERSION directory; found beside the kernel where a Debian package was unpacked. accelerator: "kvm" or "tcg";
     the first is tried before the second where nothing is said. timeout_s: for everything. show: called with the output as it comes.
+    files: what the commands read, at the same place there.
     Raises KernelError where no guest can be booted, with what to install.
     """
     qemu = shutil.which("qemu-system-x86_64")
@@ -113,7 +115,7 @@ def run(
         }
         init = _INIT % {"job": json.dumps(job), "ready": READY, "exit": EXIT}
         with open(directory / "initramfs", "wb") as out:
-            initramfs.write(out, init, initramfs.module_files(modules or modules_beside(kernel), MODULES))
+            initramfs.write(out, init, initramfs.module_files(modules or modules_beside(kernel), MODULES), files)
         for each in [accelerator] if accelerator else _accelerators():
             last = each == "tcg" or bool(accelerator)
             command = [

@@ -154,8 +154,11 @@ def module_files(directory: Path | None, names: Iterable[str]) -> list[bytes]:
     return list(out.values())
 
 
-def write(out: BinaryIO, init: str, modules: Iterable[bytes]) -> None:
-    """The whole archive; `init` is a Python program that runs as the first process, the modules are /modules/0, 1, ..."""
+def write(out: BinaryIO, init: str, modules: Iterable[bytes], files: Iterable[Path] = ()) -> None:
+    """The whole archive; `init` is a Python program that runs as the first process, the modules are /modules/0, 1, ...
+
+    files: of the host, which lie there where they lie here.
+    """
     archive = Archive(out)
     for directory in ("/proc", "/sys", "/dev", "/tmp", "/run", "/root", "/etc"):
         archive.directory(directory)
@@ -163,6 +166,6 @@ def write(out: BinaryIO, init: str, modules: Iterable[bytes]) -> None:
     archive.data(INIT, f"#!{Path(sys.executable).resolve()} -S\n{init}".encode(), 0o755)
     for number, content in enumerate(modules):
         archive.data(f"/modules/{number}", content)
-    for path in [*python_files(), *package_files("userfault")]:
+    for path in [*python_files(), *package_files("userfault"), *files]:
         archive.file(path)
     archive.close()
