@@ -121,7 +121,7 @@ int reference_start(u8 *base, u64 length, u64 unit, u64 budget_units, u8 *source
     r.fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
     struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MOVE | UFFD_FEATURE_PAGEFAULT_FLAG_WP | (sigbus ? UFFD_FEATURE_SIGBUS : 0)};
     if (ioctl(r.fd, UFFDIO_API, &api)) return 1;
-    madvise(base, length, MADV_NOHUGEPAGE);
+    madvise(base, length, unit >= 1 << 21 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     struct uffdio_register g = {.range = {(u64)base, length}, .mode = UFFDIO_REGISTER_MODE_MISSING};
     if (ioctl(r.fd, UFFDIO_REGISTER, &g)) return 2;
     u8 *staging = mmap(NULL, 3 * unit, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
