@@ -48,6 +48,11 @@ FREEDOM = (
         "PR_SET_THP_DISABLE in profiles of small pages; a khugepaged that sleeps in the others.",
     ),
     Free(
+        "when equal pages are merged",
+        "ksmd scans all of the machine in its own time.",
+        "Nothing in a sequence may be merged; litmus tests wait until it is.",
+    ),
+    Free(
         "how a page comes back from swap",
         "Readahead brings neighbours into the swap cache; a device with asynchronous reads leaves pages there.",
         "A RAM disk of our own, with readahead off: then nothing differs.",
