@@ -124,7 +124,7 @@ def process_madvise(
     """
     if length >= 1 << 63 or other_length >= 1 << 63:
         return -EINVAL
-    if caller is not mm and advice != MADV.COLD and advice != MADV.PAGEOUT:
+    if caller is not mm and advice not in (MADV.COLD, MADV.PAGEOUT, MADV.COLLAPSE):
         return -EINVAL
     err = sys_madvise(mm, addr, length, advice)
     if err != 0:
