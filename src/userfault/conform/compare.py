@@ -100,10 +100,10 @@ def differ(states: Sequence[State], seen: Sequence[Seen]) -> tuple[str, list[tup
     for which, (state, real) in enumerate(zip(states, seen, strict=True)):
         if state.vmas != real.vmas:
             return "VMAs", []
-        if real.areas and state.areas != real.areas:
-            return "areas", []
         if state.words.tobytes() != real.words.tobytes():
             return "pages", [(which, at) for at, word in enumerate(state.words) if word != real.words[at]]
         if state.contents.tobytes() != real.contents.tobytes():
             return "contents", [(which, at) for at, word in enumerate(state.contents) if word != real.contents[at]]
+        if real.areas and state.areas != real.areas:
+            return "areas", []
     return None
