@@ -19,6 +19,7 @@ OUTSIDE = {
     "F-14": "userfault conform found it",
     "F-15": "userfault conform found it",
     "F-18": "userfault conform found it",
+    "F-19": "userfault run found it, in a guest",
 }
 """Findings without a trace of the model."""
 

@@ -213,6 +213,12 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
         [(0, 4)],
         [(0, 1), (1, 4)],
     ),
+    "mprotect_unaccounts": (
+        [MAPPED, Op(0, "mmap", (PAGE, 3 * PAGE, 1)), Op(0, "mprotect", (0, PAGE, 1))],
+        vmas,
+        [(0, 4)],
+        [(0, 1), (1, 4)],
+    ),
     "fills_prepare_first": (
         [
             MAPPED,

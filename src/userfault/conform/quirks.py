@@ -45,6 +45,7 @@ class Quirks:
     copy_checks_source: bool = True
     mmap_merges_both_sides: bool = True
     fills_prepare_first: bool = True
+    mprotect_unaccounts: bool = True
     empty_tables_are_freed: bool = True
     huge_zero_page_is_replaced: bool = True
     split_maps_zero_page: bool = True
@@ -84,6 +85,7 @@ IN_THE_MODEL = (
     "copy_checks_source",
     "mmap_merges_both_sides",
     "fills_prepare_first",
+    "mprotect_unaccounts",
     "empty_tables_are_freed",
     "huge_zero_page_is_replaced",
     "split_maps_zero_page",
@@ -224,6 +226,13 @@ def _fills_prepare_first() -> bool:
         # Two anon_vmas can't be one VMA's.
         vma = vma_at(area.address)
         return vma is not None and area.at(1) not in vma
+
+
+def _mprotect_unaccounts() -> bool:
+    with Mapping(PAGE) as area:
+        memory.mprotect(area.address, PAGE, READ).or_raise("mprotect")
+        vma = vma_at(area.address)
+        return vma is not None and "ac" not in vma.vm_flags
 
 
 def _empty_tables_are_freed() -> bool:
@@ -383,6 +392,14 @@ QUIRKS = (
         "mm/userfaultfd.c: to lock the VMA alone needs its anon_vma (6.12.117, uffd_lock_vma); 6.1.176 looks at the registration first",
         "UFFDIO_COPY to memory that is not registered, whose neighbour is then touched and becomes like it",
         _fills_prepare_first,
+    ),
+    Quirk(
+        "mprotect_unaccounts",
+        "mprotect that makes untouched memory read-only gives its accounting back (VmFlags loses `ac`)",
+        "nyyyy",
+        "mm/mprotect.c, mprotect_fixup: in 6.12.117, not in 6.1.176",
+        "smaps of memory that mprotect made read-only before it was touched",
+        _mprotect_unaccounts,
     ),
     Quirk(
         "empty_tables_are_freed",

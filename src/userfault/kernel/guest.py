@@ -222,7 +222,7 @@ def _boot(
 def last_words(kernel_log: str) -> list[str]:
     """What a kernel said from its first complaint on, or at the end."""
     lines = kernel_log.splitlines()
-    complaint = re.compile(r"BUG:|Oops|panic|general protection|WARNING:")
+    complaint = re.compile(r"BUG:|Corrupted|Oops|panic|general protection|WARNING:")
     first = next((at for at, line in enumerate(lines) if complaint.search(line)), len(lines) - 15)
     return lines[max(first, 0) :][:60]
 

@@ -95,6 +95,9 @@ class Era:
     fills_prepare_first: bool = False
     """UFFDIO_COPY and the like give the VMA its anon_vma, to lock it alone, before they look whether it is registered (seen on v6.12,
     not on v6.1)."""
+    mprotect_unaccounts: bool = False
+    """mprotect that takes the permission to write from memory that was not touched gives its accounting back (seen on v6.12, not on
+    v6.1)."""
     markers: bool = False
     """Entries that mark a hole (write-protected, poisoned, guard) and write-protection by userfaultfd: modelled for v6.18."""
     fills_replace_guards: bool = False
@@ -150,6 +153,7 @@ V6_18 = replace(
     writeprotect_spans_vmas=True,
     unregister_asks_whose=True,
     uffd_merges_rear=True,
+    mprotect_unaccounts=True,
     fills_prepare_first=True,
     copy_checks_source=True,
     mmap_merges_both_sides=True,

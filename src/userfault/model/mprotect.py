@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .catalogue import modelled
+from .era import era
 from .errno import EINVAL, ENOMEM
 from .huge_split import split_huge_pmd
 from .lang import raw
@@ -143,7 +144,7 @@ def mprotect_fixup(mm: mm_struct, vma: vm_area_struct, start: int, end: int, fla
     if flags & vm.WRITE:
         if not vma.vm_flags & (vm.ACCOUNT | vm.WRITE | vm.SHARED):
             flags |= int(vm.ACCOUNT)
-    elif vma.anon_vma is None:
+    elif vma.anon_vma is None and era.mprotect_unaccounts:
         flags &= ~int(vm.ACCOUNT)
     vma = vma_modify(mm, vma, start, end, flags, vma.ctx)
     vma.vm_flags = flags | (vma.vm_flags & int(vm.MAYBE_GUARD))
