@@ -108,6 +108,7 @@ class Builder:
             cpus=len(test.threads),
             ksm="ksm" in words or any(line.what == "ksm" for line in setups),
             pt_reclaim=eras.era.empty_tables_are_freed and any(line.what == "ptreclaim" for line in setups),
+            batched_unmap=eras.era.folios and any(line.what == "batchedflush" for line in setups),
             vma_locks=eras.era.per_vma_locks and any(line.what == "vmalocks" for line in setups),
             huge=huge or not words.isdisjoint({"collapse", "split"}),
         )

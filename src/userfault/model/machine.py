@@ -73,6 +73,7 @@ class Config:
     SYNCHRONOUS_SWAP = False
     MEMORY_IS_SHORT = False
     PT_RECLAIM = False
+    BATCHED_UNMAP = False
     PER_VMA_LOCKS = False
     TASK_SIZE = 1 << 30
     MMAP_MIN_ADDR = 0
@@ -101,6 +102,7 @@ def boot(
     synchronous_swap: bool = False,
     pt_reclaim: bool = False,
     vma_locks: bool = False,
+    batched_unmap: bool = False,
     addresses: tuple[int, int, int] = (0, 1 << 30, 1 << 30),
 ) -> Machine:
     """Start the machine afresh with these pools (counts of free objects).
@@ -109,8 +111,8 @@ def boot(
     ksm, huge: CONFIG_KSM and CONFIG_TRANSPARENT_HUGEPAGE; without the latter nothing may make a huge page.
     split_vmas: an operation on part of a VMA splits it, and equal neighbours are merged. synchronous_swap: swap is on a RAM
     disk, and a slot with one user is read past the swap cache. pt_reclaim: CONFIG_PT_RECLAIM, where the era has it: MADV_DONTNEED frees
-    page tables, also with split_vmas. vma_locks: CONFIG_PER_VMA_LOCK. addresses: the lowest for users, the
-    first that is none, and where they wrap.
+    page tables, also with split_vmas. vma_locks: CONFIG_PER_VMA_LOCK. batched_unmap: reclaim flushes late.
+    addresses: the lowest for users, the first that is none, and where they wrap.
     """
     config.ZEROES = bytes(1 << page_shift) if page_shift else 0
     config.SPLIT_VMAS, config.SYNCHRONOUS_SWAP = split_vmas, synchronous_swap
@@ -120,6 +122,7 @@ def boot(
     config.MEMORY_IS_SHORT = False
     config.PT_RECLAIM = pt_reclaim or split_vmas
     config.PER_VMA_LOCKS = vma_locks
+    config.BATCHED_UNMAP = batched_unmap
     fresh = Machine(cpus=[cpu() for _ in range(cpus)], swap_lock=spinlock_t(lock_class=LockClass.SWAP))
     machine.__dict__.update(fresh.__dict__)
     for _ in range(pages):

@@ -21,6 +21,7 @@ from .migrate import migration_entry_wait
 from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pmd_t, pte_slot, pte_t, vm, vm_area_struct
 from .page_flags import PageAnon, PageKsm
 from .pgtable import (
+    flush_tlb_batched_pending,
     flush_tlb_pmd,
     flush_tlb_range,
     pmd_lockptr,
@@ -360,9 +361,11 @@ def tlb_finish_mmu(mm: mm_struct, start: int, end: int) -> None:
 
 
 @modelled("mm/memory.c", versions="v3.10 .. v6.8", section="C.4", steps=5, omits="file pages; stops to let others run")
-def zap_pte_range(table: page_table, addr: int, end: int, keep_guards: bool) -> None:
+def zap_pte_range(mm: mm_struct, table: page_table, addr: int, end: int, keep_guards: bool) -> None:
     """Clear the entries of one page table, and gather the pages that they held, under one hold of its lock."""
     spin_lock(pte_lockptr(table))
+    if config.BATCHED_UNMAP:
+        flush_tlb_batched_pending(mm)
     for number in range(addr >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
         ptep = pte_offset(table, number << config.PAGE_SHIFT)
         pte = ptep.pte
@@ -427,7 +430,7 @@ def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int, kee
                 pmd = pmdp.pmd
             if pmd.kind == PmdKind.TABLE:
                 border = min(last, (addr & -hpage_size()) + hpage_size())
-                zap_pte_range(pmd.table, addr, border, keep_guards)
+                zap_pte_range(mm, pmd.table, addr, border, keep_guards)
                 done = border >> config.PAGE_SHIFT
             break
 

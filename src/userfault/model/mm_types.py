@@ -71,6 +71,8 @@ class cpu:
     irqs_off: bool = False  # IPIs to this CPU wait
     mm: mm_struct = NULL  # const: the address space that its user code runs in
     tlb: list[tlb_t] = field(default_factory=list)  # by user page; written by this CPU, cleared by flushes
+    flush_required: bool = False  # try_to_unmap has left translations of what it unmapped (tlb_ubc)
+    flush_dirty: bool = False  # by one of them a CPU may still write
     gather: list[page] = field(default_factory=list)  # mmu_gather: pages unmapped here, to be freed after the flush
     walk_visited: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that the rmap walk under way has visited
     walk_gained: Annotated[int, Range(0, 7)] = 0  # ghost: mappings its page has gained since the walk began
@@ -312,6 +314,7 @@ class mm_struct:
     pmd: list[pmd_slot] = field(default_factory=list)  # const list of slots
     mmap: list[vm_area_struct] = field(default_factory=list)  # mmap_sem, in address order
     allocated: bool = True  # in use; a free one waits for a fork
+    tlb_flush_batched: bool = False  # reclaim has not flushed yet what it unmapped here; since v4.4
     write_protect_seq: Annotated[int, Range(0, 15)] = 0  # odd while a fork write-protects; mmap_sem W; since v5.11
     mmap_changing: Annotated[int, Range(0, 3)] = 0  # the userfaultfd context's counter; since v4.11
 

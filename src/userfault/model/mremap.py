@@ -16,6 +16,7 @@ from .mlock import mm_populate
 from .mm_types import PmdKind, PteKind, mm_struct, page_table, pte_t, vm, vm_area_struct
 from .mmap import detach_vma, do_munmap, find_vma, unmap_detached
 from .pgtable import (
+    flush_tlb_batched_pending,
     flush_tlb_page,
     flush_tlb_range,
     pmd_offset,
@@ -89,6 +90,8 @@ def move_ptes(
     spin_lock(pte_lockptr(old))
     if new is not old:
         spin_lock_nested(pte_lockptr(new))
+    if config.BATCHED_UNMAP:
+        flush_tlb_batched_pending(mm)
     if old_ptep.pte.kind != PteKind.NONE:
         pte = ptep_get_and_clear(old_ptep)
         if era.mremap_drops_protection and forget:

@@ -142,3 +142,20 @@ def flush_tlb_mm(mm: mm_struct) -> None:
         if each.mm is mm:
             for at in range(len(each.tlb)):
                 each.tlb[at] = tlb_t()
+
+
+@atomic
+def flush_tlb_all() -> None:
+    """Forget every translation on every CPU, by IPI."""
+    for each in machine.cpus:
+        wait_until(not each.irqs_off)
+    for each in machine.cpus:
+        for at in range(len(each.tlb)):
+            each.tlb[at] = tlb_t()
+
+
+def flush_tlb_batched_pending(mm: mm_struct) -> None:
+    """mm/rmap.c, since v4.4; a PTL is held: what reclaim has unmapped is forgotten by every CPU before entries change again."""
+    if mm.tlb_flush_batched:
+        flush_tlb_mm(mm)
+        mm.tlb_flush_batched = False

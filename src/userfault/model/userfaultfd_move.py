@@ -120,7 +120,7 @@ def move_pages_pte(
                     if not trylock_page(p):
                         lock_page(p)
                         continue
-            err = move_swap_pte(dst_vma, p, src_ptep, dst_ptep, src_pte, dst_pte, dst_addr)
+            err = move_swap_pte(mm, dst_vma, p, src_ptep, dst_ptep, src_pte, dst_pte, dst_addr, src_addr)
             break
         if era.move_zero_page and src_pte.special:
             err = move_zeropage_pte(mm, dst_ptep, src_ptep, dst_pte, src_pte, dst_addr, src_addr)
@@ -332,6 +332,7 @@ def move_zeropage_pte(
 
 @modelled("mm/userfaultfd.c", versions="v6.8 .. v6.13; v6.14 .. v6.18 with the swap cache", section="C.13b", steps=5)
 def move_swap_pte(
+    mm: mm_struct,
     dst_vma: vm_area_struct,
     p: page | None,
     src_ptep: pte_slot,
@@ -339,6 +340,7 @@ def move_swap_pte(
     src_pte: pte_t,
     dst_pte: pte_t,
     dst_addr: int,
+    src_addr: int,
 ) -> int:
     """Move one swap entry, and since v6.14 what the swap cache holds for it: `p`, locked.
 

@@ -9,7 +9,7 @@ from .locks import trylock_page, unlock_page
 from .machine import config
 from .mm_types import page
 from .page_flags import PageAnon, PageKsm, page_mapped
-from .rmap import page_referenced_anon, try_to_unmap
+from .rmap import page_referenced_anon, try_to_unmap, try_to_unmap_flush, try_to_unmap_flush_dirty
 from .slab import atomic_read, free_page, put_page
 from .swap import add_to_swap_cache, clear_swap_cache
 from .swapfile import get_swap_page
@@ -90,19 +90,31 @@ def write_to_swap(p: page) -> None:
 )
 def shrink_page(p: page) -> int:
     """Swap one page out. Returns 1 if it was freed, 0 if it was kept."""
+    freed = pageout_and_unlock(p)
+    if config.BATCHED_UNMAP:
+        # At the end of the list, when the pages are nobody's any more.
+        try_to_unmap_flush()
+    if freed:
+        free_page(p)
+        return 1
+    return 0
+
+
+def pageout_and_unlock(p: page) -> bool:
+    """shrink_page without the flush at its end, and what must follow it. True: the page has no references and is to be freed."""
     if not isolate_lru_page(p):
-        return 0
+        return False
     if not trylock_page(p):
         put_page(p)
-        return 0
+        return False
     if not PageAnon(p) or (PageKsm(p) and not config.CONFIG_KSM) or p.compound:
         unlock_page(p)
         put_page(p)
-        return 0
+        return False
     if era.anon_exclusive and p.pincount > 0:
         unlock_page(p)
         put_page(p)
-        return 0
+        return False
     if p.swapcache is None and not p.lazyfree:
         slot = get_swap_page()
         add_to_swap_cache(p, slot)
@@ -110,35 +122,35 @@ def shrink_page(p: page) -> int:
     if page_mapped(p) and not try_to_unmap(p, False):
         unlock_page(p)
         put_page(p)
-        return 0
+        return False
     if p.lazyfree:
         # Nobody will miss it.
         if not page_freeze(p, 1):
             unlock_page(p)
             put_page(p)
-            return 0
+            return False
         unlock_page(p)
-        free_page(p)
         reached("a page was freed lazily")
-        return 1
+        return True
     if p.dirty:
         # Somebody else's reference may be a device that still writes.
         if atomic_read(p.refcount) != 2:
             unlock_page(p)
             put_page(p)
-            return 0
+            return False
+        if config.BATCHED_UNMAP:
+            try_to_unmap_flush_dirty()
         write_to_swap(p)
     if p.swapcache is None or not page_freeze(p, 2):
         unlock_page(p)
         put_page(p)
-        return 0
+        return False
     if p.dirty:
         page_unfreeze(p, 2)
         unlock_page(p)
         put_page(p)
-        return 0
+        return False
     clear_swap_cache(p)
     unlock_page(p)
-    free_page(p)
     reached("a page was swapped out and freed")
-    return 1
+    return True
