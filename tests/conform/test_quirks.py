@@ -18,6 +18,7 @@ from userfault.conform.needs import NEEDS
 from userfault.conform.operations import Op, Outcome
 from userfault.conform.quirks import KERNELS, QUIRKS, Quirks, lines, running, table
 from userfault.conform.world import Window, World
+from userfault.kernel.agent import VM_FLAGS
 from userfault.model.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 from userfault.model.fs_userfaultfd import UNWRITTEN
 
@@ -141,6 +142,8 @@ def present(step: Step) -> str:
     return "".join("P" if word & w.P else "-" for word in step.states[0].words)
 
 
+LO, LF = (1 << VM_FLAGS.index(flag) for flag in ("lo", "lf"))
+
 # quirk, operations, what is looked at after the last one, what it is with the quirk and without.
 BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]] = {
     "merge_spares_fork_children": (
@@ -212,6 +215,12 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
         vmas,
         [(0, 4)],
         [(0, 1), (1, 4)],
+    ),
+    "shows_lock_on_fault": (
+        [MAPPED, Op(0, "mlock", (0, PAGE, 1))],
+        lambda step: step.states[0].areas[0][0] - step.states[0].areas[1][0],
+        LO | LF,
+        LO,
     ),
     "mprotect_unaccounts": (
         [MAPPED, Op(0, "mmap", (PAGE, 3 * PAGE, 1)), Op(0, "mprotect", (0, PAGE, 1))],

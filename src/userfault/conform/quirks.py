@@ -34,6 +34,7 @@ class Quirks:
     holes_are_written: bool = True
     anon_shows_ksm: bool = False
     parts_show_huge_flags: bool = True
+    shows_lock_on_fault: bool = True
     fills_replace_guards: bool = True
     merge_spares_fork_children: bool = True
     mremap_moves_several: bool = True
@@ -147,6 +148,13 @@ def _parts_show_huge_flags() -> bool | None:
         memory.store(area.address, b"1")
         flags = _flags(area.at(1))
         return bool(flags & ANON_EXCLUSIVE) if flags & PageFlag.THP else None
+
+
+def _shows_lock_on_fault() -> bool:
+    with Mapping(PAGE) as area:
+        memory.mlock(area.address, PAGE, onfault=True).or_raise("mlock2")
+        vma = vma_at(area.address)
+        return vma is not None and "lf" in vma.vm_flags
 
 
 def _merge_spares_fork_children() -> bool:
@@ -301,6 +309,14 @@ QUIRKS = (
         "fs/proc/page.c, stable_page_flags: page->flags in 6.1.176, folio->flags in 6.12.117",
         "/proc/kpageflags of the second part of a huge page",
         _parts_show_huge_flags,
+    ),
+    Quirk(
+        "shows_lock_on_fault",
+        "VmFlags of smaps has `lf` for memory that mlock2(MLOCK_ONFAULT) locked",
+        "nyyyy",
+        "fs/proc/task_mmu.c, show_smap_vma_flags: in 6.12.117, not in 6.1.176",
+        "smaps of such memory",
+        _shows_lock_on_fault,
     ),
     Quirk(
         "fills_replace_guards",

@@ -218,6 +218,8 @@ class World:
                     contents[place] = self._content(pmd, (first + place) % HUGE_PAGES, flags & ACCESS != 0)
                 at = until
             locked = locked_kilobytes(mm, vma) if flags & LOCKED else 0
+            if not self.quirks.shows_lock_on_fault:
+                flags &= ~int(vm.LOCKONFAULT)
             areas.append((shown_flags(flags), rss, swap, huge, lazy, locked))
         if self._compared != w.ALL:
             words = array("Q", (word & self._compared for word in words))

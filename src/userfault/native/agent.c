@@ -270,7 +270,7 @@ static void run_one(struct agent *a, struct op *ops, struct result *results, uin
 /* What was there when it was tried must not be missing later: the status says where, the message why. */
 static void give_up(const char *what)
 {
-	dprintf(2, "userfault: the agent can't observe: %s: %s\n", what, strerror(errno));
+	dprintf(2, "userfault: the agent can't observe: %s: %s\n", what, errno ? strerror(errno) : "a short read");
 	_exit(5);
 }
 
