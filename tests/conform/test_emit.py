@@ -37,7 +37,7 @@ def test_it_compiles_runs_and_shows_what_the_author_expects(
     name: str, tmp_path: Path, cannot_run: Callable[[str, str], NoReturn]
 ) -> None:
     if shutil.which("gcc") is None:
-        pytest.skip("no gcc: apt-get install gcc libc6-dev")
+        cannot_run("no gcc", "apt-get install gcc libc6-dev")
     test = load(name)
     program = compiled(name, tmp_path)
     for need in lower(test).needs:
@@ -53,7 +53,7 @@ def test_what_the_condition_rules_out_has_its_exit_code(
     tmp_path: Path, cannot_run: Callable[[str, str], NoReturn]
 ) -> None:
     if shutil.which("gcc") is None:
-        pytest.skip("no gcc: apt-get install gcc libc6-dev")
+        cannot_run("no gcc", "apt-get install gcc libc6-dev")
     if problem := missing("move"):
         cannot_run(problem, NEEDS["move"].remedy)
     wrong = tmp_path / "wrong.litmus"

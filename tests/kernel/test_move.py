@@ -390,11 +390,13 @@ def test_a_shared_huge_page_stays(huge: HugeBench) -> None:
         assert huge.huge_bytes(huge.src) == HUGE_SIZE_BYTES
 
 
-def test_the_huge_zero_page_moves_whole_and_is_split(huge: HugeBench) -> None:
+def test_the_huge_zero_page_moves_whole_and_is_split(
+    huge: HugeBench, cannot_run: Callable[[str, str], NoReturn]
+) -> None:
     huge.src.madvise(Advice.DONTNEED)
     huge.src.read(0, 1)
     if "THP" not in huge.seen(huge.src):
-        pytest.skip("this kernel's use_zero_page is off: echo 1 > /sys/kernel/mm/transparent_hugepage/use_zero_page")
+        cannot_run("use_zero_page is off", "echo 1 > /sys/kernel/mm/transparent_hugepage/use_zero_page")
     before = huge.seen(huge.src)
     assert huge.move(0, 0, HUGE_SIZE_BYTES) == Progress(0, HUGE_SIZE_BYTES, True)
     assert huge.seen(huge.dst) == before
