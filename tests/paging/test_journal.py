@@ -98,6 +98,25 @@ def test_another_name_of_the_file_finds_its_journal(tmp_path: Path) -> None:
     assert path.read_bytes() == NEW
 
 
+@pytest.mark.parametrize("change", ["replaced", "longer", "shorter"])
+def test_a_journal_is_not_applied_to_another_file(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+    assert run(commit, path, dying_at(5)).signal == signal.SIGKILL
+    now = {"replaced": b"n" * len(OLD), "longer": OLD + b"x", "shorter": OLD[:-1]}[change]
+    if change == "replaced":
+        other = tmp_path / "other"
+        other.write_bytes(now)
+        other.rename(path)
+    else:
+        path.write_bytes(now)
+    with pytest.raises(PagingError, match=r"was changed since then.*delete .*-journal to keep the file"):
+        journal.recover(str(path))
+    assert path.read_bytes() == now
+    Path(f"{path}{journal.SUFFIX}").unlink()
+    assert not journal.recover(str(path))
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="to become nobody: run the tests as root")
 def test_a_journal_that_can_not_be_applied_is_loud(tmp_path: Path) -> None:
     path = tmp_path / "file"

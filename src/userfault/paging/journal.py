@@ -2,13 +2,15 @@
 
 The journal of FILE is FILE.userfault-journal: a header, the changed ranges, their content, a checksum. It counts once it is whole and on
 disk. A crash before that leaves the old file and a journal that is thrown away; a crash after it leaves a journal that is
-applied again, which changes nothing that it had applied already.
+applied again, which changes nothing that it had applied already. It is applied to the file that it was written for, not to one that
+has taken its name or was cut or extended since.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,10 +19,10 @@ from contextlib import suppress
 from .errors import PagingError
 
 SUFFIX = ".userfault-journal"
-MAGIC = b"ufjrnl01"
+MAGIC = b"ufjrnl02"
 PIECE_BYTES = 1 << 20
-_HEADER = struct.Struct("<8sQQ")
-"""Magic, count of ranges, size of the file in bytes."""
+_HEADER = struct.Struct("<8sQQQ")
+"""Magic, count of ranges, size of the file in bytes, its inode (0: a device)."""
 _RANGE = struct.Struct("<QQ")
 _END = struct.Struct("<I8s")
 """CRC-32 of all before it, magic."""
@@ -47,7 +49,7 @@ def commit(
         fcntl.flock(journal, fcntl.LOCK_EX)
         os.ftruncate(journal, 0)
         writer = _Writer(journal)
-        writer.write(_HEADER.pack(MAGIC, len(pieces), os.lseek(fd, 0, os.SEEK_END)))
+        writer.write(_HEADER.pack(MAGIC, len(pieces), *_identity(fd)))
         for offset, length in pieces:
             writer.write(_RANGE.pack(base_bytes + offset, length))
         step("ranges written")
@@ -74,7 +76,8 @@ def commit(
 def recover(path: str, step: Step = _nothing) -> bool:
     """Finish what a crash interrupted; whether there was something to finish. Waits for a commit that is under way.
 
-    Raises PagingError where the journal is whole and can't be applied.
+    Raises PagingError where the journal is whole and can't be applied, or belongs to another file than the one that has the name now;
+    both are left as they are.
     """
     path = os.path.realpath(path)
     try:
@@ -95,6 +98,7 @@ def recover(path: str, step: Step = _nothing) -> bool:
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
                 try:
+                    _check_identity(journal, fd, path)
                     _apply(journal, fd, step)
                 finally:
                     os.close(fd)
@@ -135,8 +139,26 @@ def _is_whole(journal: int) -> bool:
     return bool(found == crc)
 
 
+def _identity(fd: int) -> tuple[int, int]:
+    """Size in bytes and inode; a device's node is made anew at each boot."""
+    status = os.fstat(fd)
+    return os.lseek(fd, 0, os.SEEK_END), status.st_ino if stat.S_ISREG(status.st_mode) else 0
+
+
+def _check_identity(journal: int, fd: int, path: str) -> None:
+    _magic, _count, size, inode = _HEADER.unpack(os.pread(journal, _HEADER.size, 0))
+    size_now, inode_now = _identity(fd)
+    if (size, inode) == (size_now, inode_now):
+        return
+    what = f"it had {size} bytes and has {size_now}" if size != size_now else "another file has its name now"
+    raise PagingError(
+        f"{path} was being written when its writer died, and was changed since then: {what}",
+        f"delete {path + SUFFIX} to keep the file as it is now, or put the file back that was being written",
+    )
+
+
 def _apply(journal: int, fd: int, step: Step) -> None:
-    _magic, count, _size = _HEADER.unpack(os.pread(journal, _HEADER.size, 0))
+    _magic, count, _size, _inode = _HEADER.unpack(os.pread(journal, _HEADER.size, 0))
     content = _HEADER.size + count * _RANGE.size
     for index in range(count):
         offset, length = _RANGE.unpack(os.pread(journal, _RANGE.size, _HEADER.size + index * _RANGE.size))
