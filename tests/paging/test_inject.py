@@ -183,6 +183,25 @@ def test_the_guardian_and_a_handler_die() -> None:
     check(child)
 
 
+def test_a_handler_that_can_not_be_started_anew_is_told_of() -> None:
+    """Once, and as soon as there may be threads again the faults are served."""
+
+    def child() -> None:
+        expected = bytearray(DATA)
+        with paging.open(DATA, **WRITABLE, handlers=1, name="poor one") as memory:
+            with inject(memory, "spawn", "errno", errno.EAGAIN, times=3) as injection:
+                with inject(memory, "claimed", "die"):
+                    exercise(memory, expected)
+                assert injection.struck_count == 3
+            assert memory[:] == expected
+            assert memory.stats().handler_restart_count == 1
+
+    ended = run(child)
+    assert (ended.signal, ended.code) == (0, 0), ended.stderr
+    assert ended.stderr.count("region 'poor one': a thread of it can't be started") == 1
+    assert "ulimit -u" in ended.stderr
+
+
 @pytest.mark.parametrize("step", ["event_read", "claimed", "reserved", "submitted"])
 def test_a_handler_dies_while_it_asks_a_worker(step: Point) -> None:
     def child() -> None:

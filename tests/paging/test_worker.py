@@ -157,22 +157,40 @@ def test_a_killed_worker_is_noticed_by_whoever_waits() -> None:
     worker.kill()
 
 
-def test_a_worker_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["lambda offset, length: b''", "stuck"])
+def test_a_worker_ends_when_its_owner_is_killed(source: str) -> None:
+    """Also one whose source keeps the interpreter to itself."""
     owner = (
         "from userfault.paging.worker import Worker\n"
         "from userfault.paging.callables import CallableSource\n"
-        "import os\n"
-        "worker = Worker(CallableSource(lambda offset, length: b'', 10))\n"
+        "from userfault.paging.retry import RetryPolicy\n"
+        "from userfault.paging import wire\n"
+        "import os, sys\n"
+        "def stuck(offset, length):\n"
+        "    import ctypes\n"
+        "    print('stuck', flush=True)\n"
+        "    ctypes.PyDLL(None).sleep(1000)\n"
+        f"worker = Worker(CallableSource({source}, 10), policy=RetryPolicy(deadline_s=0.2))\n"
         "worker.wait_ready()\n"
         "print(worker.pid, flush=True)\n"
+        "wire.send(worker.socket, wire.Message(wire.Kind.READ, 1, length_bytes=1))\n"
+        f"assert {source!r} != 'stuck' or sys.stdin.readline()\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", owner], stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_S)
-    pid = int(done.stdout)
-    end_s = time.monotonic() + TIMEOUT_S
-    while os.path.exists(f"/proc/{pid}/stat") and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
-        assert time.monotonic() < end_s
-        time.sleep(0.005)
+    with subprocess.Popen(
+        [sys.executable, "-c", owner], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdin and run.stdout
+        pid = int(run.stdout.readline())
+        if source == "stuck":
+            assert run.stdout.readline() == "stuck\n"
+            run.stdin.write("go\n")
+            run.stdin.flush()
+        assert run.wait(TIMEOUT_S) == -signal.SIGKILL
+        end_s = time.monotonic() + TIMEOUT_S
+        while os.path.exists(f"/proc/{pid}/stat") and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+            assert time.monotonic() < end_s
+            time.sleep(0.005)
 
 
 def test_writes_that_were_sent_are_finished_after_the_owner_has_closed(tmp_path: Path) -> None:

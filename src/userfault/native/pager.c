@@ -167,7 +167,7 @@ EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     p->started_ns = now_ns();
     p->source_fd = sys_own_file(c->source_fd, &p->source_position, &p->source_dev, &p->source_ino);
     p->swap_fd = sys_own_file(c->swap_fd, &p->swap_position, &p->swap_dev, &p->swap_ino);
-    if (c->worker_fd >= 0) p->worker_fd = fcntl(c->worker_fd, F_DUPFD_CLOEXEC, 3), p->worker_ino = socket_number(p->worker_fd);
+    if (c->worker_fd >= 0) p->worker_fd = fcntl(c->worker_fd, F_DUPFD_CLOEXEC, 3);
     p->pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
     p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     p->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);

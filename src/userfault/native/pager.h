@@ -60,6 +60,7 @@ enum { EVICT_IDLE, EVICT_CLAIM, EVICT_DROP, EVICT_TAKE, EVICT_SAVED };
 // Where a rule of the fault injection can strike, and what it does there. paging/inject.py has the same names.
 enum {
     AT_COPY, AT_MOVE_IN, AT_MOVE_OUT, AT_SCAN, AT_DROP, AT_POISON, AT_WAKE,       // system calls on memory
+    AT_SPAWN,                                                                      // and for a thread
     AT_SOURCE_READ, AT_SWAP_READ, AT_SWAP_WRITE, AT_SEND,                          // input and output
     AT_EVENT_READ, AT_CLAIMED, AT_RESERVED, AT_VICTIMS, AT_TAKEN, AT_SAVED,        // steps between them
     AT_FILLED, AT_INSTALLED, AT_WOKEN, AT_BEFORE_TAKE, AT_SUBMITTED, AT_TICK,
@@ -181,7 +182,6 @@ typedef struct pager {
     u64 place_offset, extent_offset, free_extent_offset, extent_count, used_extent_count, free_extent_count;
     au32 any_written;
     au32 unsent;                   // a thread of the application has a request for the worker that it can't send itself
-    u64 worker_ino;
     au64 limbo_head, limbo_tail;
     u8 *limbo_pages;
     i64 source_position, swap_position; // by which descriptors are known to be ours; 0: they are known by their files
@@ -295,7 +295,6 @@ void ring_bell(pager *p);
 int submit(pager *p, slot *s, u64 unit, bool ahead);
 void *receiver_main(void *);
 void resend(pager *p);
-u64 socket_number(int fd);
 
 // pager_peer.c
 void peer_prepare(void);

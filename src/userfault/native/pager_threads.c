@@ -200,7 +200,14 @@ static void look_after(pager *p, slot *by, u32 index) {
         repair(p, s, by);
         if (p->kind == SOURCE_WORKER) resend(p);
     }
-    spawn(p, index);
+    i64 value;
+    int code = strike(p, by, AT_SPAWN, &value) == DO_ERRNO ? -(int)value : spawn(p, index);
+    if (!code) return;
+    atomic_store(&s->alive, NOT_THERE);
+    if (s->reported) return;
+    s->reported = 1;
+    say("userfault: region '%s': a thread of it can't be started: %s; who needs it waits until it can: allow this user more threads "
+        "(ulimit -u, the pids limit of its cgroup)\n", p->name, strerror(-code));
 }
 
 static void stalls(pager *p) {
@@ -283,10 +290,11 @@ static void background(pager *p, slot *s) {
         u64 unit = item >> 16, count = item & 0xffff;
         atomic_store(&s->since_ns, now_ns());
         s->reported = 0;
-        if (!count && p->kind == SOURCE_WORKER) resend(p);
         if (!count && unit < p->units && STATE(atomic_load(&states(p)[unit])) == ABSENT) resolve(p, s, unit, p->base + unit * p->unit, 0, false);
-        for (u64 i = 0; i < count && unit + i < p->units && !atomic_load(&p->stopping); i++)
+        for (u64 i = 0; i < count && unit + i < p->units && !atomic_load(&p->stopping); i++) {
+            if (atomic_exchange(&p->unsent, 0)) resend(p);
             resolve(p, s, unit + i, p->base + (unit + i) * p->unit, AHEAD, false);
+        }
         atomic_store(&s->since_ns, 0);
     }
 }

@@ -1,6 +1,7 @@
 // Sources written in Python: a worker process fills pages through the userfaultfd that it was handed; here is who asks it, who hears
 // its answers, and who starts its successor. All without an interpreter. paging/wire.py describes the messages.
 #include "wire.h"
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -8,7 +9,6 @@
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -53,29 +53,17 @@ static bool receive(pager *p, void *data, u64 length, u64 deadline_ns) {
     return true;
 }
 
-u64 socket_number(int fd) {
-    struct stat st;
-    return !fstat(fd, &st) && S_ISSOCK(st.st_mode) ? (u64)st.st_ino : 0;
-}
-
-// In the application's table of descriptors ours may be closed, or still lead to a worker that is dead: the handlers' table has its successor.
-static bool own_socket(pager *p) { return p->worker_ino && socket_number(p->worker_fd) == p->worker_ino; }
-
 // Requests name their entry by `id`: index and generation, so that an answer to an earlier tenant is known as such.
 static void ask(pager *p, slot *s, pending *w) {
     i64 value;
     if (s && !s->role) { // the application's descriptor may be closed, another file's by now, or a dead worker's
-        enqueue(p, w->unit, 0);
+        atomic_store(&p->unsent, 1);
+        ring_bell(p);
         return;
     }
     if (strike(p, s, AT_SEND, &value) == DO_ERRNO) return;
     header h = {.kind = FILL, .id = w->id, .offset = w->offset, .address = p->base + w->offset, .length = w->length,
                 .flags = (p->writable ? WRITE_PROTECT : 0) | (w->ahead ? BACKGROUND : 0)};
-    if (s && !s->role && !own_socket(p)) {
-        atomic_store(&p->unsent, 1);
-        ring_bell(p);
-        return;
-    }
     lock_robust(&p->send_lock);
     // Once only: a fill that nobody expects any more would put old content where newer may have been.
     if (!atomic_exchange(&w->sent, 1)) send_all(p->worker_fd, &h, sizeof h); // where it fails the receiver finds out, and asks the successor
@@ -227,7 +215,6 @@ static int start_worker(pager *p, pid_t *pid) {
     code = send_all(pair[0], argument, p->job_bytes);
     lock_robust(&p->send_lock);
     dup2(pair[0], p->worker_fd);
-    p->worker_ino = socket_number(p->worker_fd);
     for (u32 i = 0; i < MAX_PENDING; i++) atomic_store(&p->pendings[i].sent, 0);
     pthread_mutex_unlock(&p->send_lock);
     close(pair[0]);
@@ -298,4 +285,35 @@ void *receiver_main(void *argument) {
         if (waitpid(child, NULL, WNOHANG) == 0) { kill(child, SIGKILL); waitpid(child, NULL, 0); }
     }
     return NULL;
+}
+
+// In the worker: it ends once its owner has been gone, or was told to close, for longer than it may take, whatever its interpreter does.
+static struct { int fd; au64 since_ns, grace_ns; } owner = {.fd = -1};
+
+static void *watch_owner(void *unused) {
+    (void)unused;
+    struct pollfd f = {.fd = owner.fd, .events = POLLRDHUP};
+    while (poll(&f, 1, -1) < 0 && errno == EINTR) {}
+    for (u64 gone_ns = now_ns();;) {
+        u64 since = atomic_load(&owner.since_ns), end = (since > gone_ns ? since : gone_ns) + atomic_load(&owner.grace_ns);
+        if (now_ns() > end) _exit(1);
+        nanosleep(&(struct timespec){0, 20000000}, NULL);
+    }
+}
+
+// From now on it may take `grace_ms` after the end of stream of `fd`. 0 or -errno.
+EXPORT int pager_end_with_owner(int fd, u64 grace_ms) {
+    atomic_store(&owner.since_ns, now_ns());
+    atomic_store(&owner.grace_ns, grace_ms * 1000000ull);
+    if (owner.fd >= 0) return 0;
+    owner.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (owner.fd < 0) return -errno;
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    pthread_t thread;
+    int code = pthread_create(&thread, NULL, watch_owner, NULL);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (!code) pthread_detach(thread);
+    return -code;
 }

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from .native import MAX_RULES, Rule
 from .region import Region
 
-Call = Literal["copy", "move_in", "move_out", "scan", "drop", "poison", "wake"]
+Call = Literal["copy", "move_in", "move_out", "scan", "drop", "poison", "wake", "spawn"]
 Transfer = Literal["source_read", "swap_read", "swap_write", "send"]
 Step = Literal[
     "event_read",
@@ -65,12 +65,13 @@ def inject(
 ) -> Iterator[Injection]:
     """While the block runs, `effect` strikes the next `times` passes of `point` in the region's pager, after the first `skip`.
 
-    Points: the system calls on memory (`copy`, `move_in`, `move_out`, `scan`, `drop`, `poison`, `wake`), the transfers (`source_read`,
-    `swap_read`, `swap_write`, `send` to a page worker), and the steps between them: a fault's message was read (`event_read`), its unit
-    claimed (`claimed`), room made (`reserved`), the content read (`filled`), installed (`installed`), announced (`woken`), or asked
-    of a worker (`submitted`); victims are claimed (`victims`), looked at (`before_take`), moved out (`taken`), safe (`saved`); a
-    unit's place in limbo is locked (`limbo_locked`), the unit out of it (`limbo_left`), a victim's pages there (`limbo_moved`), the
-    victim itself (`limbo_kept`); the guardian's rounds (`tick`).
+    Points: the system calls on memory (`copy`, `move_in`, `move_out`, `scan`, `drop`, `poison`, `wake`), the start of a service thread
+    in the place of a dead one (`spawn`), the transfers (`source_read`, `swap_read`, `swap_write`, `send` to a page worker), and the
+    steps between them: a fault's message was read (`event_read`), its unit claimed (`claimed`), room made (`reserved`), the content
+    read (`filled`), installed (`installed`), announced (`woken`), or asked of a worker (`submitted`); victims are claimed
+    (`victims`), looked at (`before_take`), moved out (`taken`), safe (`saved`); a unit's place in limbo is locked (`limbo_locked`),
+    the unit out of it (`limbo_left`), a victim's pages there (`limbo_moved`), the victim itself (`limbo_kept`); the guardian's
+    rounds (`tick`).
 
     Effects:
 
@@ -86,6 +87,8 @@ def inject(
         raise ValueError(f"{effect} at {point}: points are {', '.join(_POINTS)}; effects are {', '.join(_EFFECTS[1:])}")
     if effect == "partial" and (value <= 0 or (value % 4096 and point in CALLS)):
         raise ValueError(f"partial of {value} bytes: a part of a range of pages is a positive multiple of 4096")
+    if effect == "die" and point == "spawn":
+        raise ValueError("die at spawn: there is no thread yet; a start that fails is the effect errno")
     if effect == "errno" and value not in errnos.errorcode:
         raise ValueError(f"{value} is no errno")
     region.stats()  # raises where the region is not in this process

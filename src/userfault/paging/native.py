@@ -172,6 +172,7 @@ def pager_library() -> ctypes.CDLL:
         "pager_dirty": (c_int, [c_void_p, c_void_p]),
         "pager_take_unsaved": (c_int, [c_void_p, c_void_p]),
         "pager_flushed": (None, [c_void_p, c_int]),
+        "pager_end_with_owner": (c_int, [c_int, c_uint64]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name, None)

@@ -19,7 +19,7 @@ from .errors import PagingError
 from .files import FileSource
 from .native import MODES, PAGE_BYTES, POLICIES, Settings, error_text, pager_library
 from .region import HUGE_BYTES, Access, Mode, Policy, Region, mapped_at
-from .retry import RetryPolicy
+from .retry import RetryPolicy, milliseconds
 from .sizes import format_bytes, parse_bytes
 from .source import NativeKind, NativeSource, Source, Store
 from .worker import _BOOT, Worker
@@ -184,7 +184,7 @@ def _start(
         align=native.alignment_bytes,
         retries=retry.attempt_count - 1,
         retry_us=int(retry.first_wait_s * 1e6),
-        stall_ms=_ms(stall_s),
+        stall_ms=milliseconds(stall_s),
         prefetch_units=prefetch_units,
         source_fd=native.fd,
         uffd=uffd,
@@ -197,7 +197,7 @@ def _start(
         record_capacity=RECORD_CAPACITY,
         name=name.encode()[:255],
         peer_bytes=len(native.peer),
-        peer_timeout_ms=_ms(worker.answer_s if worker else native.timeout_s),
+        peer_timeout_ms=milliseconds(worker.policy.answer_s if worker else native.timeout_s),
     )
     # A ctypes char array assigned as a whole would end at the address's first zero.
     ctypes.memmove(ctypes.addressof(settings) + Settings.peer.offset, native.peer, len(native.peer))
@@ -264,11 +264,6 @@ def _swap_file(directory: str | None) -> int:
             f"no swap file can be made in {directory}: {error.strerror}",
             "pass swap_directory= with room for what you write",
         ) from error
-
-
-def _ms(seconds: float) -> int:
-    """At least one, and at most 24 days, which is for ever."""
-    return int(max(1, min(seconds * 1000, 0x7FFFFFFF)))
 
 
 def _function_address(policy: Callable[..., Any] | int) -> int:

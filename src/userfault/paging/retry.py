@@ -33,6 +33,11 @@ class RetryPolicy:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: a duration in seconds, 0 or more")
 
+    @property
+    def answer_s(self) -> float:
+        """How long a request may take: who serves it, and is well, gives it up before that."""
+        return 2 * self.deadline_s + 1
+
     def call(
         self,
         function: Callable[[], T],
@@ -64,3 +69,8 @@ class RetryPolicy:
 
 
 NO_RETRY = RetryPolicy(attempt_count=1)
+
+
+def milliseconds(seconds: float) -> int:
+    """What the C side counts in. At least one, and at most 24 days, which is for ever."""
+    return int(max(1, min(seconds * 1000, 0x7FFFFFFF)))

@@ -118,12 +118,7 @@ class Worker:
         """
         if not self._door:
             raise TypeError(f"{self.source_name} is not a store: it can't be written")
-        return DoorStore(self.source_name, self._door, timeout_s=self.answer_s)
-
-    @property
-    def answer_s(self) -> float:
-        """How long a request may take: a worker that is well gives its source up before that."""
-        return 2 * self.policy.deadline_s + 1
+        return DoorStore(self.source_name, self._door, timeout_s=self.policy.answer_s)
 
     def how_it_ended(self, timeout_s: float = 1.0) -> str:
         """One clause: whether the worker runs, or with which exit code or signal it ended; it may take until `timeout_s` to end."""

@@ -11,14 +11,16 @@ import time
 import traceback
 
 from . import pickling, wire
-from .retry import RetryPolicy
+from .native import pager_library
+from .retry import RetryPolicy, milliseconds
 from .server import Engine, Fill, Peer
 from .source import Source, SourceError, is_transient
 from .tcp import PageServer, open_door
 from .wire import Kind, Message
 
+OPEN_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 10.0
-"""How long a source may take to close once the owner is gone."""
+"""How long a source may take to open, and to close, once the owner is gone."""
 
 
 def main(fd: int) -> None:
@@ -43,6 +45,7 @@ def _serve(sock: socket.socket) -> int:
     job = wire.receive_payload(sock, start)
     peer = Peer(sock)
     try:
+        _end_with_owner(sock, OPEN_TIMEOUT_S)
         peer.fill = _filler(uffd)
         source, policy, door = _open(job)
     except SourceError as error:
@@ -51,17 +54,24 @@ def _serve(sock: socket.socket) -> int:
     engine = Engine(source, policy)
     page_server = _page_server(engine, door) if door else None
     wire.send(sock, Message(Kind.READY, wire.VERSION, source.size_bytes, wire.MAGIC, status=int(bool(engine.store))))
+    # As long as its owner would wait for what it works on.
+    _end_with_owner(sock, policy.answer_s)
     try:
         peer.run(engine)
     finally:
-        timer = threading.Timer(CLOSE_TIMEOUT_S, os._exit, [1])
-        timer.daemon = True
-        timer.start()
+        _end_with_owner(sock, CLOSE_TIMEOUT_S)
         if page_server:
             page_server.close()
         # What was acknowledged reaches the store even where the owner did not live to flush it.
         engine.close()
     return 0
+
+
+def _end_with_owner(sock: socket.socket, grace_s: float) -> None:
+    """This process ends `grace_s` after its owner, whatever its interpreter does: a source may keep that to itself."""
+    code = pager_library().pager_end_with_owner(sock.fileno(), milliseconds(grace_s))
+    if code:
+        raise OSError(-code, f"no thread that watches the owner: {os.strerror(-code)}")
 
 
 def _page_server(engine: Engine, door: str) -> PageServer:
