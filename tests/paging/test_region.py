@@ -147,6 +147,31 @@ def test_views_keep_it_open(path: Path, data: bytes) -> None:
     check(child)
 
 
+def test_arrow_sees_it_without_a_copy(path: Path, data: bytes) -> None:
+    def child() -> None:
+        import pyarrow
+        import pyarrow.compute
+
+        memory = paging.open(path, unit="4 KiB", prefetch_units=0)
+        count = SIZE // 8
+        buffer = pyarrow.py_buffer(memory)
+        array = pyarrow.Array.from_buffers(pyarrow.int64(), count, [None, buffer])
+        assert memory.stats().fault_count == 0
+        assert array[count // 2].as_py() == int.from_bytes(data[count // 2 * 8 :][:8], "little", signed=True)
+        assert memory.stats().fault_count == 1
+        assert (buffer.size, buffer.is_mutable) == (SIZE, False)
+        with pytest.raises(BufferError, match="delete them first"):
+            memory.close()
+        # Its own threads fault as well.
+        assert pyarrow.compute.sum(array.cast(pyarrow.float64(), safe=False)).as_py() == pytest.approx(
+            sum(memoryview(data)[: count * 8].cast("q"))
+        )
+        del array, buffer
+        memory.close()
+
+    check(child)
+
+
 def test_it_ends_with_its_last_view(path: Path) -> None:
     def child() -> None:
         before = threads_of_ours()

@@ -21,7 +21,8 @@ class RedisStore(Store):
     cluster all of it lies on one node.
 
     A Redis that forgets must not look like zeros: one that evicts keys without a time to live is refused, and every read checks that the
-    server still has as many writes as it had, which it has not after a restart without them. Once it has not, every call fails.
+    server still has as many writes as it had, which it has not after a restart without them. Once it has not, every call fails until
+    the data are opened again.
 
     What was written is on the server; how durable it is there, is the server's configuration (`appendfsync`). With `replica_count` a flush
     also waits until so many replicas have it.
@@ -140,7 +141,10 @@ class RedisStore(Store):
     def _check(self, has: int, known: int) -> None:
         with self._lock:
             if has < known and not self._loss:
-                self._loss = f"the server has {max(0, has)} of {known} writes: it was started anew without the others"
+                self._loss = (
+                    f"the server has {max(0, has)} of {known} writes: it was started anew without the others; "
+                    "open it again to go on with what it has"
+                )
             # For good: our own writes bring the count back, not the pages.
             if self._loss:
                 raise OSError(self._loss)
