@@ -76,9 +76,21 @@ MUTANTS = {
     ),
     "a thread of the program asks the worker by its own descriptor": Mutant(
         "pager_worker.c",
-        "    if (s && !s->role && !own_socket(p)) {",
-        "    if (0) {",
+        "    if (s && !s->role) { // the application's descriptor",
+        "    if (0) { //",
         "test_region_stores.py::test_after_a_workers_death_the_programs_own_threads_ask_its_successor",
+    ),
+    "a worker whose interpreter is stuck outlives its owner": Mutant(
+        "pager_worker.c",
+        "        if (now_ns() > end) _exit(1);",
+        "        if (0) _exit(1);",
+        "test_worker.py::test_a_worker_ends_when_its_owner_is_killed",
+    ),
+    "a thread that can't be started says nothing": Mutant(
+        "pager_threads.c",
+        "    if (s->reported) return;\n    s->reported = 1;\n    say(",
+        "    s->reported = 1;\n    if (0) say(",
+        "test_inject.py::test_a_handler_that_can_not_be_started_anew_is_told_of",
     ),
     "the budget is not looked at": Mutant(
         "pager_evict.c",
