@@ -6,6 +6,9 @@ import pytest
 
 from userfault.model import era as eras
 from userfault.model.fremap import RAP_ALLOW_SRC_HOLES, remap_anon_pages
+from userfault.model.gup import gup_fast, taken
+from userfault.model.huge_memory import do_huge_pmd_anonymous_page
+from userfault.model.huge_split import split_huge_pmd
 from userfault.model.locks import check_no_locks_held
 from userfault.model.machine import attach, boot, machine, new_mm
 from userfault.model.madvise import madvise_userfault
@@ -18,6 +21,8 @@ from userfault.model.userfaultfd_move import uffdio_move
 PAGES = 12
 every_era = pytest.mark.parametrize("era", list(eras.ERAS))
 movers = pytest.mark.parametrize("era", ["v3.10+seed", "v6.8", "v6.18"])
+modern = pytest.mark.parametrize("era", [name for name, era in eras.ERAS.items() if era.pte_mapped_huge])
+old = pytest.mark.parametrize("era", [name for name, era in eras.ERAS.items() if not era.pte_mapped_huge])
 CONTENT = b"what was written".ljust(4096, b"\0")
 
 
@@ -50,6 +55,23 @@ def two_areas(mm: mm_struct) -> None:
     madvise_userfault(mm, 4)
 
 
+def huge(era: str, flags: int = int(vm.WRITE)) -> tuple[mm_struct, page]:
+    """A huge page at 0 with CONTENT in its first part and something else in its second."""
+    mm = start(era)
+    do_mmap(mm, 0, 4, flags, 0)
+    assert do_huge_pmd_anonymous_page(mm.mmap[0], 0) == 0
+    write(mm, 0, CONTENT)
+    write(mm, 1, b"second part")
+    return mm, mm.pmd[0].pmd.page
+
+
+def pte_mapped(era: str) -> tuple[mm_struct, page]:
+    mm, p = huge(era)
+    split_huge_pmd(mm.mmap[0], mm.pmd[0])
+    run_in(mm)
+    return mm, p
+
+
 def pte_at(mm: mm_struct, addr: int) -> pte_t:
     return mm.pmd[addr >> 1].pmd.table.pte[addr & 1].pte
 
@@ -60,6 +82,12 @@ def page_at(mm: mm_struct, addr: int) -> page:
 
 def kind_at(mm: mm_struct, addr: int) -> PmdKind:
     return mm.pmd[addr >> 1].pmd.kind
+
+
+def pin(mm: mm_struct, addr: int) -> page:
+    """The page at an address, pinned by the fast way."""
+    assert gup_fast(mm, addr) == 1
+    return taken()
 
 
 def run_in(mm: mm_struct) -> None:

@@ -8,15 +8,14 @@ from userfault.model import era as eras
 from userfault.model.anon_vma import anon_vma_lock_write, anon_vma_unlock_write
 from userfault.model.errno import EAGAIN, EBUSY
 from userfault.model.fork import sys_fork
-from userfault.model.gup import gup_fast, unpin_user_page
-from userfault.model.huge_memory import do_huge_pmd_anonymous_page
-from userfault.model.huge_split import remap_folio, split_folio, split_huge_pmd, unmap_folio
+from userfault.model.gup import unpin_user_page
+from userfault.model.huge_split import remap_folio, split_folio, unmap_folio
 from userfault.model.khugepaged import collapse_huge_page
 from userfault.model.lang import ModelError
 from userfault.model.locks import trylock_page, unlock_page
 from userfault.model.machine import machine, new_mm
 from userfault.model.madvise import madvise_dontneed, madvise_nouserfault
-from userfault.model.mm_types import PmdKind, PteKind, anon_vma, mm_struct, page, vm
+from userfault.model.mm_types import PmdKind, PteKind, anon_vma, mm_struct, vm
 from userfault.model.mmap import do_mmap, sys_munmap
 from userfault.model.page_flags import folio_mapcount
 from userfault.model.rmap import page_referenced_anon
@@ -28,37 +27,22 @@ from .scene import (
     CONTENT,
     PAGES,
     every_era,
+    huge,
     kind_at,
+    modern,
     move,
     movers,
+    old,
     page_at,
+    pin,
     pte_at,
+    pte_mapped,
     read,
     run_in,
     settled,
     start,
     write,
 )
-
-modern = pytest.mark.parametrize("era", [name for name, era in eras.ERAS.items() if era.pte_mapped_huge])
-old = pytest.mark.parametrize("era", [name for name, era in eras.ERAS.items() if not era.pte_mapped_huge])
-
-
-def huge(era: str, flags: int = int(vm.WRITE)) -> tuple[mm_struct, page]:
-    """A huge page at 0 with CONTENT in its first part and something else in its second."""
-    mm = start(era)
-    do_mmap(mm, 0, 4, flags, 0)
-    assert do_huge_pmd_anonymous_page(mm.mmap[0], 0) == 0
-    write(mm, 0, CONTENT)
-    write(mm, 1, b"second part")
-    return mm, mm.pmd[0].pmd.page
-
-
-def pte_mapped(era: str) -> tuple[mm_struct, page]:
-    mm, p = huge(era)
-    split_huge_pmd(mm.mmap[0], mm.pmd[0])
-    run_in(mm)
-    return mm, p
 
 
 def nothing_is_left(mm: mm_struct) -> None:
@@ -267,7 +251,7 @@ def test_a_huge_page_that_has_a_strangers_reference_is_not_split(era: str) -> No
 @modern
 def test_a_pinned_part_stays_where_it_is(era: str) -> None:
     mm, p = pte_mapped(era)
-    pinned = gup_fast(mm, 1)
+    pinned = pin(mm, 1)
     assert pinned is page_at(mm, 1)
     assert p.pincount == 1
     child = new_mm(PAGES)

@@ -8,7 +8,7 @@ from userfault.model import era as eras
 from userfault.model import memory
 from userfault.model.errno import EAGAIN, EEXIST, ENOENT
 from userfault.model.fork import sys_fork
-from userfault.model.gup import gup_fast, unpin_user_page
+from userfault.model.gup import unpin_user_page
 from userfault.model.ksm import ksm_make_stable, ksm_merge
 from userfault.model.locks import down_write, up_write
 from userfault.model.machine import attach, boot, machine, new_mm, new_page, new_swap_slot
@@ -32,6 +32,7 @@ from .scene import (
     move,
     movers,
     page_at,
+    pin,
     pte_at,
     read,
     run_in,
@@ -70,7 +71,7 @@ def test_a_locked_page_is_not_reclaimed_but_migrated(era: str) -> None:
 @every_era
 def test_an_unmap_that_is_undone_has_noted_the_dirty_bit(era: str) -> None:
     mm, p = one_page(era)
-    pinned = gup_fast(mm, 0)
+    pinned = pin(mm, 0)
     assert pinned is p
     assert not p.dirty
     assert migrate_page(p) == -EAGAIN

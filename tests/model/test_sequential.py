@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from userfault.model import era as eras
 from userfault.model.errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT
 from userfault.model.fork import sys_fork
-from userfault.model.gup import gup_fast, pin_and_write, unpin_user_page
+from userfault.model.gup import pin_and_write, unpin_user_page
 from userfault.model.huge_memory import do_huge_pmd_anonymous_page
 from userfault.model.huge_split import split_huge_page
 from userfault.model.khugepaged import collapse_huge_page
@@ -36,6 +36,7 @@ from .scene import (
     move,
     movers,
     page_at,
+    pin,
     read,
     run_in,
     settled,
@@ -76,7 +77,7 @@ def test_a_pinned_page_is_neither_swapped_nor_migrated(era: str) -> None:
     mm = start(era)
     do_mmap(mm, 0, 2, int(vm.WRITE), 0)
     write(mm, 0, CONTENT)
-    pinned = gup_fast(mm, 0)
+    pinned = pin(mm, 0)
     assert pinned is page_at(mm, 0)
     assert migrate_page(pinned) == -EAGAIN
     assert shrink_page(pinned) == 0

@@ -186,6 +186,12 @@ OPERATIONS: dict[str, OperationKind] = {
         lambda mm, a: (gup.pin_and_write, (mm, a[0], a[1])),
     ),
     "pin": OperationKind(("addr",), "gup_fast, and keep the pin", lambda mm, a: (pin, (mm, a[0]))),
+    "devwrite": OperationKind(
+        ("addr", "int", "?", "int"),
+        "a device's write to a range: get_user_pages_fast, write to the pages, unpin; START VALUE [LENGTH]",
+        lambda mm, a: (gup.device_write, (mm, a[0], a[1], a[2] if len(a) > 2 else 1)),
+        Need(pages=2, page_tables=1, anon_vmas=1, anon_vma_chains=1),
+    ),
     "collapse": OperationKind(
         ("addr",),
         "khugepaged: make a huge page",
@@ -270,7 +276,10 @@ def get_and_put_anon_vma(p: page) -> int:
 
 def pin(mm: mm_struct, addr: int) -> int:
     """gup_fast; the pin stays. 0, or -EAGAIN if the fast way failed."""
-    return -EAGAIN if gup.gup_fast(mm, addr) is None else 0
+    if gup.gup_fast(mm, addr) == 0:
+        return -EAGAIN
+    gup.taken()
+    return 0
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,31 @@
-"""arch/x86/mm/gup.c (v3.10), mm/gup.c (v6.8): references to the pages of a user range, without any lock."""
+"""arch/x86/mm/gup.c (v3.10), mm/gup.c (v6.8): references to the pages of a user range, without any lock where that can be.
+
+The pages are given to the CPU's `pinned`, which stands for the array of the caller.
+"""
 
 from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
-from .errno import EFAULT
+from .errno import EFAULT, ENOMEM
+from .huge_memory import VM_FAULT_OOM
+from .huge_split import wait_split_huge_page
 from .lang import atomic, check, ghost, raw
+from .locks import down_read, spin_lock, spin_unlock, up_read
 from .machine import config, this_cpu
-from .mm_types import PmdKind, PteKind, mm_struct, page
-from .pgtable import pmd_offset, pte_offset
-from .slab import compound_head, hpage_nr, nth_page, put_page
+from .memory import handle_mm_fault
+from .mm_types import PmdKind, PteKind, mm_struct, page, pmd_slot, pmd_t, vm, vm_area_struct
+from .mmap import find_vma
+from .pgtable import (
+    pmd_lockptr,
+    pmd_offset,
+    pmd_trans_huge,
+    pmd_trans_splitting,
+    pte_lockptr,
+    pte_offset,
+    table_is_gone,
+)
+from .slab import PageTail, compound_head, head_of, hpage_nr, nth_page, put_compound_page, put_page
 
 
 @atomic
@@ -22,94 +38,82 @@ def local_irq_enable() -> None:
     this_cpu().irqs_off = False
 
 
+# -- references -------------------------------------------------------------------------------------------------------
+
+
 @atomic
 @raw
-def gup_get_page(p: page) -> bool:
+def gup_get_page(p: page) -> None:
     """v3.10: a plain get_page. Its correctness rests on the flush's IPI: a freed page here is a use after free."""
     check(p.allocated, "use_after_free", "gup_fast took a reference to a freed page")
     p.refcount.counter += 1
-    return True
 
 
 @atomic
 @raw
-def gup_pin_page(p: page) -> bool:
-    """v6.8 try_grab_folio(FOLL_PIN): reference and pin, unless the last reference is gone."""
+def get_huge_page_tail(p: page) -> None:
+    """include/linux/mm.h, before v4.5: a tail remembers its users until the page is split and it has a count of its own."""
+    check(
+        p.allocated and p.compound,
+        "use_after_free",
+        "gup_fast took a part of a huge page for one that is no part any more",
+    )
+    p.tail_users += 1
+
+
+@atomic
+@raw
+def get_head_page_multiple(head: page, refs: int) -> None:
+    """arch/x86/mm/gup.c, before v4.5."""
+    check(head.allocated, "use_after_free", "gup_fast took a reference to a freed page")
+    head.refcount.counter += refs
+
+
+@atomic
+@raw
+def try_grab_folio(p: page, refs: int) -> bool:
+    """v6.8, FOLL_PIN: references and pins for some parts of a folio at once, unless its last reference is gone."""
     head = compound_head(p)
     if head.refcount.counter == 0:
         return False
-    head.refcount.counter += 1
-    head.pincount += 1
+    head.refcount.counter += refs
+    head.pincount += refs
     return True
 
 
-@modelled(
-    "mm/gup.c",
-    function="get_user_pages_fast",
-    versions="v3.10 (arch/x86/mm/gup.c) .. v6.8",
-    section="C.18",
-    steps=6,
-    omits="ranges; before v4.5 huge entries go the slow way",
-    errs="missed bug",
-)
-def gup_fast(mm: mm_struct, addr: int) -> page | None:
-    """Pin the page at `addr` for writing, by a walk with interrupts off. None: the fast way failed."""
-    seq = 0
-    if era.anon_exclusive:
-        seq = mm.write_protect_seq
-        if seq & 1:
-            return None
-    local_irq_disable()
-    pmdp = pmd_offset(mm, addr)
-    pmd = pmdp.pmd
-    if config.TRANSPARENT_HUGEPAGE and era.pte_mapped_huge and pmd.kind == PmdKind.HUGE:
-        p = nth_page(pmd.page, (addr >> config.PAGE_SHIFT) & (hpage_nr() - 1))
-        if not pmd.write or not gup_pin_page(p):
-            local_irq_enable()
-            return None
-        if pmdp.pmd != pmd:
-            local_irq_enable()
-            unpin_user_page(p)
-            return None
-        return gup_fast_end(mm, p, seq)
-    if pmd.kind != PmdKind.TABLE:
-        local_irq_enable()
-        return None
-    ptep = pte_offset(pmd.table, addr)
-    pte = ptep.pte
-    if pte.kind != PteKind.PRESENT or pte.special or not pte.write:
-        local_irq_enable()
-        return None
-    p = pte.page
-    if era.anon_exclusive:
-        if not gup_pin_page(p):
-            local_irq_enable()
-            return None
-        if pmdp.pmd != pmd or ptep.pte != pte:
-            local_irq_enable()
-            unpin_user_page(p)
-            return None
-    else:
-        gup_get_page(p)
-    return gup_fast_end(mm, p, seq)
+@atomic
+def drop_pins(head: page, refs: int) -> None:
+    """All pins, and all but one of the references that came with them."""
+    check(head.pincount >= refs, "refcount", "a page was unpinned more often than pinned")
+    head.pincount -= refs
+    head.refcount.counter -= refs - 1
 
 
-def gup_fast_end(mm: mm_struct, p: page, seq: int) -> page | None:
-    """The walk is over; the page is the caller's unless a fork came in between."""
-    local_irq_enable()
+def gup_put_folio(p: page, refs: int) -> None:
+    """Undo try_grab_folio."""
+    head = compound_head(p)
+    drop_pins(head, refs)
+    put_page(head)
+
+
+@ghost
+def give(p: page) -> None:
+    """Into the caller's array, which nobody else can see."""
+    this_cpu().pinned.append(p)
+
+
+@ghost
+def pins_are_valid() -> None:
+    """From here on the caller may write to the pages, whatever happens to the addresses."""
     if era.anon_exclusive:
-        # A fork that write-protects meanwhile may have shared the page before it could see the pin.
-        if mm.write_protect_seq != seq:
-            unpin_user_page(p)
-            return None
-        pin_is_valid(p)
-    return p
+        for p in this_cpu().pinned:
+            p.write_pins += 1
 
 
 @ghost
 def pin_is_valid(p: page) -> None:
-    """From here on the caller may write to the page, whatever happens to the address."""
-    p.write_pins += 1
+    if era.anon_exclusive:
+        p.write_pins += 1
 
 
 @ghost
@@ -118,27 +122,238 @@ def pin_is_over(p: page) -> None:
         p.write_pins -= 1
 
 
-@atomic
-def drop_pin(p: page) -> None:
-    head = compound_head(p)
-    check(head.pincount > 0, "refcount", "a page was unpinned more often than pinned")
-    head.pincount -= 1
-
-
-@modelled("mm/gup.c", versions="v5.6 .. v6.8 (v3.10: put_page)", section="C.18")
+@modelled("mm/gup.c", versions="v5.6 .. v6.18 (v3.10: put_page)", section="C.18")
 def unpin_user_page(p: page) -> None:
-    """Let go of a page that gup_fast returned."""
+    """Let go of a page that get_user_pages_fast returned."""
     if era.anon_exclusive:
-        drop_pin(p)
-    put_page(p)
+        gup_put_folio(p, 1)
+    else:
+        put_compound_page(p)
+
+
+# -- the fast way -----------------------------------------------------------------------------------------------------
+
+
+@modelled("mm/gup.c", versions="v3.10 (arch/x86/mm/gup.c) .. v6.18", section="C.18", steps=4, function="gup_pte_range")
+def gup_pte_range(pmdp: pmd_slot, pmd: pmd_t, addr: int, nr: int) -> int:
+    """The pages below one page table, as far as they may be written: how many."""
+    for at in range(nr):
+        ptep = pte_offset(pmd.table, addr + (at << config.PAGE_SHIFT))
+        pte = ptep.pte
+        if pte.kind != PteKind.PRESENT or pte.special or not pte.write:
+            return at
+        p = pte.page
+        if era.anon_exclusive:
+            if not try_grab_folio(p, 1):
+                return at
+            if pmdp.pmd != pmd or ptep.pte != pte:
+                gup_put_folio(p, 1)
+                return at
+        else:
+            gup_get_page(p)
+        give(p)
+    return nr
+
+
+@modelled("mm/gup.c", versions="v3.10 (arch/x86/mm/gup.c) .. v6.18", section="C.18", steps=3, function="gup_huge_pmd")
+def gup_huge_pmd(pmdp: pmd_slot, pmd: pmd_t, addr: int, nr: int) -> int:
+    """Parts of a huge page that a PMD maps, all with one count: all of them, or none."""
+    if not pmd.write:
+        return 0
+    first = nth_page(pmd.page, (addr >> config.PAGE_SHIFT) & (hpage_nr() - 1))
+    if era.pte_mapped_huge:
+        if not try_grab_folio(first, nr):
+            return 0
+        if pmdp.pmd != pmd:
+            gup_put_folio(first, nr)
+            return 0
+    else:
+        # The entry was no splitting one, and who makes it one waits for us (the flush's IPI).
+        for at in range(nr):
+            if PageTail(nth_page(first, at)):
+                get_huge_page_tail(nth_page(first, at))
+        get_head_page_multiple(pmd.page, nr)
+    for at in range(nr):
+        give(nth_page(first, at))
+    return nr
+
+
+@modelled(
+    "mm/gup.c",
+    function="lockless_pages_from_mm, get_user_pages_fast_only",
+    versions="v3.10 (arch/x86/mm/gup.c) .. v6.18",
+    section="C.18",
+    steps=5,
+    omits="pins for reading; hugetlb, devices, the levels above",
+)
+def gup_fast(mm: mm_struct, start: int, nr: int = 1) -> int:
+    """Pin `nr` pages from `start` on for writing, by a walk with interrupts off: how many, up to the first that it can't."""
+    seq = 0
+    if era.anon_exclusive:
+        seq = mm.write_protect_seq
+        if seq & 1:
+            return 0
+    local_irq_disable()
+    done = 0
+    for at in range(nr):
+        # A whole PMD's pages are taken at once.
+        if at < done:
+            continue
+        addr = start + (at << config.PAGE_SHIFT)
+        wanted = min(nr - at, hpage_nr() - ((addr >> config.PAGE_SHIFT) & (hpage_nr() - 1)))
+        pmdp = pmd_offset(mm, addr)
+        pmd = pmdp.pmd
+        got = 0
+        if pmd.kind == PmdKind.TABLE:
+            got = gup_pte_range(pmdp, pmd, addr, wanted)
+        elif config.TRANSPARENT_HUGEPAGE and pmd.kind == PmdKind.HUGE:
+            got = gup_huge_pmd(pmdp, pmd, addr, wanted)
+        done = at + got
+        if got < wanted:
+            break
+    local_irq_enable()
+    if era.anon_exclusive:
+        # A fork that write-protects meanwhile may have shared a page before it could see the pin.
+        if mm.write_protect_seq != seq:
+            while len(this_cpu().pinned) != 0:
+                unpin_user_page(taken())
+            return 0
+        pins_are_valid()
+    return done
+
+
+@ghost
+def taken() -> page:
+    """Out of the caller's array."""
+    p = this_cpu().pinned[0]
+    this_cpu().pinned.remove(p)
+    return p
+
+
+# -- the slow way -----------------------------------------------------------------------------------------------------
+
+
+@atomic
+def grab_locked(p: page) -> None:
+    """get_page_foll (v3.10), try_grab_page (v6.8): the entry's lock is held, so the page can't go."""
+    if era.anon_exclusive:
+        head = compound_head(p)
+        head.refcount.counter += 1
+        head.pincount += 1
+    elif config.TRANSPARENT_HUGEPAGE and PageTail(p):
+        p.tail_users += 1
+        head_of(p).refcount.counter += 1
+    else:
+        p.refcount.counter += 1
+
+
+@modelled(
+    "mm/gup.c",
+    versions="v3.10 (mm/memory.c) .. v6.18",
+    section="C.18",
+    steps=3,
+    omits="marking the page dirty and used",
+)
+def follow_page_mask(vma: vm_area_struct, addr: int) -> page | None:
+    """A reference to the page that an entry lets write, taken under its lock; None: it needs a fault."""
+    pmdp = pmd_offset(vma.vm_mm, addr)
+    pmd = pmdp.pmd
+    p: page | None = None
+    if pmd_trans_huge(pmd):
+        spin_lock(pmd_lockptr(pmdp))
+        pmd = pmdp.pmd
+        if pmd.kind == PmdKind.HUGE and pmd.write:
+            p = nth_page(pmd.page, (addr >> config.PAGE_SHIFT) & (hpage_nr() - 1))
+            grab_locked(p)
+        spin_unlock(pmd_lockptr(pmdp))
+        if pmd_trans_splitting(pmd):
+            wait_split_huge_page(vma)
+    elif pmd.kind == PmdKind.TABLE:
+        spin_lock(pte_lockptr(pmd.table))
+        pte = pte_offset(pmd.table, addr).pte
+        gone = config.PT_RECLAIM and table_is_gone(vma.vm_mm, addr, pmd.table)
+        if pte.kind == PteKind.PRESENT and pte.write and not pte.special and not gone:
+            p = pte.page
+            grab_locked(p)
+        spin_unlock(pte_lockptr(pmd.table))
+    return p
+
+
+@modelled(
+    "mm/gup.c",
+    function="__get_user_pages",
+    versions="v3.10 (mm/memory.c) .. v6.18",
+    section="C.18",
+    steps=4,
+    omits="forced writes; a fault that lets mmap_sem go, which the caller takes again",
+)
+def get_user_pages(mm: mm_struct, start: int, nr: int, done: int) -> int:
+    """Pin the pages of the range but for the first `done`, faulting them in; mmap_sem is held for reading.
+
+    How many, up to the first that can't be had; -EFAULT or -ENOMEM if that is the first.
+    """
+    got = 0
+    for at in range(nr):
+        if at < done:
+            continue
+        addr = start + (at << config.PAGE_SHIFT)
+        vma = find_vma(mm, addr)
+        if vma is None or not vma.vm_flags & vm.WRITE:
+            return got if got > 0 else -EFAULT
+        while True:
+            p = follow_page_mask(vma, addr)
+            if p is not None:
+                break
+            fault = handle_mm_fault(vma, addr, True)
+            if fault != 0:
+                err = -ENOMEM if fault == VM_FAULT_OOM else -EFAULT
+                return got if got > 0 else err
+        give(p)
+        pin_is_valid(p)
+        got += 1
+    return got
+
+
+@modelled("mm/gup.c", versions="v3.10 (arch/x86/mm/gup.c) .. v6.18", section="C.18", steps=3)
+def get_user_pages_fast(mm: mm_struct, start: int, nr: int) -> int:
+    """Pin the pages of a range for writing: what the fast way can't, the slow way does.
+
+    How many, which may be fewer than asked for; -EFAULT or -ENOMEM if none.
+    """
+    done = gup_fast(mm, start, nr)
+    if done == nr:
+        return done
+    down_read(mm.mmap_sem)
+    more = get_user_pages(mm, start, nr, done)
+    up_read(mm.mmap_sem)
+    if more < 0:
+        # The caller has pages to let go of: it has to hear of them.
+        return done if done > 0 else more
+    return done + more
+
+
+# -- users of it ------------------------------------------------------------------------------------------------------
+
+
+def write_pinned(value: int) -> None:
+    """A device writes to the pages that were pinned (not to their addresses), and lets go of them."""
+    while len(this_cpu().pinned) != 0:
+        p = taken()
+        p.data = value
+        pin_is_over(p)
+        unpin_user_page(p)
 
 
 def pin_and_write(mm: mm_struct, addr: int, value: int) -> int:
-    """A device's write: pin the page, write to the page (not to the address), unpin. 0, or -EFAULT if it was not there."""
-    p = gup_fast(mm, addr)
-    if p is None:
+    """A device's write to a page that the fast way finds: 0, or -EFAULT if it was not there."""
+    if gup_fast(mm, addr) == 0:
         return -EFAULT
-    p.data = value
-    pin_is_over(p)
-    unpin_user_page(p)
+    write_pinned(value)
     return 0
+
+
+def device_write(mm: mm_struct, start: int, value: int, nr: int) -> int:
+    """A device's write to a range: how many pages it wrote, or -errno."""
+    done = get_user_pages_fast(mm, start, nr)
+    write_pinned(value)
+    return done

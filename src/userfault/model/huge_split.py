@@ -243,7 +243,7 @@ def split_huge_page_splitting(p: page, vma: vm_area_struct, addr: int) -> bool:
 
 @atomic
 def split_huge_page_refcount(p: page) -> None:
-    """__split_huge_page_refcount: every tail gets the head's mappings as its own; under lru_lock and compound_lock."""
+    """__split_huge_page_refcount: every tail gets the head's mappings, and its users, as its own; under lru_lock and compound_lock."""
     mapcount = p.mapcount.counter
     for at in range(hpage_nr()):
         each = nth_page(p, at)
@@ -251,7 +251,9 @@ def split_huge_page_refcount(p: page) -> None:
             each.mapping = p.mapping
             each.index = p.index + at
             each.mapcount.counter = mapcount
-            each.refcount.counter = mapcount
+            each.refcount.counter = mapcount + each.tail_users
+            p.refcount.counter -= each.tail_users
+            each.tail_users = 0
             each.lru = True
             each.dirty = True
         each.compound = False

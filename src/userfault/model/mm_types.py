@@ -74,6 +74,7 @@ class cpu:
     flush_required: bool = False  # try_to_unmap has left translations of what it unmapped (tlb_ubc)
     flush_dirty: bool = False  # by one of them a CPU may still write
     gather: list[page] = field(default_factory=list)  # mmu_gather: pages unmapped here, to be freed after the flush
+    pinned: list[page] = field(default_factory=list)  # what get_user_pages_fast gave to the caller
     walk_visited: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that the rmap walk under way has visited
     walk_gained: Annotated[int, Range(0, 7)] = 0  # ghost: mappings its page has gained since the walk began
     walk_expected: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that it had when the walk began
@@ -200,6 +201,7 @@ class page:
     refcount: atomic_t = field(default_factory=atomic_t)
     entire_mapcount: Annotated[int, Range(0, 7)] = 0  # a huge page's head: PMDs that map it; PMD lock; since v4.5
     pincount: Annotated[int, Range(0, 3)] = 0  # FOLL_PIN users; since v5.7
+    tail_users: Annotated[int, Range(0, 3)] = 0  # a tail's references (in its _mapcount); compound_lock; before v4.5
     write_pins: Annotated[int, Range(0, 3)] = 0  # ghost: pins that gup_fast has handed out for writing
     locked: Owner = 0  # PG_locked
     swapcache: swap_slot = NULL  # PG_swapcache + private: page lock

@@ -103,8 +103,13 @@ def pinned_page_is_exclusive() -> None:
     if not era.anon_exclusive or not quiet():
         return
     for p in machine.pages:
-        if p.write_pins > 0 and p.mapcount.counter > 0 and not isinstance(compound_head(p).mapping, address_space):
-            check(p.anon_exclusive, "pinned_page_is_exclusive", "a page pinned for writing is not exclusive any more")
+        if p.write_pins > 0 and not isinstance(compound_head(p).mapping, address_space):
+            head = compound_head(p)
+            check(
+                (p.mapcount.counter == 0 or p.anon_exclusive) and (head.entire_mapcount == 0 or head.anon_exclusive),
+                "pinned_page_is_exclusive",
+                "a page pinned for writing is not exclusive any more",
+            )
 
 
 def writable_page_is_exclusive() -> None:

@@ -331,11 +331,41 @@ def nth_page(head: page, at: int) -> page:
 def compound_head(p: page) -> page:
     """include/linux/page-flags.h compound_head / page_folio: who counts, locks and is described for a page.
 
-    Before v4.5 nobody can meet a part of a huge page by itself.
+    Before v4.5 only gup_fast meets a part of a huge page by itself: see put_compound_page.
     """
     if config.TRANSPARENT_HUGEPAGE and era.pte_mapped_huge and p.compound:
-        return machine.pages[p.pfn & -hpage_nr()]
+        return head_of(p)
     return p
+
+
+def head_of(p: page) -> page:
+    """The head of the huge page that a page is, or was, part of."""
+    return machine.pages[p.pfn & -hpage_nr()]
+
+
+def PageTail(p: page) -> bool:
+    return p.compound and p.pfn & (hpage_nr() - 1) != 0
+
+
+def put_compound_page(p: page) -> None:
+    """mm/swap.c, before v4.5: put_page of what may be a tail. Only who walks page tables without their locks meets one."""
+    if config.TRANSPARENT_HUGEPAGE and PageTail(p) and get_page_unless_zero(head_of(p)):
+        counted = put_tail(p)
+        put_page(head_of(p))
+        if counted:
+            return
+    put_page(p)
+
+
+@atomic
+def put_tail(p: page) -> bool:
+    """Under the head's compound_lock: a split has happened or it waits. False: the page is no tail any more."""
+    if not p.compound:
+        return False
+    check(p.tail_users > 0, "refcount", "a part of a huge page was let go of more often than taken")
+    p.tail_users -= 1
+    head_of(p).refcount.counter -= 1
+    return True
 
 
 @atomic
