@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from userfault.model import era as eras
 from userfault.model import fs_userfaultfd, locks, madvise, memory, userfaultfd, userfaultfd_move
-from userfault.model.errno import EAGAIN, EBUSY, EEXIST, ENOENT
+from userfault.model.errno import EAGAIN, EBUSY, EEXIST, ENOENT, ENOMEM
 from userfault.model.fork import sys_fork
 from userfault.model.fs_userfaultfd import (
     userfaultfd_copy,
@@ -14,10 +16,13 @@ from userfault.model.fs_userfaultfd import (
     userfaultfd_writeprotect,
     userfaultfd_zeropage,
 )
+from userfault.model.huge_memory import VM_FAULT_OOM
+from userfault.model.lang import WouldBlock
 from userfault.model.locks import spin_unlock
-from userfault.model.machine import attach, boot, new_mm
+from userfault.model.machine import attach, boot, config, machine, new_mm
 from userfault.model.madvise import MADV, sys_madvise
 from userfault.model.memory import pte_alloc
+from userfault.model.mlock import sys_mlock, sys_munlock
 from userfault.model.mm_types import (
     PmdKind,
     PteKind,
@@ -33,8 +38,10 @@ from userfault.model.mm_types import (
 from userfault.model.mmap import sys_mmap
 from userfault.model.mprotect import sys_mprotect
 from userfault.model.pgtable import ptep_get_and_clear
+from userfault.model.slab import vm_area_alloc, vm_area_free
 from userfault.model.user import load, store
 from userfault.model.userfaultfd_move import uffdio_move
+from userfault.model.vma_lock import vma_start_write
 
 from .scene import settled
 
@@ -212,3 +219,148 @@ def test_a_range_is_flushed_once_and_without_a_userfaultfd_after_the_lock(
     assert sys_madvise(mm, 2, 4, MADV.DONTNEED) == 0
     assert flushes == [(0, 4, False), (4, 6, True), (2, 6, True)]
     settled()
+
+
+# -- the VMAs' own locks, and the rest of madvise -------------------------------------------------------------------------
+
+
+def somebody_else_writes(mm: mm_struct) -> None:
+    """Another CPU holds mmap_lock for writing, but none of the VMAs yet."""
+    mm.mmap_sem.writer = 2
+
+
+def test_page_tables_that_go_are_flushed_with_the_rest(mm: mm_struct, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store(mm, 0, 1) == 0 and machine.cpus[0].tlb[0].page is not None
+    table = mm.pmd[0].pmd.table
+    translations: list[bool] = []
+
+    def tlb_finish_mmu(of: mm_struct, start: int, end: int) -> None:
+        translations.append(machine.cpus[0].tlb[0].page is not None)
+        memory.tlb_finish_mmu(of, start, end)
+
+    monkeypatch.setattr(madvise, "tlb_finish_mmu", tlb_finish_mmu)
+    assert sys_madvise(mm, 0, 2, MADV.DONTNEED) == 0
+    assert translations == [True] and mm.pmd[0].pmd.kind == PmdKind.NONE and not table.allocated
+
+
+def test_memory_that_is_not_needed_is_flushed_once_at_the_end(
+    mm: mm_struct, ctx: userfaultfd_ctx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushes: list[tuple[int, int, bool]] = []
+
+    def flush_tlb_range(_: mm_struct, start: int, end: int) -> None:
+        flushes.append((start, end, any(mm.mmap_sem.readers)))
+
+    monkeypatch.setattr(madvise, "flush_tlb_range", flush_tlb_range)
+    monkeypatch.setattr(memory, "flush_tlb_range", flush_tlb_range)
+    assert sys_madvise(mm, 0, 3, MADV.FREE) == 0
+    assert sys_madvise(mm, 2, 4, MADV.FREE) == 0
+    assert flushes == [(0, 3, False), (2, 6, True)]
+
+
+def test_what_is_freed_lazily_stays_so_while_it_is_on_no_list(mm: mm_struct) -> None:
+    assert store(mm, 0, 1) == 0
+    p = pte(mm, 0).page
+    assert sys_madvise(mm, 0, 1, MADV.FREE) == 0 and p.lazyfree
+    p.lru = False
+    assert sys_madvise(mm, 0, 1, MADV.FREE) == 0 and p.lazyfree
+
+
+def test_no_memory_is_told_from_a_signal(mm: mm_struct, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(madvise, "handle_mm_fault", lambda *_: VM_FAULT_OOM)
+    assert sys_madvise(mm, 0, 1, MADV.POPULATE_WRITE) == -ENOMEM
+    assert sys_mlock(mm, 0, 1, False) == -EAGAIN
+
+
+def test_a_vma_whose_lock_is_held_may_not_be_accessed_more_than_it_allows(
+    mm: mm_struct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store(mm, 0, 1) == 0
+    assert sys_mprotect(mm, 0, 4, 0) == 0
+    monkeypatch.setattr(config, "PER_VMA_LOCKS", True)
+    assert load(mm, 1) == SIGSEGV and store(mm, 1, 1) == SIGSEGV
+    settled()
+
+
+def test_a_fault_takes_mmap_lock_only_for_an_anon_vma(mm: mm_struct, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "PER_VMA_LOCKS", True)
+    somebody_else_writes(mm)
+    assert load(mm, 0) == 0 and mm.mmap[0].anon_vma is None
+    with pytest.raises(WouldBlock):
+        store(mm, 0, 1)
+    mm.mmap_sem.writer = 0
+    assert store(mm, 0, 1) == 0
+    somebody_else_writes(mm)
+    assert store(mm, 1, 1) == 0
+    assert mm.mmap[0].vm_refcnt == 0
+
+
+@pytest.mark.parametrize("advice", [MADV.DONTNEED, MADV.FREE])
+def test_some_advice_needs_only_the_lock_of_its_vma(
+    mm: mm_struct, ctx: userfaultfd_ctx, monkeypatch: pytest.MonkeyPatch, advice: MADV
+) -> None:
+    assert store(mm, 0, 1) == 0
+    monkeypatch.setattr(config, "PER_VMA_LOCKS", True)
+    somebody_else_writes(mm)
+    assert sys_madvise(mm, 0, 4, advice) == 0
+    assert mm.mmap[0].vm_refcnt == 0
+    for start, length in ((4, 2), (2, 4)):
+        with pytest.raises(WouldBlock):
+            sys_madvise(mm, start, length, advice)
+    assert mm.mmap[0].vm_refcnt == 0 and mm.mmap[1].vm_refcnt == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mm, ctx: sys_mprotect(mm, 4, 4, int(vm.READ)),
+        lambda mm, ctx: sys_madvise(mm, 4, 4, MADV.DONTFORK),
+        lambda mm, ctx: madvise.madvise_dontfork(mm, 4),
+        lambda mm, ctx: sys_mlock(mm, 4, 4, True),
+        lambda mm, ctx: userfaultfd_register(ctx, 4, 4, 1),
+        lambda mm, ctx: fs_userfaultfd.userfaultfd_unregister(ctx, 4, 4),
+    ],
+)
+def test_who_changes_a_vma_waits_for_its_readers(
+    mm: mm_struct,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[mm_struct, userfaultfd_ctx], object],
+) -> None:
+    ctx = userfaultfd_ctx(mm=mm)
+    assert userfaultfd_register(ctx, 4, 4, 2)[0] == 0
+    monkeypatch.setattr(config, "PER_VMA_LOCKS", True)
+    change(mm, ctx)
+    assert not any(each.vm_write_locked for each in mm.mmap), "the locks go with mmap_lock"
+    assert userfaultfd_register(ctx, 4, 4, 2)[0] == 0
+    sys_mprotect(mm, 4, 4, RW)
+    sys_madvise(mm, 4, 4, MADV.DOFORK)
+    sys_munlock(mm, 4, 4)
+    mm.mmap[1].vm_refcnt = 1
+    with pytest.raises(WouldBlock):
+        change(mm, ctx)
+
+
+def test_a_vma_that_is_used_again_is_not_locked(mm: mm_struct, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "PER_VMA_LOCKS", True)
+    vma_start_write(mm.mmap[0])
+    vm_area_free(mm.mmap[0])
+    assert not vm_area_alloc().vm_write_locked
+
+
+def test_the_destination_gets_its_anon_vma_before_the_source_is_missed(
+    mm: mm_struct, ctx: userfaultfd_ctx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "PER_VMA_LOCKS", True)
+    asked = iter([mm.mmap[1], None])
+    mm.mmap[1].vm_flags |= int(vm.SHARED)
+    monkeypatch.setattr(userfaultfd, "lock_vma_under_rcu", lambda *_: next(asked))
+    monkeypatch.setattr(userfaultfd_move, "lock_vma_under_rcu", lambda *_: next(asked))
+    mm.mmap[1].vm_refcnt = 1
+
+    def down_read(rwsem: rw_semaphore) -> None:
+        locks.down_read(rwsem)
+        mm.mmap[1].vm_flags &= ~int(vm.SHARED)
+
+    monkeypatch.setattr(userfaultfd_move, "down_read", down_read)
+    assert uffdio_move(mm, 4, 8, 1, 0, ctx) == -ENOENT
+    assert mm.mmap[1].anon_vma is not None

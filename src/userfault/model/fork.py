@@ -36,7 +36,7 @@ from .slab import (
     vm_area_free,
 )
 from .swapfile import swap_duplicate
-from .vma_lock import vma_end_write_all, vma_start_write
+from .vma_lock import mmap_write_unlock, vma_start_write
 
 
 @modelled("mm/rmap.c", versions="v3.10 .. v6.18", section="C.3", steps=4)
@@ -236,8 +236,7 @@ def sys_fork(mm: mm_struct, child: mm_struct) -> int:
         copy_page_range(child, mm, vma, tmp)
     up_write(child.mmap_sem)
     flush_tlb_mm(mm)
-    vma_end_write_all(mm)
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     if err != 0:
         # mmput: what was copied until then goes as at any exit.
         exit_mmap(child)

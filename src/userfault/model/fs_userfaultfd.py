@@ -9,7 +9,7 @@ from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL
 from .lang import NULL
-from .locks import down_read, down_write, up_read, up_write
+from .locks import down_read, down_write, up_read
 from .machine import config
 from .memory import pte_alloc
 from .mm_types import PmdKind, mm_struct, userfaultfd_ctx, vm, vm_area_struct
@@ -19,6 +19,7 @@ from .user import peek
 from .userfaultfd import mfill_atomic, mfill_atomic_install_pte, mfill_vma, mwriteprotect_range, uffd_wp_range
 from .userfaultfd_move import uffdio_move
 from .vma import vma_modify
+from .vma_lock import mmap_write_unlock, vma_start_write
 
 UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_REGISTER_MODE_MINOR = 1, 2, 4
 UFFD_FLAGS = int(vm.USERFAULT | vm.UFFD_WP)
@@ -72,10 +73,10 @@ def userfaultfd_register(ctx: userfaultfd_ctx, start: int, length: int, mode: in
     down_write(mm.mmap_sem)
     err = may_register(ctx, start, start + length, mode)
     if err != 0:
-        up_write(mm.mmap_sem)
+        mmap_write_unlock(mm)
         return err, UNWRITTEN
     userfaultfd_register_range(ctx, start, start + length, flags)
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     return 0, range_ioctls(flags)
 
 
@@ -117,6 +118,7 @@ def userfaultfd_register_range(ctx: userfaultfd_ctx, start: int, end: int, flags
             first, last = max(at, vma.vm_start), min(end, vma.vm_end)
             flags_then = (vma.vm_flags & ~UFFD_FLAGS) | flags
             vma = vma_modify(ctx.mm, vma, first, last, flags_then, ctx, not era.uffd_merges_rear)
+            vma_start_write(vma)
             vma.ctx = ctx
             vma.vm_flags = (vma.vm_flags & ~UFFD_FLAGS) | flags
         at = vma.vm_end
@@ -140,12 +142,12 @@ def userfaultfd_unregister(ctx: userfaultfd_ctx, start: int, length: int) -> int
     end = start + length
     down_write(mm.mmap_sem)
     if next_vma(mm, start, end) is None:
-        up_write(mm.mmap_sem)
+        mmap_write_unlock(mm)
         return -EINVAL
     if era.unregister_asks_whose:
         for vma in mm.mmap:
             if vma.vm_end > start and vma.vm_start < end and vma.ctx is not None and vma.ctx is not ctx:
-                up_write(mm.mmap_sem)
+                mmap_write_unlock(mm)
                 return -EINVAL
     at = start
     while True:
@@ -155,7 +157,7 @@ def userfaultfd_unregister(ctx: userfaultfd_ctx, start: int, length: int) -> int
         if each.ctx is not None:
             each = userfaultfd_clear_vma(mm, each, max(at, each.vm_start), min(end, each.vm_end))
         at = each.vm_end
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     return 0
 
 
@@ -165,6 +167,7 @@ def userfaultfd_clear_vma(mm: mm_struct, vma: vm_area_struct, start: int, end: i
     if vma.vm_flags & vm.UFFD_WP:
         uffd_wp_range(vma, start, end, False)
     vma = vma_modify(mm, vma, start, end, vma.vm_flags & ~UFFD_FLAGS, NULL, not era.uffd_merges_rear)
+    vma_start_write(vma)
     vma.ctx = NULL
     vma.vm_flags = vma.vm_flags & ~UFFD_FLAGS
     return vma

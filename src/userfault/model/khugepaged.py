@@ -16,7 +16,7 @@ from .pgtable import flush_tlb_pmd, pmd_lockptr, pmd_offset, pte_lockptr, ptep_g
 from .rmap import hugepage_add_new_anon_rmap, page_remove_rmap
 from .slab import alloc_hugepage, atomic_read, compound_head, hpage_nr, hpage_size, nth_page, put_page
 from .swap import free_page_and_swap_cache
-from .vma_lock import vma_end_write_all, vma_start_write
+from .vma_lock import mmap_write_unlock, vma_start_write
 
 
 @modelled(
@@ -61,8 +61,7 @@ def collapse_huge_page(mm: mm_struct, addr: int) -> int:
         set_pmd(pmdp, pmd)
         spin_unlock(pmd_lockptr(pmdp))
         anon_vma_unlock_write(vma.anon_vma)
-        vma_end_write_all(mm)
-        up_write(mm.mmap_sem)
+        mmap_write_unlock(mm)
         put_page(new)
         return -EAGAIN
     # Every page is locked: walkers that need the page lock are out, the others find no PMD.
@@ -74,8 +73,7 @@ def collapse_huge_page(mm: mm_struct, addr: int) -> int:
     pmdp.deposited = table
     set_pmd(pmdp, mk_huge_pmd(new, vma))
     spin_unlock(pmd_lockptr(pmdp))
-    vma_end_write_all(mm)
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     reached("pages were collapsed")
     return 0
 

@@ -8,6 +8,7 @@ from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
 from .errno import EFAULT, EHWPOISON, EINVAL, ENOMEM
+from .huge_memory import VM_FAULT_OOM
 from .khugepaged import madvise_collapse
 from .lang import reached
 from .locks import down_read, down_write, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, up_write
@@ -15,11 +16,20 @@ from .machine import config
 from .memory import VM_FAULT_HWPOISON, handle_mm_fault, pte_alloc, tlb_finish_mmu, zap_page_range
 from .mm_types import PmdKind, PteKind, mm_struct, pte_slot, pte_t, vm, vm_area_struct
 from .mmap import find_vma
-from .pgtable import flush_tlb_range, pmd_offset, pte_lockptr, pte_offset, set_pte, table_is_gone
+from .pgtable import (
+    flush_tlb_batched_pending,
+    flush_tlb_range,
+    pmd_offset,
+    pte_lockptr,
+    pte_offset,
+    set_pte,
+    table_is_gone,
+)
 from .pt_reclaim import free_emptied_tables
-from .slab import atomic_read
+from .slab import atomic_read, hpage_size
 from .swap import free_swap_and_cache, try_to_free_swap
 from .vma import vma_modify
+from .vma_lock import lock_vma_under_rcu, mmap_write_unlock, vma_end_read, vma_start_write
 from .vmscan import shrink_page
 
 
@@ -72,6 +82,10 @@ def sys_madvise(mm: mm_struct, addr: int, length: int, advice: int) -> int:
         if era.populate_stops_at_holes:
             return madvise_populate(mm, addr, end, advice == MADV.POPULATE_WRITE)
         return populate_vmas(mm, addr, end, advice == MADV.POPULATE_WRITE)
+    if config.PER_VMA_LOCKS and gathers(advice):
+        alone, only_err = madvise_under_vma_lock(mm, addr, end, advice)
+        if alone:
+            return only_err
     writer = takes_write_lock(advice)
     if writer:
         down_write(mm.mmap_sem)
@@ -89,14 +103,14 @@ def sys_madvise(mm: mm_struct, addr: int, length: int, advice: int) -> int:
             hole = True
             at = vma.vm_start
         last = min(end, vma.vm_end)
-        if era.dontneed_flushes_late and forgets(advice):
+        if era.dontneed_flushes_late and gathers(advice):
             flush_late = at == addr and last == end and not vma.vm_flags & (vm.USERFAULT | vm.UFFD_WP)
         err = madvise_vma_behavior(mm, vma, at, last, advice)
         at = last
-    if era.dontneed_flushes_late and forgets(advice) and not flush_late:
+    if era.dontneed_flushes_late and gathers(advice) and not flush_late:
         tlb_finish_mmu(mm, addr, end)
     if writer:
-        up_write(mm.mmap_sem)
+        mmap_write_unlock(mm)
     else:
         up_read(mm.mmap_sem)
     if flush_late:
@@ -105,6 +119,21 @@ def sys_madvise(mm: mm_struct, addr: int, length: int, advice: int) -> int:
     if err != 0:
         return err
     return -ENOMEM if hole or at < end else 0
+
+
+@modelled("mm/madvise.c", function="try_vma_read_lock", versions="v6.16 .. v6.18", section="C.4", steps=3)
+def madvise_under_vma_lock(mm: mm_struct, addr: int, end: int, advice: int) -> tuple[bool, int]:
+    """(True, 0 or -errno) if the range lies in one VMA whose lock can be had, and which has no userfaultfd; else (False, 0)."""
+    vma = lock_vma_under_rcu(mm, addr)
+    if vma is None:
+        return False, 0
+    if end > vma.vm_end or vma.vm_flags & (vm.USERFAULT | vm.UFFD_WP):
+        vma_end_read(vma)
+        return False, 0
+    err = madvise_vma_behavior(mm, vma, addr, end, advice)
+    vma_end_read(vma)
+    tlb_finish_mmu(mm, addr, end)
+    return True, err
 
 
 @modelled(
@@ -190,6 +219,8 @@ def populate_one(mm: mm_struct, vma: vm_area_struct, addr: int, write: bool) -> 
         result = handle_mm_fault(vma, addr, write)
         if result == VM_FAULT_HWPOISON:
             return -EHWPOISON
+        if result == VM_FAULT_OOM:
+            return -ENOMEM
         if result != 0:
             return -EFAULT
     if write and pmd_offset(mm, addr).pmd.kind == PmdKind.TABLE:
@@ -228,6 +259,11 @@ def forgets(advice: int) -> bool:
     return advice == MADV.DONTNEED or advice == MADV.DONTNEED_LOCKED
 
 
+def gathers(advice: int) -> bool:
+    """What is flushed once, at the end, and needs only the lock of the VMA (since v6.16)."""
+    return forgets(advice) or advice == MADV.FREE
+
+
 def vma_at_or_after(mm: mm_struct, addr: int) -> vm_area_struct | None:
     """find_vma: the first VMA that ends above the address."""
     for vma in mm.mmap:
@@ -253,6 +289,8 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
         if vma.vm_flags & vm.LOCKED:
             return -EINVAL
         madvise_free(mm, start, end)
+        if not era.dontneed_flushes_late:
+            flush_tlb_range(mm, start, end)
         return 0
     if advice == MADV.COLLAPSE:
         return madvise_collapse(mm, vma, start, end)
@@ -273,6 +311,7 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
         return 0
     flags = advised_flags(vma.vm_flags, advice)
     vma = vma_modify(mm, vma, start, end, flags, vma.ctx)
+    vma_start_write(vma)
     vma.vm_flags = flags | (vma.vm_flags & int(vm.MAYBE_GUARD))
     return 0
 
@@ -287,14 +326,18 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
 )
 def madvise_free(mm: mm_struct, start: int, end: int) -> None:
     """The contents are not needed: reclaim may drop the pages, unless they are written again. What is swapped out goes at once."""
-    for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
-        addr = number << config.PAGE_SHIFT
-        pmd = pmd_offset(mm, addr).pmd
+    done = start
+    while done < end:
+        border = min(end, (done & -hpage_size()) + hpage_size())
+        pmd = pmd_offset(mm, done).pmd
         if pmd.kind == PmdKind.TABLE:
             spin_lock(pte_lockptr(pmd.table))
-            madvise_free_pte(pte_offset(pmd.table, addr))
+            if config.BATCHED_UNMAP:
+                flush_tlb_batched_pending(mm)
+            for number in range(done >> config.PAGE_SHIFT, border >> config.PAGE_SHIFT):
+                madvise_free_pte(pte_offset(pmd.table, number << config.PAGE_SHIFT))
             spin_unlock(pte_lockptr(pmd.table))
-    flush_tlb_range(mm, start, end)
+        done = border
 
 
 def madvise_free_pte(ptep: pte_slot) -> None:
@@ -303,7 +346,7 @@ def madvise_free_pte(ptep: pte_slot) -> None:
     if pte.kind == PteKind.SWAP:
         free_swap_and_cache(pte.slot)
         set_pte(ptep, pte_t())
-    elif pte.kind == PteKind.POISON_MARKER:
+    elif pte.kind == PteKind.POISON_MARKER or pte.kind == PteKind.HWPOISON:
         set_pte(ptep, pte_t())
     elif pte.kind == PteKind.PRESENT and not pte.special and not pte.page.compound:
         p = pte.page
@@ -317,7 +360,8 @@ def madvise_free_pte(ptep: pte_slot) -> None:
             p.dirty = False
             unlock_page(p)
         set_pte(ptep, pte._replace(young=False, dirty=False))
-        p.lazyfree = p.lru
+        if p.lru:
+            p.lazyfree = True
 
 
 def advised_flags(flags: int, advice: int) -> int:
@@ -432,8 +476,9 @@ def change_flags(mm: mm_struct, addr: int, clear: int, add: int) -> int:
         # R22: a VMA with vm_ops is not anonymous.
         up_write(mm.mmap_sem)
         return -EINVAL
+    vma_start_write(vma)
     vma.vm_flags = (vma.vm_flags & ~clear) | add
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     return 0
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .errno import EAGAIN, EFAULT, EINVAL, ENOMEM
-from .locks import down_read, down_write, up_read, up_write
+from .locks import down_read, down_write, up_read
 from .machine import config
 from .madvise import populate_one, vma_at_or_after
 from .mm_types import mm_struct, vm, vm_area_struct
 from .mmap import find_vma
 from .vma import vma_modify
+from .vma_lock import mmap_write_unlock, vma_start_write
 
 LOCKED_MASK = int(vm.LOCKED | vm.LOCKONFAULT)
 
@@ -26,6 +27,7 @@ def apply_vma_lock_flags(mm: mm_struct, start: int, end: int, flags: int) -> int
         last = min(end, vma.vm_end)
         if wanted != vma.vm_flags:
             vma = vma_modify(mm, vma, at, last, wanted, vma.ctx)
+            vma_start_write(vma)
             vma.vm_flags = wanted | (vma.vm_flags & int(vm.MAYBE_GUARD))
         at = last
     return 0
@@ -33,20 +35,21 @@ def apply_vma_lock_flags(mm: mm_struct, start: int, end: int, flags: int) -> int
 
 @modelled("mm/gup.c", versions="v4.5 .. v6.18", section="C.1", steps=2)
 def populate_vma_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> int:
-    """Fault a part of a VMA in, for writing if it may be written: 0 or -EFAULT."""
+    """Fault a part of a VMA in, for writing if it may be written: 0, -EFAULT or -ENOMEM."""
     if vma.vm_flags & vm.LOCKONFAULT:
         return 0
     if vma.vm_flags & (vm.READ | vm.WRITE | vm.EXEC) == 0:
         return -EFAULT
     for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
-        if populate_one(mm, vma, number << config.PAGE_SHIFT, vma.vm_flags & vm.WRITE != 0) != 0:
-            return -EFAULT
+        err = populate_one(mm, vma, number << config.PAGE_SHIFT, vma.vm_flags & vm.WRITE != 0)
+        if err != 0:
+            return -ENOMEM if err == -ENOMEM else -EFAULT
     return 0
 
 
 @modelled("mm/gup.c", function="__mm_populate", versions="v4.5 .. v6.18", section="C.1", steps=2)
 def mm_populate(mm: mm_struct, start: int, end: int) -> int:
-    """Fault in what is mapped of a range: 0 or -EFAULT."""
+    """Fault in what is mapped of a range: 0, -EFAULT or -ENOMEM."""
     down_read(mm.mmap_sem)
     at = start
     err = 0
@@ -70,7 +73,7 @@ def mm_populate(mm: mm_struct, start: int, end: int) -> int:
     omits="limits; pages on the unevictable list",
 )
 def sys_mlock(mm: mm_struct, addr: int, length: int, onfault: bool) -> int:
-    """mlock2(2): 0; -EINVAL: it wraps; -ENOMEM: a hole, or a page that could not be faulted in."""
+    """mlock2(2): 0; -EINVAL: it wraps; -ENOMEM: a hole, or a page that could not be faulted in; -EAGAIN: no memory for it."""
     mask = (1 << config.PAGE_SHIFT) - 1
     end = (addr + length + mask) & ~mask
     start = addr & ~mask
@@ -78,7 +81,7 @@ def sys_mlock(mm: mm_struct, addr: int, length: int, onfault: bool) -> int:
         return -EINVAL
     down_write(mm.mmap_sem)
     err = apply_vma_lock_flags(mm, start, end, LOCKED_MASK if onfault else int(vm.LOCKED))
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     if err != 0:
         return err
     err = mm_populate(mm, start, end)
@@ -95,5 +98,5 @@ def sys_munlock(mm: mm_struct, addr: int, length: int) -> int:
         return -EINVAL
     down_write(mm.mmap_sem)
     err = apply_vma_lock_flags(mm, addr & ~mask, (addr + length + mask) & ~mask, 0)
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     return err

@@ -13,7 +13,7 @@ from .memory import free_pgd_range, tlb_finish_mmu, zap_page_range
 from .mm_types import mm_struct, vm, vm_area_struct
 from .slab import vm_area_alloc, vm_area_free
 from .vma import mmap_region, split_vma
-from .vma_lock import vma_end_write_all, vma_start_write
+from .vma_lock import mmap_write_unlock, vma_end_write_all, vma_start_write
 
 
 def find_vma(mm: mm_struct, addr: int) -> vm_area_struct | None:
@@ -107,6 +107,7 @@ def do_munmap(mm: mm_struct, addr: int, length: int) -> None:
         gone = vma_within(mm, addr, end)
         if gone is None:
             break
+        vma_start_write(gone)
         detach_vma(mm, gone)
     unmap_detached(mm, addr, end)
 
@@ -139,7 +140,7 @@ def sys_mmap(mm: mm_struct, addr: int, length: int, flags: int) -> int:
     sys_munmap(mm, addr, length)
     down_write(mm.mmap_sem)
     mmap_region(mm, addr, addr + length, flags)
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     return 0
 
 

@@ -7,7 +7,7 @@ from .era import era
 from .errno import EINVAL, ENOMEM
 from .huge_split import split_huge_pmd
 from .lang import raw
-from .locks import down_write, spin_lock, spin_unlock, up_write
+from .locks import down_write, spin_lock, spin_unlock
 from .machine import config
 from .memory import pte_alloc
 from .mlock import populate_vma_page_range
@@ -26,6 +26,7 @@ from .pgtable import (
 )
 from .slab import hpage_nr, hpage_size
 from .vma import vma_modify
+from .vma_lock import mmap_write_unlock, vma_start_write
 
 ACCESS = int(vm.READ | vm.WRITE | vm.EXEC)
 MM_CP_TRY_CHANGE_WRITABLE, MM_CP_UFFD_WP, MM_CP_UFFD_WP_RESOLVE = 1, 2, 4
@@ -147,6 +148,7 @@ def mprotect_fixup(mm: mm_struct, vma: vm_area_struct, start: int, end: int, fla
     elif vma.anon_vma is None and era.mprotect_unaccounts:
         flags &= ~int(vm.ACCOUNT)
     vma = vma_modify(mm, vma, start, end, flags, vma.ctx)
+    vma_start_write(vma)
     vma.vm_flags = flags | (vma.vm_flags & int(vm.MAYBE_GUARD))
     change_protection(vma, start, end, MM_CP_TRY_CHANGE_WRITABLE if flags & vm.WRITE else 0)
     if old & (vm.WRITE | vm.SHARED | vm.LOCKED) == vm.LOCKED and flags & vm.WRITE:
@@ -178,5 +180,5 @@ def sys_mprotect(mm: mm_struct, start: int, length: int, access: int) -> int:
                 at = min(end, vma.vm_end)
                 hole = False
                 break
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     return -ENOMEM if hole else 0

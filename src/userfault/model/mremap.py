@@ -27,7 +27,7 @@ from .pgtable import (
 )
 from .slab import out_of_memory, vm_area_alloc, vm_area_free
 from .vma import copied_range_merged, vma_link, vma_merge_extend
-from .vma_lock import vma_end_write_all, vma_start_write
+from .vma_lock import mmap_write_unlock, vma_start_write
 
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
 UFFD_FLAGS = int(vm.USERFAULT | vm.UFFD_WP)
@@ -53,6 +53,7 @@ def copy_vma(mm: mm_struct, vma: vm_area_struct, addr: int) -> vm_area_struct | 
     if anon_vma_clone(new, vma) != 0:
         vm_area_free(new)
         return None
+    vma_start_write(new)
     vma_link(mm, new)
     return new
 
@@ -169,14 +170,12 @@ def sys_mremap(mm: mm_struct, new_addr: int, old_addr: int, length: int) -> int:
     vma_start_write(vma)
     new_vma = copy_vma(mm, vma, new_addr)
     if new_vma is None:
-        vma_end_write_all(mm)
-        up_write(mm.mmap_sem)
+        mmap_write_unlock(mm)
         return -ENOMEM
     move_page_tables(mm, vma, new_vma)
     detach_vma(mm, vma)
     unmap_detached(mm, old_addr, old_addr + length)
-    vma_end_write_all(mm)
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     reached("a mapping was moved")
     return 0
 
@@ -238,6 +237,7 @@ def copy_or_merge_vma(vma: vm_area_struct, addr: int, length: int, pgoff: int) -
     new.anon_vma = vma.anon_vma
     if vma.anon_vma is not None:
         anon_vma_clone(new, vma)
+    vma_start_write(new)
     vma_link(mm, new)
     return new
 
@@ -247,6 +247,7 @@ def move_vma(
     mm: mm_struct, vma: vm_area_struct, addr: int, new_addr: int, length: int, new_length: int, dontunmap: bool
 ) -> None:
     """Move a part of a VMA to a place where nothing is mapped, and where it may be longer."""
+    vma_start_write(vma)
     pgoff = vma.vm_pgoff + ((addr - vma.vm_start) >> config.PAGE_SHIFT)
     new = copy_or_merge_vma(vma, new_addr, new_length, pgoff)
     # The new place may have been merged with the old one.
@@ -299,7 +300,7 @@ def mremap_fixed(mm: mm_struct, addr: int, length: int, flags: int, new_addr: in
         return -EINVAL
     down_write(mm.mmap_sem)
     err = remap_move(mm, addr, addr + length, new_addr, flags & MREMAP_DONTUNMAP != 0)
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     return err
 
 
@@ -330,10 +331,10 @@ def mremap_one(mm: mm_struct, addr: int, length: int, flags: int, new_addr: int)
     do_munmap(mm, new_addr, length)
     vma = find_vma(mm, addr)
     if vma is None or addr + length > vma.vm_end:
-        up_write(mm.mmap_sem)
+        mmap_write_unlock(mm)
         return -EFAULT
     move_vma(mm, vma, addr, new_addr, length, length, flags & MREMAP_DONTUNMAP != 0)
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     return 0
 
 
@@ -376,7 +377,7 @@ def mremap_resize(mm: mm_struct, addr: int, length: int, new_length: int, flags:
         err = mremap_to(mm, addr, length, new_length, new_addr)
     elif err == 0 and vma is not None:
         err = mremap_at(mm, vma, addr, length, new_length)
-    up_write(mm.mmap_sem)
+    mmap_write_unlock(mm)
     if err == 0 and locked and new_length > length:
         start = new_addr if fixed else addr
         mm_populate(mm, start + length, start + new_length)

@@ -222,6 +222,8 @@ def vm_area_free(vma: vm_area_struct) -> None:
     check(vma.allocated, "use_after_free", "a vm_area_struct was freed twice")
     check(len(vma.anon_vma_chain) == 0, "bad_free", "a vm_area_struct was freed while linked to an anon_vma")
     vma.detached = 0
+    if config.PER_VMA_LOCKS:
+        vma.vm_write_locked = False
     vma.allocated = False
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import cast
 
+from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .errno import EFAULT, SIGBUS, SIGSEGV
 from .huge_memory import VM_FAULT_OOM
 from .lang import NULL, atomic, check, ghost, raw
-from .locks import down_read, up_read
+from .locks import down_read, down_read_trylock, up_read
 from .machine import config, this_cpu
-from .memory import VM_FAULT_SIGSEGV, handle_mm_fault
-from .mm_types import PmdKind, PteKind, mm_struct, page, tlb_t, vm
+from .memory import VM_FAULT_SIGSEGV, handle_mm_fault, huge_range_fits
+from .mm_types import PmdKind, PteKind, mm_struct, page, tlb_t, vm, vm_area_struct
 from .mmap import find_vma
 from .pgtable import pmd_offset, pte_offset
 from .slab import nth_page
@@ -91,20 +92,45 @@ def handle_user_fault(mm: mm_struct, addr: int, write: bool) -> int:
     if config.PER_VMA_LOCKS:
         locked = lock_vma_under_rcu(mm, addr)
         if locked is not None:
-            # vmf_anon_prepare needs mmap_lock.
-            if locked.anon_vma is not None and (locked.vm_flags & vm.WRITE or not write):
+            if not may_access(locked, write):
+                vma_end_read(locked)
+                return -SIGSEGV
+            if vmf_anon_prepare(locked, addr, write):
                 outcome = handle_mm_fault(locked, addr, write)
                 vma_end_read(locked)
                 return signal_of(outcome)
             vma_end_read(locked)
     down_read(mm.mmap_sem)
     vma = find_vma(mm, addr)
-    if vma is None or (write and not vma.vm_flags & vm.WRITE) or not vma.vm_flags & (vm.READ | vm.WRITE | vm.EXEC):
+    if vma is None or not may_access(vma, write):
         up_read(mm.mmap_sem)
         return -SIGSEGV
     result = handle_mm_fault(vma, addr, write)
     up_read(mm.mmap_sem)
     return signal_of(result)
+
+
+def may_access(vma: vm_area_struct, write: bool) -> bool:
+    """arch/x86/mm/fault.c access_error: do the VMA's flags allow it?"""
+    return vma.vm_flags & (vm.WRITE if write else vm.READ | vm.WRITE | vm.EXEC) != 0
+
+
+@modelled(
+    "mm/memory.c",
+    versions="v6.7 .. v6.18",
+    section="C.1",
+    steps=2,
+    omits="that it comes after the page table is made, and only where a page is put in",
+)
+def vmf_anon_prepare(vma: vm_area_struct, addr: int, write: bool) -> bool:
+    """Before a fault under the VMA's lock: an anon_vma, if one may be needed. It takes mmap_lock; False: who has it keeps it."""
+    if vma.anon_vma is not None or not (write or (config.TRANSPARENT_HUGEPAGE and huge_range_fits(vma, addr))):
+        return True
+    if not down_read_trylock(vma.vm_mm.mmap_sem):
+        return False
+    anon_vma_prepare(vma)
+    up_read(vma.vm_mm.mmap_sem)
+    return vma.anon_vma is not None
 
 
 def signal_of(fault: int) -> int:

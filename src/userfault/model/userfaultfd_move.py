@@ -599,12 +599,12 @@ def uffd_move_lock(
     vma_end_read(first)
     down_read(mm.mmap_sem)
     dst_vma, src_vma = find_vma(mm, dst_start), find_vma(mm, src_start)
+    if dst_vma is not None and not dst_vma.vm_flags & vm.SHARED and anon_vma_prepare(dst_vma) != 0:
+        up_read(mm.mmap_sem)
+        return -ENOMEM, None, None
     if dst_vma is None or src_vma is None:
         up_read(mm.mmap_sem)
         return -ENOENT, None, None
-    if not dst_vma.vm_flags & vm.SHARED and anon_vma_prepare(dst_vma) != 0:
-        up_read(mm.mmap_sem)
-        return -ENOMEM, None, None
     vma_start_read_locked(dst_vma)
     if src_vma is not dst_vma:
         vma_start_read_locked(src_vma)

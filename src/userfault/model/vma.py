@@ -15,6 +15,7 @@ from .machine import config
 from .mm_types import anon_vma, mm_struct, userfaultfd_ctx, vm, vm_area_struct
 from .pgtable import pmd_offset, pmd_trans_huge
 from .slab import hpage_size, vm_area_alloc, vm_area_free
+from .vma_lock import vma_start_write
 
 STICKY = int(vm.MAYBE_GUARD)
 """Flags in which neighbours may differ: the merged VMA has them if one of the two had."""
@@ -89,6 +90,8 @@ def split_vma(mm: mm_struct, vma: vm_area_struct, addr: int) -> vm_area_struct:
     new.vm_file = vma.vm_file
     new.ctx = vma.ctx
     anon_vma_clone_split(new, vma)
+    vma_start_write(vma)
+    vma_start_write(new)
     split_huge_pmd_at(mm, vma, addr)
     lock_trees(vma)
     vma.vm_end = addr
@@ -180,6 +183,12 @@ def vma_merge_existing(
                     after = None
     whole = start == vma.vm_start and end == vma.vm_end
     sticky = (vma.vm_flags | flags) & STICKY
+    if prev is not None or after is not None:
+        vma_start_write(vma)
+    if after is not None:
+        vma_start_write(after)
+    if prev is not None:
+        vma_start_write(prev)
     if prev is not None and after is not None:
         sticky |= after.vm_flags & STICKY
         share_anon_vma(prev, after if after.anon_vma is not None else vma)
@@ -296,6 +305,10 @@ def vma_merge_new_range(
                 after = None
     sticky = flags & STICKY
     if prev is not None:
+        vma_start_write(prev)
+    if after is not None:
+        vma_start_write(after)
+    if prev is not None:
         if after is not None:
             sticky |= after.vm_flags & STICKY
             share_anon_vma(prev, after)
@@ -355,5 +368,6 @@ def mmap_region(mm: mm_struct, start: int, end: int, flags: int) -> vm_area_stru
     vma.vm_pgoff = pgoff
     vma.vm_flags = flags
     vma.ctx = NULL
+    vma_start_write(vma)
     vma_link(mm, vma)
     return vma

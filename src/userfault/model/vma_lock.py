@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .lang import atomic, check, raw, wait_until
-from .locks import might_sleep
+from .locks import might_sleep, up_write
 from .machine import config, machine
 from .mm_types import mm_struct, vm_area_struct
 
@@ -63,6 +63,12 @@ def keep_readers_out(vma: vm_area_struct) -> None:
 def wait_for_readers(vma: vm_area_struct) -> None:
     might_sleep()
     wait_until(vma.vm_refcnt == 0)
+
+
+def mmap_write_unlock(mm: mm_struct) -> None:
+    """Let mmap_lock go, and with it the locks of the VMAs that were changed."""
+    vma_end_write_all(mm)
+    up_write(mm.mmap_sem)
 
 
 def vma_end_write_all(mm: mm_struct) -> None:
