@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -214,6 +215,15 @@ def test_writes_that_were_sent_are_finished_after_the_owner_has_closed(tmp_path:
             message = Message(Kind.WRITE_BACK, offset + 1, offset, wire.checksum(b"x"), 1)
             wire.send(worker.socket, message, b"x")
     assert sorted(os.listdir(tmp_path)) == ["0", "1", "2", "3", "released"]
+
+
+def test_an_owner_that_ends_with_answers_unread_is_an_end_like_any_other() -> None:
+    worker = Worker(CallableSource(lambda offset, length: b"x" * length, 8))
+    worker.wait_ready()
+    wire.send(worker.socket, Message(Kind.READ, 1, 0, 0, 8))
+    assert select.select([worker.socket], [], [], TIMEOUT_S)[0]
+    worker.socket.close()
+    assert worker.how_it_ended(TIMEOUT_S).endswith("ended with exit code 0")
 
 
 def test_a_source_that_is_written_is_no_store() -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 
 from . import pickling, wire
 from .native import pager_library
@@ -57,7 +58,9 @@ def _serve(sock: socket.socket) -> int:
     # As long as its owner would wait for what it works on.
     _end_with_owner(sock, policy.answer_s)
     try:
-        peer.run(engine)
+        # An owner that ends with answers unread resets the stream: that is an end like any other.
+        with suppress(ConnectionResetError):
+            peer.run(engine)
     finally:
         _end_with_owner(sock, CLOSE_TIMEOUT_S)
         if page_server:
