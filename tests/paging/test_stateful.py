@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,25 +26,28 @@ from hypothesis.stateful import (
 )
 
 from userfault import paging
-from userfault.paging import SourceError
+from userfault.paging import Source, SourceError
+from userfault.paging.files import FileSource, FileStore
 from userfault.paging.inject import STEPS, Effect, Point, inject
 from userfault.paging.pytest_plugin import check
+from userfault.paging.tcp import PageServer
 
 pytestmark = pytest.mark.usefixtures("can_page")
 
 LONG = bool(os.environ.get("USERFAULT_LONG"))
-EXAMPLES, OPERATIONS = (2500, 50) if LONG else (25, 30)
+EXAMPLES, OPERATIONS = (2500, 50) if LONG else (20, 30)
 DEADLINE_S = 3000.0 if LONG else 60.0
 
 SIZE = 300_000
 PAGES = -(-SIZE // 4096)
 DATA = bytes(i * 7 % 251 for i in range(SIZE))
 
+SOURCES = [*["file", "direct", "memory"] * (1 if LONG else 3), "worker", "server"]  # a process is a quarter of a second
 ranges = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 20_000)).map(lambda r: (r[0], min(r[1], SIZE - r[0])))
 short_ranges = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 9000)).map(lambda r: (r[0], min(r[1], SIZE - r[0])))
 
 FAULTS: list[tuple[Point, Effect, int]] = [
-    *((step, "die", 0) for step in STEPS if step != "submitted"),
+    *((step, "die", 0) for step in STEPS),
     ("copy", "errno", errno.EAGAIN),
     ("copy", "rival", 0),
     ("copy", "partial", 4096),
@@ -59,8 +63,10 @@ FAULTS: list[tuple[Point, Effect, int]] = [
     ("source_read", "errno", errno.EAGAIN),
     ("swap_read", "partial", 777),
     ("swap_write", "partial", 777),
+    ("send", "errno", errno.EIO),
     ("filled", "delay", 2000),
     ("before_take", "delay", 2000),
+    ("submitted", "delay", 2000),
 ]
 LOUD: list[tuple[Point, Effect, int]] = [
     ("source_read", "errno", errno.EIO),
@@ -69,15 +75,61 @@ LOUD: list[tuple[Point, Effect, int]] = [
 ]
 
 
+def distant(path: Path, writable: bool) -> Source:
+    """The file as a source that a worker or a page server reads, which fails while there is a file PATH.fails."""
+
+    # Sent whole: a worker need not import this module.
+    class Flaky(FileStore if writable else FileSource):  # type: ignore[misc]
+        in_worker = True
+
+        def read_exactly(self, offset_bytes: int, view: memoryview) -> None:
+            if os.path.exists(f"{self.path}.fails"):
+                raise OSError(errno.EIO, "it fails")
+            super().read_exactly(offset_bytes, view)
+
+    return Flaky(path)
+
+
+class Server:
+    """A page server in a process of its own, as this one may hold the interpreter's lock while it waits for a page."""
+
+    def __init__(self, path: Path, writable: bool, address: str = "127.0.0.1:0") -> None:
+        self._path, self._writable = path, writable
+        reader, writer = os.pipe()
+        self._pid = os.fork()
+        if not self._pid:
+            try:
+                with PageServer.listen(distant(path, writable), address, writable=writable) as server:
+                    os.write(writer, str(server.address).encode())
+                    os.close(writer)
+                    server.serve()
+            finally:
+                os._exit(1)
+        os.close(writer)
+        self.address = os.read(reader, 100).decode()
+        os.close(reader)
+        assert self.address
+
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+
+    def successor(self) -> Server:
+        """Where this one was: it listens when this returns."""
+        self.kill()
+        return Server(self._path, self._writable, self.address)
+
+
 class RegionBesideBytes(RuleBasedStateMachine):
     operation_count = 0
+    server: Server | None = None
 
     @initialize(
         unit=st.sampled_from(["4 KiB", "64 KiB"]),
         mode=st.sampled_from(["threads", "sigbus"]),
         policy=st.sampled_from(["clock", "fifo", "lru"]),
         access=st.sampled_from(["r", "c", "r+"]),
-        source=st.sampled_from(["file", "direct", "memory"]),
+        source=st.sampled_from(SOURCES),
         handlers=st.integers(1, 3),
         prefetch_units=st.sampled_from([0, 4]),
     )
@@ -85,7 +137,7 @@ class RegionBesideBytes(RuleBasedStateMachine):
         self.access = access
         self.path: Path | None = None
         what: Any = DATA
-        if source != "memory" or access == "r+":
+        if source != "memory" or access == "r+":  # a file: the histories look into it
             with tempfile.NamedTemporaryFile(
                 dir="/dev/shm" if Path("/dev/shm").is_dir() else None, delete=False
             ) as file:
@@ -95,10 +147,23 @@ class RegionBesideBytes(RuleBasedStateMachine):
         self.options = {**options, "access": access, "resident": resident}
         if source == "direct" and access != "r+":
             self.options["direct"] = True  # what costs more to read is kept in limbo for a while
+        self.source = what
+        self.distant = source in ("worker", "server")
+        if source == "server":
+            assert self.path
+            self.server = Server(self.path, access == "r+")
+            self.source = f"tcp://{self.server.address}"
         self.expected = bytearray(DATA)
         self.written: set[int] = set()
         self.clean_run = True
-        self.memory = paging.open(what, **self.options)
+        self.memory = self.opened()
+
+    def opened(self) -> paging.Region:
+        source = self.source
+        if self.distant and not self.server:
+            assert self.path
+            source = distant(self.path, self.access == "r+")  # once it was closed, a source is not opened again
+        return paging.open(source, **self.options)
 
     def did(self) -> None:
         type(self).operation_count += 1
@@ -193,20 +258,45 @@ class RegionBesideBytes(RuleBasedStateMachine):
     @rule(fault=st.sampled_from(LOUD), where=ranges)
     def loud_failure(self, fault: tuple[Point, Effect, int], where: tuple[int, int]) -> None:
         with inject(self.memory, *fault, times=1 << 20):
-            try:
-                self.read_at(where)
-            except SourceError as error:
-                assert error.errno in (errno.EIO, errno.ENOSPC)
+            self.read_or_fail(where)
         # What failed can be had again, by whoever asks in a way that can fail.
         assert self.memory.read_at(0, SIZE) == self.expected
         self.did()
+
+    def read_or_fail(self, where: tuple[int, int]) -> None:
+        try:
+            self.read_at(where)
+        except SourceError as error:
+            assert error.errno in (errno.EIO, errno.ENOSPC)
+
+    @precondition(lambda self: self.distant)
+    @rule(where=ranges)
+    def distant_failure(self, where: tuple[int, int]) -> None:
+        flag = Path(f"{self.path}.fails")
+        flag.touch()
+        try:
+            self.read_or_fail(where)
+        finally:
+            flag.unlink()
+        assert self.memory.read_at(0, SIZE) == self.expected
+        self.did()
+
+    @precondition(lambda self: self.distant)
+    @rule(where=ranges)
+    def distant_death(self, where: tuple[int, int]) -> None:
+        if self.server:
+            self.server = self.server.successor()
+        else:
+            assert self.memory._worker
+            os.kill(self.memory._worker.pid, signal.SIGKILL)  # which is a zombie, at worst, until the region is closed
+        self.read(where)
 
     @rule()
     def reopen(self) -> None:
         if self.access == "r+" and self.path:
             self.memory.close()
             assert self.path.read_bytes() == self.expected
-            self.memory = paging.open(self.path, **self.options)
+            self.memory = self.opened()
             self.written.clear()
             self.clean_run = True
         self.did()
@@ -224,6 +314,8 @@ class RegionBesideBytes(RuleBasedStateMachine):
                 assert not self.memory.stats().stall_count
             finally:
                 self.memory.close()
+                if self.server:
+                    self.server.kill()
                 if self.path:
                     self.path.unlink()
 
