@@ -17,11 +17,13 @@ from userfault.model.fs_userfaultfd import (
     userfaultfd_zeropage,
 )
 from userfault.model.huge_memory import VM_FAULT_OOM
+from userfault.model.huge_split import split_huge_pmd_locked
 from userfault.model.lang import WouldBlock
-from userfault.model.locks import spin_unlock
+from userfault.model.locks import spin_lock, spin_unlock
 from userfault.model.machine import attach, boot, config, machine, new_mm
 from userfault.model.madvise import MADV, sys_madvise
-from userfault.model.memory import pte_alloc
+from userfault.model.memory import handle_mm_fault, pte_alloc
+from userfault.model.mincore import sys_mincore
 from userfault.model.mlock import sys_mlock, sys_munlock
 from userfault.model.mm_types import (
     PmdKind,
@@ -37,7 +39,7 @@ from userfault.model.mm_types import (
 )
 from userfault.model.mmap import sys_mmap
 from userfault.model.mprotect import sys_mprotect
-from userfault.model.pgtable import ptep_get_and_clear
+from userfault.model.pgtable import pmd_lockptr, ptep_get_and_clear
 from userfault.model.slab import vm_area_alloc, vm_area_free
 from userfault.model.user import load, store
 from userfault.model.userfaultfd_move import uffdio_move
@@ -364,3 +366,40 @@ def test_the_destination_gets_its_anon_vma_before_the_source_is_missed(
     monkeypatch.setattr(userfaultfd_move, "down_read", down_read)
     assert uffdio_move(mm, 4, 8, 1, 0, ctx) == -ENOENT
     assert mm.mmap[1].anon_vma is not None
+
+
+# -- what the hardware notes in an entry that changes -------------------------------------------------------------------------
+
+
+def test_a_huge_entry_that_is_split_keeps_what_was_noted_since_it_was_looked_at(mm: mm_struct) -> None:
+    mm.mmap[0].vm_flags |= int(vm.HUGEPAGE)
+    assert store(mm, 0, 1) == 0
+    pmdp = mm.pmd[0]
+    spin_lock(pmd_lockptr(pmdp))
+    split_huge_pmd_locked(mm.mmap[0], pmdp, pmdp.pmd._replace(dirty=False), False)
+    spin_unlock(pmd_lockptr(pmdp))
+    assert pte(mm, 0).dirty and pte(mm, 0).page.dirty
+
+
+def test_a_read_fault_at_a_page_that_is_there_leaves_its_entry_alone(mm: mm_struct) -> None:
+    assert store(mm, 0, 1) == 0
+    slot = mm.pmd[0].pmd.table.pte[0]
+    slot.pte = slot.pte._replace(young=False, dirty=False)
+    assert handle_mm_fault(mm.mmap[0], 0, False) == 0
+    assert not slot.pte.young and not slot.pte.dirty
+    assert handle_mm_fault(mm.mmap[0], 0, True) == 0
+    assert slot.pte.young and slot.pte.dirty
+
+
+def test_mincore_takes_what_is_on_its_way_for_resident(mm: mm_struct) -> None:
+    assert store(mm, 0, 1) == 0
+    slot = mm.pmd[0].pmd.table.pte[0]
+    for kind, resident in ((PteKind.MIGRATION, True), (PteKind.HWPOISON, True), (PteKind.GUARD_MARKER, False)):
+        slot.pte = slot.pte._replace(kind=kind)
+        assert sys_mincore(mm, 0, 2) == (0, [resident, False])
+
+
+def test_mincore_answers_nothing_beyond_the_users_addresses(mm: mm_struct, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "TASK_SIZE", 12)
+    assert sys_mincore(mm, 0, 12) == (-ENOMEM, [False] * 8)
+    assert sys_mincore(mm, 0, 13) == (-ENOMEM, [])

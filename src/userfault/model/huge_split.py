@@ -32,6 +32,7 @@ from .pgtable import (
     flush_tlb_pmd,
     pmd_lockptr,
     pmd_offset,
+    pmdp_invalidate,
     pte_offset,
     set_pmd,
     set_pte,
@@ -119,7 +120,8 @@ def split_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, freeze: bool = False, p:
 def split_huge_pmd_locked(vma: vm_area_struct, pmdp: pmd_slot, pmd: pmd_t, freeze: bool) -> None:
     """The deposited table takes the huge entry's place. PMD lock held."""
     p = pmd.page
-    set_pmd(pmdp, pmd._replace(kind=PmdKind.INVALID))
+    # What the hardware has noted since the entry was looked at is there too.
+    pmd = pmdp_invalidate(pmdp)
     flush_tlb_pmd(vma.vm_mm, pmdp.first_page << config.PAGE_SHIFT)
     if pmd.dirty:
         p.dirty = True
@@ -279,7 +281,7 @@ def split_huge_page_map(p: page, vma: vm_area_struct, addr: int) -> bool:
                 ptep,
                 pte_t(kind=PteKind.PRESENT, page=nth_page(p, at), write=pmd.write, dirty=True, young=pmd.young),
             )
-        set_pmd(pmdp, pmd._replace(kind=PmdKind.INVALID))
+        pmdp_invalidate(pmdp)
         flush_tlb_pmd(vma.vm_mm, addr)
         set_pmd(pmdp, pmd_t(kind=PmdKind.TABLE, table=table))
     spin_unlock(pmd_lockptr(pmdp))

@@ -8,6 +8,7 @@ from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
 from .errno import EFAULT, EHWPOISON, EINVAL, ENOMEM
+from .ghost import walk_put_back
 from .huge_memory import VM_FAULT_OOM
 from .khugepaged import madvise_collapse
 from .lang import reached
@@ -22,6 +23,7 @@ from .pgtable import (
     pmd_offset,
     pte_lockptr,
     pte_offset,
+    ptep_get_and_clear,
     set_pte,
     table_is_gone,
 )
@@ -359,7 +361,10 @@ def madvise_free_pte(ptep: pte_slot) -> None:
                 return
             p.dirty = False
             unlock_page(p)
-        set_pte(ptep, pte._replace(young=False, dirty=False))
+        if pte.young or pte.dirty:
+            pte = ptep_get_and_clear(ptep)
+            set_pte(ptep, pte._replace(young=False, dirty=False))
+            walk_put_back(p)
         if p.lru:
             p.lazyfree = True
 

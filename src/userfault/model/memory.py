@@ -323,7 +323,9 @@ def handle_pte_fault(vma: vm_area_struct, addr: int, table: page_table, write: b
         return 0
     if write and not pte.write:
         return do_wp_page(vma, addr, table, ptep, pte)
-    set_pte(ptep, pte._replace(young=True, dirty=pte.dirty or write))
+    if write:
+        # ptep_set_access_flags of x86. A read leaves the entry to the hardware, which may be setting its bits.
+        set_pte(ptep, pte._replace(young=True, dirty=True))
     spin_unlock(pte_lockptr(table))
     return 0
 

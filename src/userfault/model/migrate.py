@@ -62,7 +62,8 @@ def remove_migration_pte(old: page, new: page, vma: vm_area_struct, addr: int, u
             return
         get_page(new)
         dirty = pte.dirty and new.dirty
-        present = pte_t(kind=PteKind.PRESENT, page=new, write=pte.write, young=pte.young, dirty=dirty)
+        uffd_wp = pte.uffd_wp and not pte.write
+        present = pte_t(kind=PteKind.PRESENT, page=new, write=pte.write, young=pte.young, dirty=dirty, uffd_wp=uffd_wp)
         if era.folios:
             page_mapcount_inc(new)
             if pte.exclusive:

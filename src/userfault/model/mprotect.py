@@ -5,6 +5,7 @@ from __future__ import annotations
 from .catalogue import modelled
 from .era import era
 from .errno import EINVAL, ENOMEM
+from .ghost import walk_put_back
 from .huge_split import split_huge_pmd
 from .lang import raw
 from .locks import down_write, spin_lock, spin_unlock
@@ -20,6 +21,7 @@ from .pgtable import (
     pmd_trans_huge,
     pte_lockptr,
     pte_offset,
+    ptep_get_and_clear,
     set_pmd,
     set_pte,
     table_is_gone,
@@ -48,6 +50,8 @@ def change_pte(vma: vm_area_struct, addr: int, table: page_table, flags: int) ->
     ptep = pte_offset(table, addr)
     pte = ptep.pte
     if pte.kind == PteKind.PRESENT:
+        # ptep_modify_prot_start: no bit that the hardware sets is lost.
+        pte = ptep_get_and_clear(ptep)
         changed = pte._replace(write=False, protnone=vma.vm_flags & ACCESS == 0)
         if flags & MM_CP_UFFD_WP:
             changed = changed._replace(uffd_wp=True)
@@ -56,6 +60,8 @@ def change_pte(vma: vm_area_struct, addr: int, table: page_table, flags: int) ->
         if flags & MM_CP_TRY_CHANGE_WRITABLE and can_change_writable(vma, changed):
             changed = changed._replace(write=True)
         set_pte(ptep, changed)
+        if not pte.special:
+            walk_put_back(pte.page)
     elif pte.kind == PteKind.SWAP or pte.kind == PteKind.MIGRATION:
         changed = pte._replace(write=False)
         if flags & MM_CP_UFFD_WP:

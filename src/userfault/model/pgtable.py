@@ -93,6 +93,30 @@ def ptep_get_and_clear(ptep: pte_slot) -> pte_t:
 
 
 @atomic
+def ptep_clear_young(ptep: pte_slot) -> bool:
+    """ptep_test_and_clear_young: one bit, in one instruction, so that the dirty bit that the hardware sets meanwhile stays."""
+    young = ptep.pte.young
+    ptep.pte = ptep.pte._replace(young=False)
+    return young
+
+
+@atomic
+def pmdp_clear_young(pmdp: pmd_slot) -> bool:
+    """pmdp_test_and_clear_young, as ptep_clear_young."""
+    young = pmdp.pmd.young
+    pmdp.pmd = pmdp.pmd._replace(young=False)
+    return young
+
+
+@atomic
+def pmdp_invalidate(pmdp: pmd_slot) -> pmd_t:
+    """One atomic exchange: the hardware may not use the entry any more; returns what was there. A flush must follow."""
+    old = pmdp.pmd
+    pmdp.pmd = old._replace(kind=PmdKind.INVALID)
+    return old
+
+
+@atomic
 def flush_tlb_page(mm: mm_struct, addr: int) -> None:
     """Forget the translation on every CPU, by IPI: waits for CPUs that have interrupts off (gup_fast)."""
     for each in machine.cpus:

@@ -19,11 +19,12 @@ from .pgtable import (
     pmd_lockptr,
     pmd_offset,
     pmd_trans_huge,
+    pmdp_clear_young,
     pte_lockptr,
     pte_offset,
     ptep_clear_flush,
+    ptep_clear_young,
     ptep_get_and_clear,
-    set_pmd,
     set_pte,
     vma_address,
 )
@@ -180,11 +181,9 @@ def page_referenced_one(p: page, vma: vm_area_struct, addr: int) -> tuple[int, i
     if ptep is None:
         return 0, 0
     walk_visit()
-    young = ptep.pte.young
-    if young:
-        set_pte(ptep, ptep.pte._replace(young=False))
-        if not era.aging_leaves_tlb:
-            flush_tlb_page(vma.vm_mm, addr)
+    young = ptep_clear_young(ptep)
+    if young and not era.aging_leaves_tlb:
+        flush_tlb_page(vma.vm_mm, addr)
     spin_unlock(pte_lockptr(ptep.table))
     return 1, 1 if young else 0
 
@@ -200,14 +199,15 @@ def huge_page_referenced_one(p: page, vma: vm_area_struct) -> tuple[int, int]:
             spin_lock(pmd_lockptr(pmdp))
             pmd = pmdp.pmd
             found = pmd_trans_huge(pmd) and pmd.page is p
+            young = False
             if found:
                 walk_visit()
-                if pmd.young:
-                    set_pmd(pmdp, pmd._replace(young=False))
+                young = pmdp_clear_young(pmdp)
+                if young:
                     flush_tlb_pmd(vma.vm_mm, addr)
             spin_unlock(pmd_lockptr(pmdp))
             if found or not era.pte_mapped_huge:
-                return 1 if found else 0, 1 if found and pmd.young else 0
+                return 1 if found else 0, 1 if young else 0
     mappings = 0
     used = 0
     for at in range(hpage_nr()):
@@ -219,9 +219,8 @@ def huge_page_referenced_one(p: page, vma: vm_area_struct) -> tuple[int, int]:
             continue
         walk_visit()
         mappings += 1
-        if ptep.pte.young:
+        if ptep_clear_young(ptep):
             used = 1
-            set_pte(ptep, ptep.pte._replace(young=False))
         spin_unlock(pte_lockptr(ptep.table))
     return mappings, used
 
@@ -361,7 +360,13 @@ def make_migration_entry(p: page, pte: pte_t, exclusive: bool) -> pte_t:
     """What a fault finds in the place of a PTE until the page has moved."""
     if era.migration_keeps_ad:
         return pte_t(
-            kind=PteKind.MIGRATION, page=p, write=pte.write, exclusive=exclusive, young=pte.young, dirty=pte.dirty
+            kind=PteKind.MIGRATION,
+            page=p,
+            write=pte.write,
+            exclusive=exclusive,
+            young=pte.young,
+            dirty=pte.dirty,
+            uffd_wp=pte.uffd_wp,
         )
     return pte_t(kind=PteKind.MIGRATION, page=p, write=pte.write, exclusive=exclusive)
 
