@@ -20,7 +20,15 @@ from userfault.kernel.race import defines, operations, pieces
 from userfault.litmus import load
 
 # Between them: every shape of initial state, address space, operation and final look.
-NAMES = ["move+move", "move+fork", "cow+load", "move-huge+load", "copy+load-waiting", "wp-fork-event", "pin-fork+store"]
+NAMES = [
+    "move+move",
+    "move+fork",
+    "cow+load",
+    "move-huge+load",
+    "move-huge+load-waiting",
+    "wp-fork-event",
+    "pin-fork+store",
+]
 
 
 def compiled(name: str, folder: Path) -> Path:

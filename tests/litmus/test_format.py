@@ -8,7 +8,7 @@ import pytest
 
 from userfault.check.engine import run
 from userfault.litmus import LitmusError, compile_test, judged, load, matrix_jobs
-from userfault.litmus.ast import Formula
+from userfault.litmus.ast import WAITS, Atom, Formula
 from userfault.litmus.mutants import parse_mutant, patch
 from userfault.litmus.read import read
 from userfault.model.anon_vma import put_anon_vma
@@ -70,6 +70,11 @@ def test_an_errno_and_a_place_are_read() -> None:
     register, _, swapped = test.outcome
     assert condition.holds({register: -17, swapped: 0}) and condition.holds({register: 1, swapped: 1})
     assert not condition.holds({register: 1, swapped: 0})
+
+
+def test_a_wait_is_a_value_of_a_condition() -> None:
+    condition = read(GOOD.replace("0:r0 = 1", "0:r0 = waits"), "t.litmus").condition
+    assert isinstance(condition, Atom) and condition.value == WAITS
 
 
 def test_a_kernel_only_test_has_no_era() -> None:

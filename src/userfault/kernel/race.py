@@ -21,6 +21,8 @@ from ..native import library, why_missing
 from .errors import KernelError
 
 MAX_THREADS, MAX_MMS, MAX_FIELDS, MAX_OUTCOMES = 8, 8, 24, 4096
+WAITS = -(2**31)
+"""In an outcome: what an operation gave whose thread waited, until it was let go because nobody came."""
 ENDED = 1
 
 
@@ -59,8 +61,8 @@ class Race:
 class Outcomes:
     """What came of a race.
 
-    counts: outcome (the fields' values; -1 where nothing was seen, negative errno or signal for failures) -> rounds that ended in it.
-    rounds: all that were run. failures: those whose initial state did not come about, which are in no count; failure is
+    counts: outcome (the fields' values; -1 where nothing was seen, negative errno or signal for failures, WAITS) -> rounds that
+    ended in it. rounds: all that were run. failures: those whose initial state did not come about, which are in no count; failure is
     the negative errno of the last one. hangs: empty, or the operation (thread, its index) at which each thread stood
     when the race was killed. unblocked: rounds in which a thread that waited had to be let go.
     """

@@ -60,6 +60,8 @@ class Column:
     operations: tuple[Operation, ...]
 
 
+WAITS = -(2**31)
+"""The value of a register whose thread waited and nobody came: `1:r0 = waits`, on the running kernel."""
 EXISTS = "the condition of the test"
 """What is reached where the condition of a test that says `exists` is true."""
 

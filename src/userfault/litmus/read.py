@@ -13,7 +13,7 @@ from typing import Any
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
 
-from .ast import At, Atom, Column, Expectation, Formula, Operation, Setup, Test, Value, Vma
+from .ast import WAITS, At, Atom, Column, Expectation, Formula, Operation, Setup, Test, Value, Vma
 from .errors import LitmusError, at_place
 
 _FRIENDLY = {
@@ -224,9 +224,11 @@ class _Reader:
         return Value(parts[0], parts[1], int(parts[2]))
 
     def number(self, token: Token) -> int:
-        """A number, or the negative errno or signal of its name."""
+        """A number, `waits`, or the negative errno or signal of its name."""
         if token.type == "INT":
             return int(token)
+        if token.type == "WAITS":
+            return WAITS
         name = str(token)[1:]
         code = getattr(signal if name.startswith("SIG") else errno, name, None)
         if not isinstance(code, int):

@@ -38,6 +38,7 @@
 #define MAX_FIELDS 24
 #define MAX_OUTCOMES 4096
 #define NO_PAGE (-1L)
+#define WAITS INT32_MIN // what a thread got that waited until it was let go, because nobody came
 
 // A test: who runs where, and what it does. Address space 0 is this process; every other is a process of its own.
 struct test {
@@ -63,10 +64,11 @@ struct outcome {
 
 // What the processes of a test share, and its results.
 struct shared {
-    _Atomic uint32_t arrived, go, awake, done, watch, failed, rescued_from, rescued_to;
+    _Atomic uint32_t arrived, go, awake, done, watch, failed, ended_round, rescue_begun, rescue_ended;
     _Atomic int32_t children;
     int64_t delay_ns[MAX_THREADS], took_ns[MAX_THREADS];
     _Atomic int32_t setting_up, at[MAX_THREADS]; // the operation that setup, or a thread, stands in, from 1
+    _Atomic int32_t waited_at[MAX_THREADS];      // the one in which a thread stood when it was let go
     int32_t field[MAX_FIELDS];
     // Results, read from outside as well.
     int64_t rounds, failures, failure, unblocked, ns;
@@ -95,12 +97,20 @@ static UNUSED uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+static OWN int who = -1, stands; // which thread of the test this is while it runs, and its operation
+
 // What a thread's operation returned, or what lies at a place in the end.
-static UNUSED void set(int field, long value) { shared->field[field] = (int32_t)value; }
+static UNUSED void set(int field, long value)
+{
+    int waited = who >= 0 && atomic_load_explicit(&shared->waited_at[who], memory_order_relaxed) == stands;
+    shared->field[field] = waited ? WAITS : (int32_t)value;
+}
 
 // A thread (or, -1, the initial state) has come to its operation `at`, from 1.
 static UNUSED void step(int number, int at)
 {
+    who = number;
+    stands = at;
     atomic_store_explicit(number < 0 ? &shared->setting_up : &shared->at[number], at, memory_order_relaxed);
 }
 
@@ -505,7 +515,7 @@ OP(event)
 OP(unregister) { return unregister(base + x, (uint64_t)y); }
 
 //= rescue: unregistering event place
-// Who waits for a page, or for an event to be read, and nobody comes, is let go: the round is then no outcome.
+// Who waits for a page, or for an event to be read, and nobody comes, is let go.
 static void *rescuer(void *unused)
 {
     uint32_t round = 0;
@@ -513,12 +523,15 @@ static void *rescuer(void *unused)
         round = number_of_round;
         usleep(20000);
         if (same < 50 || uffd < 0) continue;
-        atomic_store(&shared->rescued_from, round);
-        while (op_event(arena, 0, 0, 0, 0) >= 0)
-            ;
-        unregister(base_of(round), ARENA - 4 * BLOCK);
-        // It may have gone on by itself meanwhile: then this was done to the next round.
-        atomic_store(&shared->rescued_to, number_of_round);
+        // The next round waits for the end of this, unless the round is over by itself.
+        atomic_store(&shared->rescue_begun, round);
+        if (atomic_load(&shared->ended_round) != round) {
+            for (int t = 0; t < test->threads; t++) atomic_store(&shared->waited_at[t], atomic_load(&shared->at[t]));
+            while (op_event(arena, 0, 0, 0, 0) >= 0)
+                ;
+            unregister(base_of(round), ARENA - 4 * BLOCK);
+        }
+        atomic_store(&shared->rescue_ended, round);
     }
     return unused;
 }
@@ -641,6 +654,7 @@ static void take_part(char *base, int number, uint32_t round)
     uint64_t begin = now_ns() + (uint64_t)shared->delay_ns[number], started;
     while ((started = now_ns()) < begin) relax();
     test->thread(base, number);
+    who = -1;
     atomic_store_explicit(&shared->at[number], 0, memory_order_relaxed);
     shared->took_ns[number] = (int64_t)(now_ns() - started);
     atomic_fetch_add(&shared->done, 1);
@@ -808,9 +822,14 @@ static long run_rounds(int64_t rounds, int64_t ns)
                 ;
             if (!WIFEXITED(status) || WEXITSTATUS(status)) atomic_store(&shared->failed, 1);
         }
-        uint32_t from = atomic_load(&shared->rescued_from);
-        if (from && round >= from && (round == from || round <= atomic_load(&shared->rescued_to))) shared->unblocked++;
-        else if (made < 0 || atomic_load(&shared->failed)) {
+        atomic_store(&shared->ended_round, round);
+        if (atomic_load(&shared->rescue_begun) == round) {
+            while (atomic_load(&shared->rescue_ended) != round) pause_a_little(&spun);
+            int waited = 0;
+            for (int t = 0; t < test->threads; t++) waited |= atomic_exchange(&shared->waited_at[t], 0);
+            shared->unblocked += waited != 0;
+        }
+        if (made < 0 || atomic_load(&shared->failed)) {
             shared->failures++;
             shared->failure = made;
             // A state that never comes about is not waited for.
@@ -845,6 +864,7 @@ static const char *name_of(char kind, int32_t value, char *room)
         {EACCES, "EACCES"}, {EFAULT, "EFAULT"}, {EBUSY, "EBUSY"}, {EEXIST, "EEXIST"}, {EINVAL, "EINVAL"}};
     if (kind == 's' && value == -SIGBUS) return "-SIGBUS";
     if (kind == 's' && value == -SIGSEGV) return "-SIGSEGV";
+    if (value == WAITS) return "waits";
     sprintf(room, "%d", (int)value);
     for (size_t i = 0; kind == 'e' && i < sizeof errnos / sizeof *errnos; i++)
         if (value == -errnos[i].number) sprintf(room, "-%s", errnos[i].name);

@@ -36,11 +36,13 @@ struct program {
 
 static const struct program *program;
 
-static long run_list(char *base, const struct list *list, _Atomic int32_t *at, int until_it_fails)
+enum { NOBODY = -2, SETUP = -1 };
+
+static long run_list(char *base, const struct list *list, int number, int until_it_fails)
 {
     for (int i = 0; i < list->count; i++) {
         const struct operation *o = &list->operations[i];
-        if (at) atomic_store_explicit(at, i + 1, memory_order_relaxed);
+        if (number != NOBODY) step(number, i + 1);
         long r = operations[o->what](base, o->x, o->y, o->z, o->w);
         if (o->field >= 0) set(o->field, r);
         if (until_it_fails && r < 0) return r;
@@ -48,9 +50,9 @@ static long run_list(char *base, const struct list *list, _Atomic int32_t *at, i
     return 0;
 }
 
-static long setup(char *base, int mm) { return run_list(base, &program->setup[mm], &shared->setting_up, 1); }
-static void thread(char *base, int number) { run_list(base, &program->thread[number], &shared->at[number], 0); }
-static void observe(char *base, int mm) { run_list(base, &program->observe[mm], 0, 0); }
+static long setup(char *base, int mm) { return run_list(base, &program->setup[mm], SETUP, 1); }
+static void thread(char *base, int number) { run_list(base, &program->thread[number], number, 0); }
+static void observe(char *base, int mm) { run_list(base, &program->observe[mm], NOBODY, 0); }
 
 static void before(void)
 {

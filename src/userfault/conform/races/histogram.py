@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...kernel.race import Outcomes
-from ...litmus.ast import Atom, Formula, Test, Value
+from ...litmus.ast import WAITS, Atom, Formula, Test, Value
 
 ACCESSES = ("load", "store", "touch")
 
@@ -78,7 +78,9 @@ def value_kind(test: Test, field: Value) -> str:
 
 
 def show_value(test: Test, field: Value, value: int) -> str:
-    """A number; of a failed operation the errno's or signal's name; of a place without a page, -1."""
+    """A number; of a failed operation the errno's or signal's name; of one that waited in vain, `waits`; of a place without a page, -1."""
+    if value == WAITS:
+        return "waits"
     kind = value_kind(test, field)
     if kind == "s" and value in (-signal.SIGBUS, -signal.SIGSEGV):
         return f"-{signal.Signals(-value).name}"

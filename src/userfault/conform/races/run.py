@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...kernel.race import Outcomes, run_race
+from ...kernel.race import WAITS, Outcomes, run_race
 from ...litmus import Test
+from ...litmus.ast import atoms
 from ...model.era import ERAS
 from .compare import Comparison, compare
 from .eras import running_era
@@ -35,9 +36,19 @@ class Run:
         """Something was seen that the test or the model rules out."""
         if self.comparison is not None and self.comparison.mismatches:
             return True
-        if self.seen is not None and self.seen.unblocked:
+        if self.unawaited:
             return True
         return self.judged and self.histogram is not None and not self.histogram.validated
+
+    @property
+    def unawaited(self) -> int:
+        """Rounds in which a thread waited and nobody came, and of which the condition does not say so."""
+        if self.seen is None or self.histogram is None:
+            return 0
+        said = 0
+        if any(atom.value == WAITS for atom in atoms(self.test.condition)):
+            said = sum(row.count for row in self.histogram.rows if row.witness and WAITS in row.values)
+        return self.seen.unblocked - said
 
     @property
     def hang_era(self) -> str:
