@@ -25,7 +25,7 @@ from userfault.check.reduce import reduction
 from userfault.check.result import Options, Result
 from userfault.check.trace import replay, switches
 from userfault.litmus import Test, library
-from userfault.model.lang import Range, atomic, check, choose, smp_processor_id, struct
+from userfault.model.lang import Range, atomic, check, choose, reached, smp_processor_id, struct
 from userfault.native import why_missing
 from userfault.paging.pytest_plugin import check as in_child
 
@@ -133,6 +133,16 @@ def test_two_workers_count_what_one_counts(bodies: list[list[str]]) -> None:
     one = native.explore(program, Options(keep_going=True, liveness=False))
     two = native.explore(program, Options(keep_going=True, liveness=False, threads=2))
     assert (one.verdict, one.states, one.transitions) == (two.verdict, two.states, two.transitions)
+
+
+def arrive(s: p.shared) -> None:
+    if s.x == 0:
+        reached("nothing was to be done")
+
+
+def test_what_is_reached_before_the_first_step_is_reached() -> None:
+    program = compile_program("arrive", [ThreadSpec("P0", [Call(arrive, (p.fresh(),))])])
+    assert agree(program, Options()).reached == {"nothing was to be done"}
 
 
 def hold(s: p.shared) -> None:

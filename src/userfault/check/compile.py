@@ -7,7 +7,7 @@ remains of a function is its shared accesses (each the start of a step) and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -51,6 +51,7 @@ def compile_program(
     substitute: dict[Callable[..., Any], Callable[..., Any]] | None = None,
     ignore: frozenset[str] = frozenset(),
     reuse: bool = True,
+    pools: Mapping[type, tuple[str, ...]] | None = None,
 ) -> ir.Program:
     """Compile threads of model functions over the objects they reach.
 
@@ -58,6 +59,7 @@ def compile_program(
     invariants: checked after every step. finals: checked in states where every thread has ended.
     observers: for outcomes.py: each reads a value of a final state into its `into`, an object that nobody else writes.
     names: id(object) -> its name in traces. substitute: function -> the mutant compiled in its place.
+    pools: structs whose free objects are interchangeable, and the fields that are zero in a free one (see pools.py).
     ignore: properties that are not checked. reuse: compile equal calls once (the program is the same without).
     Raises CompileError for code outside the subset.
     """
@@ -73,6 +75,7 @@ def compile_program(
     makers += [partial(_spec, unit, each) for each in specs]
     bodies = _bodies(unit, makers)
     program = unit.program
+    program.heap, program.pools = unit.heap, pools or {}
     program.consts = list(CONSTANTS.items)
     program.sources = list(SOURCES.items)
     settled = [settle(unit, body.rows, body.locals) for body in bodies]

@@ -45,7 +45,8 @@ class Body(ctypes.Structure):
 class Encoder:
     """The `program` of native/explore.h, but for what differs from one search to the next.
 
-    made: what native/explore_encode.c allocated, freed with the encoder.
+    made: what native/explore_encode.c allocated, freed with the encoder. reached: the `sometimes` properties reached before
+    anybody's first step.
     """
 
     def __init__(self, program: ir.Program, options: Options, lib: ctypes.CDLL) -> None:
@@ -94,6 +95,7 @@ class Encoder:
         weakref.finalize(self, _forget, lib, self.made)
         machine = Machine(program, options.dead_locals)
         start = machine.initial()
+        self.reached = frozenset(machine.reached)
         words = [0] * layout.words
         for place, cell in zip(layout.cells, program.cells, strict=True):
             layout.put(words, place, cell.init)
@@ -162,7 +164,7 @@ class Encoder:
             if len(frames[0]) > MAX_FIELDS or any([m for *_, m in f] != [m for *_, m in frames[0]] for f in frames):
                 continue
             out[0] += 1
-            out.extend((len(group), len(frames[0])))
+            out.extend((len(group), len(frames[0]), *group))
             for frame in frames:
                 for word, shift, mask in frame:
                     out.extend((word, shift, signed(mask)))

@@ -15,6 +15,7 @@ from . import ir
 from .analysis import bits
 from .errors import CheckError
 from .ir import ARITHMETIC, Failure, Op
+from .pools import Mix, Pools
 from .reduce import Reduction
 from .result import DEADLOCK, DEREFERENCE, LIVELOCK, RANGE, Move, Options, Result
 
@@ -241,6 +242,34 @@ class Machine:
                 out[place], out[place + 1] = state[n], state[n + 1]
         return tuple(out)
 
+    def taken(self, state: State, pools: Pools) -> list[int]:
+        """As Pools.taken."""
+        return pools.taken(*self.parts(state))
+
+    def parts(self, state: State) -> tuple[tuple[int, ...], list[list[tuple[int, int]]]]:
+        """The cells, and of each thread its live locals and their values."""
+        n = self.cell_count
+        frames = []
+        for thread, live in enumerate(self.live):
+            members = live.get(self.pc(state, thread), [])
+            frames.append(list(zip(members, state[n + 2 * thread + 1], strict=True)))  # type: ignore[call-overload]
+        return state[:n], frames  # type: ignore[return-value]
+
+    def representative(self, state: State, reduction: Reduction, before: set[int], mix: Mix) -> State:
+        """Of the states that differ only by the reduction's symmetries. before: the slots taken where the step began."""
+        state = self.canonical(state, reduction.alike)
+        pools = reduction.pools
+        if pools is None:
+            return state
+        cells, frames = self.parts(state)
+        order = pools.taken(cells, frames)
+        pools.note(mix, before, order, cells)
+        changed, moved = pools.renumbered(cells, frames, order)
+        tail: list[object] = []
+        for thread, frame in enumerate(moved):
+            tail += [self.pc(state, thread), tuple(value for _, value in frame)]
+        return self.canonical((*changed, *tail), reduction.alike)
+
     def widths(self, state: State, thread: int, choices: tuple[int, ...]) -> list[int]:
         """The widths of the choices met by a step that breaks a property."""
         n = self.cell_count
@@ -344,7 +373,7 @@ def explore_reduced(program: ir.Program, reduction: Reduction, options: Options 
     """Does it hold? By a search of fewer interleavings (see reduce.py).
 
     "violated" says that `explore` will find a violation, perhaps another one; there is no schedule. Termination is not
-    judged: `cyclic` says whether there is anything to judge.
+    judged: `cyclic` says whether there is anything to judge. If pools were `mixed`, it has to be done without them.
     """
     options = options or Options()
     started = time.perf_counter()
@@ -354,11 +383,13 @@ def explore_reduced(program: ir.Program, reduction: Reduction, options: Options 
     seen = {start}
     failure = machine.broken(start)
     level = [start]
+    mix = Mix()
     while level and failure is None:
         following: list[State] = []
         fresh: set[State] = set()
         for state in level:
             outcomes: list[State | Violation] = []
+            before = set(machine.taken(state, reduction.pools)) if reduction.pools is not None else set()
             alone = machine.alone(state, reduction)
             if alone is not None:
                 outcomes = [alone]
@@ -380,7 +411,7 @@ def explore_reduced(program: ir.Program, reduction: Reduction, options: Options 
                 failure = failure or found
                 if isinstance(after, Violation):
                     continue
-                after = machine.canonical(after, reduction.alike)
+                after = machine.representative(after, reduction, before, mix)
                 if after not in seen:
                     seen.add(after)
                     fresh.add(after)
@@ -388,6 +419,10 @@ def explore_reduced(program: ir.Program, reduction: Reduction, options: Options 
                         following.append(after)
                 elif after not in fresh:
                     result.cyclic = True
+        result.levels += 1
+        if mix.pools():
+            failure, result.verdict, result.mixed = None, "bound", mix.pools()
+            break
         if len(seen) > options.max_states:
             result.verdict = "bound"
             break

@@ -29,9 +29,14 @@ from __future__ import annotations
 
 import enum
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+from .types import NoneT, Scalar
+
+if TYPE_CHECKING:
+    from .heap import Heap
 
 
 class Op(enum.IntEnum):
@@ -139,6 +144,7 @@ class Cell:
 
     `owned` marks an ownership cell of a lock: while it names thread t (or, for a `per_thread` flag of t, while it is
     set), no other thread changes it. Reductions rely on that; the primitives of the model assert it.
+    `kind`: its type. `owner`: the object (from 1, in its struct's pool) of which it is this field.
     """
 
     name: str
@@ -149,6 +155,8 @@ class Cell:
     thread_id: bool = False
     per_thread: int = 0
     owned: bool = False
+    kind: Scalar | None = None
+    owner: tuple[type, int, str] | None = None
 
 
 @dataclass(slots=True)
@@ -160,6 +168,7 @@ class Local:
     hi: int
     show: Callable[[int], str] = str
     thread_id: bool = False
+    kind: Scalar | NoneT | None = None
 
 
 @dataclass(slots=True)
@@ -199,6 +208,12 @@ class Program:
     observers: list[Spec] = field(default_factory=list)
     observed: list[int] = field(default_factory=list)
     """The cell that each observer writes."""
+    heap: Heap | None = None
+    """The objects whose fields the cells are."""
+    table_fields: list[tuple[type, str]] = field(default_factory=list)
+    """The constant field that each table holds, of all objects."""
+    pools: Mapping[type, tuple[str, ...]] = field(default_factory=dict)
+    """As `compile_program` was told."""
 
     def const(self, value: int) -> int:
         """The operand for a constant."""

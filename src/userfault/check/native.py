@@ -13,6 +13,7 @@ from ..native import library
 from ..native import why_missing as why_not_built
 from . import ir
 from .encode import MAX_CHOICES, Encoder, cells_of, signed
+from .encode_pools import POOL_ARRAYS, pool_arrays
 from .errors import CheckError, TooLarge
 from .ir import Failure
 from .reduce import Reduction
@@ -55,6 +56,14 @@ class _Program(ctypes.Structure):
         ("row_words", ctypes.c_int32),
         ("chains", ctypes.c_int32),
         ("alike", ctypes.c_void_p),
+        ("pools", ctypes.c_void_p),
+    )
+
+
+class _Pools(ctypes.Structure):
+    _fields_ = (
+        ("count", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in POOL_ARRAYS),
     )
 
 
@@ -76,7 +85,7 @@ class _Result(ctypes.Structure):
         ("states", ctypes.c_int64),
         ("transitions", ctypes.c_int64),
         ("bytes", ctypes.c_int64),
-        ("depth", ctypes.c_int64),
+        ("levels", ctypes.c_int64),
         ("lasso", ctypes.c_int64),
         ("cyclic", ctypes.c_int64),
         ("reached", ctypes.c_uint64 * 4),
@@ -85,6 +94,7 @@ class _Result(ctypes.Structure):
         ("ends", ctypes.POINTER(ctypes.c_uint64)),
         ("ends_count", ctypes.c_int64),
         ("moves_room", ctypes.c_int64),
+        ("mixed", ctypes.c_uint64),
     )
 
 
@@ -101,14 +111,14 @@ def _failures(program: ir.Program) -> list[Failure]:
     return [*program.failures, DEREFERENCE, RANGE, DEADLOCK, LIVELOCK]
 
 
-def _struct(encoder: Encoder, reduction: Reduction | None) -> tuple[_Program, list[array[int]]]:
-    """The C view; the encoder, and the arrays that it points into, must be kept alive."""
+def _struct(encoder: Encoder, reduction: Reduction | None) -> tuple[_Program, list[object]]:
+    """The C view; the encoder, and what it points into, must be kept alive."""
     layout, program = encoder.layout, encoder.program
     threads, specs = len(program.threads), len(program.invariants) + len(program.finals)
-    arrays: list[array[int]] = []
+    kept: list[object] = []
 
     def at(words: array[int]) -> int:
-        arrays.append(words)
+        kept.append(words)
         return words.buffer_info()[0]
 
     made = _Program(
@@ -144,7 +154,12 @@ def _struct(encoder: Encoder, reduction: Reduction | None) -> tuple[_Program, li
         alone, rows, made.row_words = encoder.persistent_sets(reduction)
         made.alone, made.rows, made.chains = at(alone), at(rows), reduction.chains
         made.alike = at(encoder.alike(reduction.alike))
-    return made, arrays
+        if reduction.pools is not None:
+            arrays = pool_arrays(reduction.pools, encoder.layout, encoder.max_pc)
+            pools = _Pools(len(reduction.pools.pools), **{name: at(words) for name, words in arrays.items()})
+            kept.append(pools)
+            made.pools = ctypes.addressof(pools)
+    return made, kept
 
 
 def _c_options(options: Options) -> _Options:
@@ -237,8 +252,8 @@ def explore_reduced(program: ir.Program, reduction: Reduction, options: Options 
 
 def _explore(program: ir.Program, options: Options, reduction: Reduction | None) -> Result:
     started = time.perf_counter()
-    out, moves, _ = _call(program, options, None, reduction)
-    result = _result(program, out, moves)
+    out, moves, encoder = _call(program, options, None, reduction)
+    result = _result(encoder, out, moves)
     result.seconds = time.perf_counter() - started
     return result
 
@@ -257,23 +272,29 @@ def final_states(
             [(state[p.word] >> p.shift & (1 << p.bits) - 1) + p.lo for p in encoder.layout.cells],
         )
     library().uf_free(out.ends)  # type: ignore[union-attr]
-    return _result(program, out, moves), ends
+    return _result(encoder, out, moves), ends
 
 
-def _result(program: ir.Program, out: _Result, moves: list[Move]) -> Result:
+def _result(encoder: Encoder, out: _Result, moves: list[Move]) -> Result:
+    program = encoder.program
     failures = _failures(program)
     result = Result("holds", engine="native")
     result.states, result.transitions, result.cyclic = out.states, out.transitions, bool(out.cyclic)
+    result.levels = out.levels
     result.reached = frozenset(
-        name for number, name in enumerate(program.sometimes) if out.reached[number >> 6] >> (number & 63) & 1
+        name
+        for number, name in enumerate(program.sometimes)
+        if out.reached[number >> 6] >> (number & 63) & 1 or number in encoder.reached
     )
     if out.verdict == 1:
         result.failure = failures[out.failure]
         result.verdict = "bound" if result.failure.property == "bound" else "violated"
         result.schedule, result.lasso = moves, out.lasso
         result.depth = len(moves)
-    elif out.verdict in (2, 4):
+    elif out.verdict in (2, 4, 8):
         result.verdict = "bound"
+    if out.verdict == 8:
+        result.mixed = out.mixed
     result.bytes_per_state = out.bytes / max(out.states, 1)
     return result
 

@@ -40,7 +40,7 @@ def find_outcomes(program: ir.Program, options: Options | None = None, engine: s
     if found.complete or found.failure is not None or few.max_states == options.max_states:
         return found
     # Persistent sets reach every final state; threads that change places would not give every register its value.
-    return search(program, options, reduction(program, options.persistent, options.chains, symmetry=False))
+    return search(program, options, reduction(program, options.persistent, options.chains, symmetry=False, pools=False))
 
 
 def read(machine: Machine, cells: list[int]) -> Outcome:

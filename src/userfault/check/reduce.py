@@ -16,10 +16,11 @@ that would do it, so a model that breaks the rule is reported before the reducti
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from . import ir
 from .ir import ARITHMETIC, Op
+from .pools import Pools, find_pools
 
 PATHS = 256
 """Partial paths followed within one step before what is known is given up."""
@@ -46,21 +47,30 @@ class Reduction:
 
     The numbers are places in `Thread.live`; the one past the last stands for "ended". A step that is not in rows[t]
     is never taken alone. chains: states passed on the way are not stored. alike: groups of threads that may change places;
-    of the states that differ only in that, one is stored.
+    of the states that differ only in that, one is stored. pools: the same of slots that objects lie in.
     """
 
     rows: list[dict[int, list[int]]]
     chains: bool = True
     alike: list[list[int]] = field(default_factory=list)
+    pools: Pools | None = None
+
+    def without(self, program: ir.Program, mixed: int) -> Reduction:
+        """The same without some of the pools (a bit set of their numbers)."""
+        assert self.pools is not None
+        left_out = {pool.struct for number, pool in enumerate(self.pools.pools) if mixed >> number & 1}
+        return replace(self, pools=find_pools(program, self.pools.left_out | left_out))
 
 
-def reduction(program: ir.Program, persistent: bool = True, chains: bool = True, symmetry: bool = True) -> Reduction:
-    """The persistent sets of a program (without them there are no chains either), and its symmetry."""
+def reduction(
+    program: ir.Program, persistent: bool = True, chains: bool = True, symmetry: bool = True, pools: bool = True
+) -> Reduction:
+    """The persistent sets of a program (without them there are no chains either), and its symmetries."""
     rows: list[dict[int, list[int]]] = [{} for _ in program.threads]
     groups = alike(program) if symmetry else []
     if persistent:
         rows = _Analysis(program).rows(groups)
-    return Reduction(rows, chains, groups)
+    return Reduction(rows, chains, groups, find_pools(program) if pools else None)
 
 
 def alike(program: ir.Program) -> list[list[int]]:

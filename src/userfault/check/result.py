@@ -14,7 +14,8 @@ class Options:
     max_states: stop there with the verdict "bound". max_bytes: the same for the memory of the native engine.
     dead_locals: a local that will not be read again is forgotten. persistent: explore one thread where its next step
     commutes with all that the others can do before it. chains: store only states where something was to be
-    decided. symmetry: threads that run the same code are interchangeable. threads: cores of the native engine.
+    decided. symmetry: threads that run the same code are interchangeable. pools: so are the slots that a pool's objects lie in.
+    threads: cores of the native engine.
     keep_going: explore everything, do not stop at the first violation (used to compare engines).
     """
 
@@ -24,6 +25,7 @@ class Options:
     persistent: bool = True
     chains: bool = True
     symmetry: bool = True
+    pools: bool = True
     liveness: bool = True
     threads: int = 1
     keep_going: bool = False
@@ -37,6 +39,7 @@ class Options:
             persistent=False,
             chains=False,
             symmetry=False,
+            pools=False,
             liveness=self.liveness,
             threads=self.threads,
             keep_going=self.keep_going,
@@ -58,7 +61,9 @@ class Result:
     verdict: "holds", "violated" or "bound". failure: the property broken and what was found.
     states, transitions: distinct states stored and steps executed. depth: steps from the start to the violation.
     schedule: a shortest one to it. lasso: where in the schedule the cycle of a livelock begins, or -1.
-    reached: the `sometimes` properties seen. cyclic: False if the search saw that no run is endless.
+    reached: the `sometimes` properties seen. cyclic: False if the search saw that no run is endless. levels: how far a reduced
+    search came. mixed: the numbers of pools (a bit set) whose slots it took for alike when they were not: nothing else of
+    it is true then.
     """
 
     verdict: str
@@ -73,6 +78,8 @@ class Result:
     seconds: float = 0.0
     bytes_per_state: float = 0.0
     cyclic: bool = True
+    levels: int = 0
+    mixed: int = 0
 
 
 DEREFERENCE = Failure("dereference", "a NULL or wild pointer was followed")

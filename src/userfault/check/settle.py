@@ -61,8 +61,10 @@ def settle(
     done = settled(unit, rows, len(variables)) if slow else _settled(unit, rows, traits)
     narrowed = bound(unit.program, done.definitions, [each[0] for each in traits], done.lasting)
     kept = [
-        ir.Local(variables[local][0], *narrowed.get(local, traits[local][0]), *traits[local][1:])
-        for local in done.lasting
+        ir.Local(name, *narrowed.get(local, declared), show, thread_id, kind)
+        for local, name, (declared, show, thread_id, kind) in (
+            (local, variables[local][0], traits[local]) for local in done.lasting
+        )
     ]
     kept += [ir.Local("", 0, 0)] * (done.locals_count - len(done.lasting))
     return done.code, kept, done.live

@@ -14,8 +14,8 @@ from .names import FAILURES, FIELDS, SITUATIONS
 from .template import SHARED, Access, Fact, Log, Template
 from .types import IntT, ListT, NoneT, RefT, Scalar, Type, is_struct, struct_fields
 
-Traits = tuple[tuple[int, int], Callable[[int], str], bool]
-"""Of a type: its least and greatest word, how a word is shown, whether it names a thread."""
+Traits = tuple[tuple[int, int], Callable[[int], str], bool, Scalar | NoneT]
+"""Of a type: its least and greatest word, how a word is shown, whether it names a thread, itself."""
 
 
 class Unit:
@@ -284,6 +284,8 @@ class Unit:
                         if getattr(struct, "__per_cpu__", False)
                         else 0,
                         owned=(isinstance(scalar, IntT) and scalar.owned) or (isinstance(kind, ListT) and kind.owned),
+                        kind=scalar,
+                        owner=(struct, obj, name),
                     )
                 )
         return first
@@ -310,6 +312,7 @@ class Unit:
             kind = struct_fields(struct)[name]
             places = range(self.length(struct, name, kind))
             self.tables[number] = len(self.program.tables)
+            self.program.table_fields.append((struct, name))
             self.program.tables.append(
                 [
                     self.initial(struct, name, kind, obj, at)
@@ -324,10 +327,10 @@ class Unit:
         known = self.kinds.get(kind)
         if known is None:
             if isinstance(kind, NoneT):
-                known = (0, 0), str, False
+                known = (0, 0), str, False, kind
             else:
                 show = partial(self.heap.show, kind)
-                known = (self.heap.bounds(kind), show, isinstance(kind, IntT) and kind.thread_id)
+                known = (self.heap.bounds(kind), show, isinstance(kind, IntT) and kind.thread_id, kind)
             self.kinds[kind] = known
         return known
 

@@ -40,7 +40,7 @@ def construct(body: Body, cls: type, args: list[Sym], kwargs: dict[str, Sym], no
             body.refuse(node, f"{cls.__name__} needs `{name}`", f"{cls.__name__}(..., {name}=...)")
         value = body.convert(given[name] if name in given else Py(defaults[name]), sub, node)
         value = body.binary(Op.SUB, value, body.const(INT, lo))
-        shifted = body.binary(Op.SHL, value, body.const(INT, shift))
+        shifted = body.binary(Op.SHL, value, body.const(INT, shift), kind)
         word = shifted if word.operand < 0 and body.value(word) == 0 else body.binary(Op.OR, word, shifted, kind)
     return Val(kind, word.operand)
 

@@ -94,6 +94,7 @@ class Builder:
             substitute=substitutes(mutant) if mutant else None,
             ignore=self.test.ignored(self.era),
             observers=observers,
+            pools=machines.pools(),
         )
 
     # -- the initial state --------------------------------------------------------------------------------------------
@@ -453,7 +454,7 @@ def page_mapcount(p: page) -> int:
 def content(mm: mm_struct, number: int) -> int:
     """What user code would find at a page without faulting anything in: its content, 0 for the zero page, -1 for none."""
     pmd = mm.pmd[number >> 1].pmd
-    if pmd.kind == PmdKind.HUGE:
+    if config.TRANSPARENT_HUGEPAGE and pmd.kind == PmdKind.HUGE:
         return machine.pages[pmd.page.pfn + (number & 1)].data  # type: ignore[return-value]
     if pmd.kind == PmdKind.HUGE_ZERO:
         return 0

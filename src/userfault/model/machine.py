@@ -143,6 +143,23 @@ def boot(
     return machine
 
 
+def pools() -> dict[type, tuple[str, ...]]:
+    """The structs whose objects are as good as one another, for the checker, and the fields that are zero in a free one.
+
+    Their slots are handed out first free first, and nothing else looks at which slot an object has. Not so VMAs, which an
+    unmapping takes in the order of their slots, and pages where some of them are neighbours.
+    """
+    found: dict[type, tuple[str, ...]] = {
+        anon_vma: ("allocated",),
+        anon_vma_chain: ("allocated",),
+        page_table: ("allocated",),
+        swap_slot: ("swap_map", "has_cache"),
+    }
+    if not config.TRANSPARENT_HUGEPAGE:
+        found[page] = ("allocated",)
+    return found
+
+
 def new_semaphore(lock_class: LockClass, within: anon_vma = NULL) -> rw_semaphore:
     return rw_semaphore(readers=[False] * len(machine.cpus), lock_class=lock_class, within=within)
 

@@ -40,7 +40,7 @@ def translate(mm: mm_struct, addr: int, write: bool) -> tuple[bool, page]:
         pmd = pmdp.pmd
         if pmd.kind == PmdKind.HUGE_ZERO and not write:
             return True, NULL
-        if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING:
+        if config.TRANSPARENT_HUGEPAGE and (pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.SPLITTING):
             writable = pmd.write
             if not write or writable:
                 p = nth_page(pmd.page, number - pmdp.first_page)

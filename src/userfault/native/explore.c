@@ -22,7 +22,7 @@ typedef struct search search;
 typedef struct {
     _Alignas(LINE) search *g;
     int32_t *regs, *spec_regs;
-    uint64_t reached[4];
+    uint64_t reached[4], before; // the slots taken in the state that it expands
     int64_t transitions;
     int64_t number, share_end; // its share of the level: the state that it expands, and
     int next_thread, moved;    // (the table was full in the middle) the step to go on with, and whether there was one before
@@ -38,8 +38,9 @@ struct search {
     store t;
     const program *p;
     const options *o;
-    int64_t level_begin, level_end, share;
+    int64_t level_begin, level_end, levels, share;
     int judged; // there is something to judge a state by
+    pool_mix mix;
     _Alignas(LINE) _Atomic int64_t cursor;
     _Alignas(LINE) int entering; // what the workers do: enter states into a larger table, or expand a level
     _Atomic int full;    // the table is, or the arena: nobody goes on
@@ -171,7 +172,7 @@ static void enqueue(worker *w, int64_t number, int t, uint64_t affects)
             report(g, r, number, t, 0);
             return;
         }
-    if (p->alike) canonical(p, e->state);
+    if (p->alike) representative(p, e->state, w->before, &g->mix);
     e->hash = hash_state(e->state, p->words);
     e->affects = affects;
     e->parent = (uint32_t)number;
@@ -188,6 +189,7 @@ static int expand(worker *w, int64_t number)
     choices c = w->next_choices;
     int moved = w->moved, ended = 1, first = w->next_thread;
     w->next_thread = w->moved = w->next_choices.count = w->next_choices.given = 0;
+    if (p->pools) w->before = taken_slots(p, from);
     if (p->alone && !moved) {
         if (w->queued == BATCH && !flush(w)) return 0;
         pending *e = queued_at(w, w->queued);
@@ -428,6 +430,8 @@ static int search_level(search *g)
     } while (atomic_load(&g->full) && g->t.limit < g->t.capacity);
     g->worst_new = 0;
     if (atomic_load(&g->trouble)) return atomic_load(&g->trouble);
+    g->levels++;
+    if (mixed(&g->mix)) return MIXED;
     g->level_begin = g->level_end;
     g->level_end = atomic_load(&g->t.count);
     if (atomic_load(&stop_requested)) return STOPPED;
@@ -451,7 +455,7 @@ static int search_levels(search *g, int count)
     meet(g);
     for (int i = 1; i < g->count; i++) pthread_join(g->workers[i].thread, 0);
     pthread_cond_destroy(&g->all_met);
-    return g->worst >= 0 && verdict != NO_MEMORY && !atomic_load(&g->trouble) ? VIOLATED : verdict;
+    return g->worst >= 0 && verdict != NO_MEMORY && verdict != MIXED && !atomic_load(&g->trouble) ? VIOLATED : verdict;
 }
 
 // What is said of the states found; the verdict may change.
@@ -467,6 +471,8 @@ static void conclude(search *g, result *out, int count)
     out->states = total - g->t.holes;
     out->bytes = total * (8 * p->words + 4) + (int64_t)g->t.slot_count * 4;
     out->cyclic = atomic_load(&g->cyclic);
+    out->mixed = mixed(&g->mix);
+    out->levels = g->levels;
     int memory = !g->o->collect || collect_ends(g, out);
     if (out->verdict == VIOLATED) {
         out->failure = g->worst;

@@ -16,6 +16,7 @@
 #define MAX_THREADS 16
 #define MAX_WORKERS 64
 #define MAX_FIELDS 64
+#define MAX_SLOTS 64
 #define LINE 64 // bytes of a cache line: what one worker writes all the time lies in no line that another one reads
 #define HUGE (2u << 20)
 
@@ -51,6 +52,39 @@ typedef struct {
     int32_t count, locals_count, steps, live_words;
 } body;
 
+typedef struct {
+    int32_t word, shift, mask, value;
+} bit_field;
+
+// The slots of pools whose objects are alike (check/pools.py), numbered through all pools.
+typedef struct {
+    int32_t count;
+    const int32_t *first;     // [count + 1] of each pool: its first slot
+    const int32_t *pool_of;   // of each slot
+    const int32_t *width, *field_at; // of each pool: the fields of a slot; of each slot: where they are in `fields`
+    const bit_field *fields;  // value: what it holds in a blank slot
+    const int32_t *look_at, *look_word; // of each slot: from where to where it is looked at for being blank; which words
+    const uint64_t *look;     // the bits, and what they are in a blank one
+    const int32_t *free_at, *free_from; // of each pool: how many fields say that a slot is free; of each slot: where they are in `free`
+    const bit_field *free;    // value: what it holds if so
+    const int32_t *fixed_at, *fixed_from; // the same of each pool's objects that are no slots: which they are, and where in `fixed`
+    const bit_field *fixed;
+    const int32_t *site_at;   // runs of references: outside the slots, then in each slot
+    const int32_t *frame_at;  // [thread * max_pc + pc] runs of references in locals, up to the next one's
+    const int32_t *run_at, *run_word; // a run's references lie in one word
+    const uint64_t *run_mask; // in these bits: most of them are 0, and refer to nothing
+    const bit_field *sites;   // value: where its words begin in `entry`
+    const int32_t *entry, *to; // of each word: -1, or which pair in `to`: the slot, and where in `rows`
+    const int32_t *rows;      // the words of such a reference to each slot of the pool
+} pools;
+
+// What was seen of each pool: as Mix of check/pools.py.
+typedef struct {
+    _Atomic uint64_t known, emptied, apart;
+} pool_mix;
+
+static inline uint64_t mixed(pool_mix *m) { return atomic_load(&m->apart) | (atomic_load(&m->known) & atomic_load(&m->emptied)); }
+
 struct made;
 
 typedef struct {
@@ -78,9 +112,10 @@ typedef struct {
     const int32_t *alone;
     const uint64_t *rows;
     int32_t row_words, chains;
-    // Groups of threads that may change places: how many; then, for each, the number of threads and of fields, and the
-    // fields (word, shift, mask) of the first thread, of the second, ...
+    // Groups of threads that may change places: how many; then, for each, the number of threads and of fields, the threads, and
+    // the fields (word, shift, mask) of the first thread, of the second, ...
     const int32_t *alike;
+    const pools *pools; // or null
 } program;
 
 typedef struct {
@@ -88,19 +123,20 @@ typedef struct {
     int32_t workers, keep_going, liveness, collect;
 } options;
 
-enum { HOLDS, VIOLATED, BOUND, LOCAL_LOOP, STOPPED, NO_MEMORY, MANY_CHOICES, WIDE_VALUE };
+enum { HOLDS, VIOLATED, BOUND, LOCAL_LOOP, STOPPED, NO_MEMORY, MANY_CHOICES, WIDE_VALUE, MIXED };
 
 typedef struct {
     int32_t verdict;
     int32_t failure; // number, or failures + 3 for a livelock
     int64_t states, transitions, bytes;
-    int64_t depth, lasso, cyclic;
+    int64_t levels, lasso, cyclic;
     uint64_t reached[4];
     int32_t *moves;  // (thread, number of choices, choices...) repeated; free with uf_free
     int64_t moves_length;
     uint64_t *ends;  // with `collect`: the packed final states that break nothing; free with uf_free
     int64_t ends_count;
     int64_t moves_room; // what `moves` was allocated for
+    uint64_t mixed;     // pools whose slots were not alike
 } result;
 
 extern _Atomic int stop_requested;
@@ -193,7 +229,8 @@ static inline int next_choice(choices *c)
 
 // explore_reduce.c
 int32_t move_alone(const program *p, uint64_t *s, int32_t *regs, uint64_t *reached);
-void canonical(const program *p, uint64_t *s);
+uint64_t taken_slots(const program *p, const uint64_t *s);
+void representative(const program *p, uint64_t *s, uint64_t before, pool_mix *m);
 
 // explore_trace.c: 0 where there is no memory
 int push_move(result *out, int32_t thread, const choices *c);
