@@ -33,14 +33,14 @@ from ..model.mm_types import (
     vm_area_struct,
 )
 from ..model.mmap import do_mmap
-from ..model.pgtable import pmd_trans_huge
+from ..model.pgtable import is_swap_pmd, pmd_trans_huge
 from ..model.properties import ALWAYS, anon_vmas_are_accounted
 from ..model.slab import anon_vma_chain_new, get_page, put_page
 from ..model.vmscan import shrink_page
 from .ast import EXISTS, At, Atom, Column, Formula, Operation, Setup, Test, Value, Vma, atoms
 from .errors import LitmusError, at_place
 from .mutants import substitutes
-from .operations import FAULT, HUGE_COPY, HUGE_FAULT, KERNEL_OPERATIONS, OPERATIONS
+from .operations import FAULT, HUGE_COPY, HUGE_FAULT, KERNEL_OPERATIONS, OPERATIONS, Need
 
 FLAGS = {
     "dontcopy": vm.DONTCOPY,
@@ -269,6 +269,9 @@ class Builder:
             # A write to a shared huge page copies all of it, in v3.10, or splits the mapping and copies a part.
             hugepage = any(isinstance(each, Vma) and "hugepage" in each.flags for each in self.test.init)
             needs += [HUGE_FAULT if hugepage else HUGE_COPY for need in needs if need is FAULT]
+            migrations = sum(op.name == "migrate" for column in self.test.threads for op in column.operations)
+            if eras.era.pte_mapped_huge and any(isinstance(each, Vma) and each.huge for each in self.test.init):
+                needs += [Need(huge=1)] * migrations
         self.ensure(machine.pages, sum(n.pages for n in needs), machines.new_page)
         for _ in range(sum(n.huge for n in needs)):
             while len(machine.pages) % 2:
@@ -484,7 +487,7 @@ def swapped(mm: mm_struct, number: int) -> int:
     """1 if the page table holds an entry that is no mapping: swap, migration."""
     pmd = mm.pmd[number >> 1].pmd
     if pmd.kind != PmdKind.TABLE:
-        return 0
+        return int(is_swap_pmd(pmd))
     kind = pmd.table.pte[number & 1].pte.kind
     return int(kind != PteKind.NONE and kind != PteKind.PRESENT)
 

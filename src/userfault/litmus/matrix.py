@@ -68,6 +68,7 @@ CONFIGURATIONS = {
             "move": "move 4 <- 0 2",
             "movepart": "move 4 <- 0 1",
             "split": "split P",
+            "migrate": "migrate P",
             "referenced": "referenced P",
             "pinwrite": "pinwrite 0 6",
             "store": "store 0 5",

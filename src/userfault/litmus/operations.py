@@ -29,7 +29,7 @@ from ..model.errno import EAGAIN
 from ..model.lang import atomic, raw
 from ..model.madvise import MADV
 from ..model.mm_types import PmdKind, PteKind, mm_struct, page, vm
-from ..model.pgtable import pmd_offset, pmd_trans_huge, pte_offset
+from ..model.pgtable import is_swap_pmd, pmd_is_huge, pmd_offset, pte_offset
 from .ast import Operation
 
 FIRST_PAGE_TOKEN = 1
@@ -244,8 +244,8 @@ def fill(mm: mm_struct, addr: int, length: int, poison: bool) -> int:
 def look(mm: mm_struct, addr: int) -> int:
     """What /proc/PID/pagemap says of a page."""
     pmd = pmd_offset(mm, addr).pmd
-    if pmd_trans_huge(pmd):
-        return 1
+    if pmd_is_huge(pmd):
+        return 2 if is_swap_pmd(pmd) else 1
     if pmd.kind != PmdKind.TABLE:
         return 0
     pte = pte_offset(pmd.table, addr).pte

@@ -102,6 +102,15 @@ class Era:
     """Entries that mark a hole (write-protected, poisoned, guard) and write-protection by userfaultfd: modelled for v6.18."""
     fills_replace_guards: bool = False
     """UFFDIO_COPY and the like take a guard for a hole (seen up to v6.18; EEXIST in v7.1)."""
+    fills_read_pmd_once: bool = False
+    """UFFDIO_COPY and the like look at the PMD once, after a table was made if none was there: what is no table then is EEXIST (since
+    v6.11: E-3)."""
+    move_knows_migration: bool = False
+    """UFFDIO_MOVE of a part looks at a huge entry's page only if it is a mapping (since v6.17: E-8)."""
+    move_waits_on_a_copy: bool = False
+    """UFFDIO_MOVE of a huge page under migration waits by a local copy of its entry (F-21: fixed after v7.1)."""
+    split_knows_its_page: bool = False
+    """A split of a page passes a huge page by that is under migration at the same place (since v6.15: CVE-2025-37958)."""
     huge_move_clears_first: bool = False
     """A huge page's mapping and index change only once its PMD is cleared and no pin was found (since v6.8.8)."""
 
@@ -120,6 +129,7 @@ V6_8 = Era(
     recheck_on_fast_path=True,
     userfaultfd=True,
     uffdio_move=True,
+    move_waits_on_a_copy=True,
     uffdio_poison=True,
     folios=True,
     anon_exclusive=True,
@@ -160,6 +170,9 @@ V6_18 = replace(
     markers=True,
     fills_replace_guards=True,
     huge_move_clears_first=True,
+    fills_read_pmd_once=True,
+    move_knows_migration=True,
+    split_knows_its_page=True,
 )
 ERAS = {each.name: each for each in (V3_10, V3_10_SEED, V6_8, V6_18)}
 

@@ -22,7 +22,7 @@ from .machine import config
 from .memory import pte_alloc
 from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pte_slot, pte_t, vm, vm_area_struct
 from .mmap import exit_mmap
-from .pgtable import flush_tlb_mm, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte
+from .pgtable import flush_tlb_mm, pmd_is_huge, pmd_offset, pte_lockptr, pte_offset, set_pte
 from .rmap import page_add_new_anon_rmap, page_mapcount_inc
 from .slab import (
     alloc_page,
@@ -180,7 +180,7 @@ def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vm
         addr = number << config.PAGE_SHIFT
         while True:
             pmd = pmd_offset(mm, addr).pmd
-            if not pmd_trans_huge(pmd):
+            if not pmd_is_huge(pmd):
                 break
             if copy_huge_pmd(mm, child, vma, addr):
                 done = number + hpage_nr()

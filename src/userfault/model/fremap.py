@@ -29,6 +29,7 @@ from .page_flags import PageAnon
 from .pgtable import (
     flush_tlb_pmd,
     linear_page_index,
+    pmd_is_huge,
     pmd_lockptr,
     pmd_offset,
     pmd_trans_huge,
@@ -336,12 +337,12 @@ def remap_one(
 
 @modelled("include/linux/huge_mm.h", versions="v3.10 .. v6.8", section="C.9", steps=3)
 def pmd_trans_huge_lock(pmdp: pmd_slot, vma: vm_area_struct) -> bool:
-    """The PMD lock, if the entry is huge under it. One that is being split is waited for, and not huge."""
-    if not pmd_trans_huge(pmdp.pmd):
+    """The PMD lock, if the entry is huge under it, be it under migration. One that is being split is waited for, and not huge."""
+    if not pmd_is_huge(pmdp.pmd):
         return False
     spin_lock(pmd_lockptr(pmdp))
     kind = pmdp.pmd.kind
-    if kind == PmdKind.HUGE or kind == PmdKind.HUGE_ZERO:
+    if kind == PmdKind.HUGE or kind == PmdKind.HUGE_ZERO or kind == PmdKind.MIGRATION:
         return True
     spin_unlock(pmd_lockptr(pmdp))
     if kind == PmdKind.SPLITTING:

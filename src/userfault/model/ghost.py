@@ -11,7 +11,7 @@ from .era import era
 from .lang import NULL, check, ghost, raw, smp_processor_id
 from .machine import config, machine, this_cpu
 from .mm_types import PmdKind, PteKind, page, pte_t
-from .pgtable import pmd_trans_huge
+from .pgtable import is_swap_pmd, pmd_trans_huge
 from .slab import compound_head
 
 
@@ -106,6 +106,11 @@ def count_migration_entries(p: page) -> int:
     for table in machine.page_tables:
         for ptep in table.pte:
             pte = ptep.pte
-            if pte.kind == PteKind.MIGRATION and pte.page is p:
+            if pte.kind == PteKind.MIGRATION and (pte.page is p or (p.compound and compound_head(pte.page) is p)):
                 total += 1
+    if config.TRANSPARENT_HUGEPAGE:
+        for mm in machine.mms:
+            for pmdp in mm.pmd:
+                if is_swap_pmd(pmdp.pmd) and pmdp.pmd.page is p:
+                    total += 1
     return total

@@ -27,6 +27,7 @@ from .mm_types import (
 from .page_flags import folio_mapcount
 from .pgtable import (
     flush_tlb_pmd,
+    is_swap_pmd,
     pmd_lockptr,
     pmd_offset,
     pmd_trans_splitting,
@@ -331,17 +332,15 @@ def do_huge_pmd_wp_zero_page_fallback(vma: vm_area_struct, pmdp: pmd_slot, addr:
     return 0
 
 
-@modelled(
-    "mm/huge_memory.c", versions="v3.10 .. v6.8", section="C.4", steps=6, omits="PMD migration entries, file pages"
-)
+@modelled("mm/huge_memory.c", versions="v3.10 .. v6.8", section="C.4", steps=6, omits="file pages")
 def zap_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int) -> tuple[bool, page]:
     """Clear a huge entry that the range covers; one that is being split is waited for.
 
-    Returns (was it huge?, the page that the caller frees after the flush; NULL for the huge zero page).
+    Returns (was it huge?, the page that the caller frees after the flush; NULL for the huge zero page and under migration).
     """
     spin_lock(pmd_lockptr(pmdp))
     pmd = pmdp.pmd
-    if pmd.kind != PmdKind.HUGE and pmd.kind != PmdKind.HUGE_ZERO:
+    if pmd.kind != PmdKind.HUGE and pmd.kind != PmdKind.HUGE_ZERO and not is_swap_pmd(pmd):
         spin_unlock(pmd_lockptr(pmdp))
         if pmd.kind == PmdKind.SPLITTING:
             wait_split_huge_page(vma)
@@ -353,10 +352,11 @@ def zap_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int) -> tuple[bool, 
         huge_mapcount_dec(pmd.page)
     spin_unlock(pmd_lockptr(pmdp))
     pgtable_free(table)
-    return True, pmd.page
+    # A migration entry holds no reference: whoever migrates finds no entry to put right.
+    return True, pmd.page if not is_swap_pmd(pmd) else NULL
 
 
-@modelled("mm/huge_memory.c", versions="v3.10 .. v6.8", section="C.3", steps=6, omits="PMD migration entries")
+@modelled("mm/huge_memory.c", versions="v3.10 .. v6.18", section="C.3", steps=6)
 def copy_huge_pmd(mm: mm_struct, child: mm_struct, vma: vm_area_struct, addr: int) -> bool:
     """A huge entry, shared read-only; False: it changed under us, look again."""
     src, dst = pmd_offset(mm, addr), pmd_offset(child, addr)
@@ -365,7 +365,7 @@ def copy_huge_pmd(mm: mm_struct, child: mm_struct, vma: vm_area_struct, addr: in
     spin_lock_nested(pmd_lockptr(src))
     pmd = src.pmd
     pinned = False
-    copied = pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.HUGE_ZERO
+    copied = pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.HUGE_ZERO or is_swap_pmd(pmd)
     if pmd.kind == PmdKind.HUGE:
         get_page(pmd.page)
         if era.anon_exclusive:
@@ -378,7 +378,13 @@ def copy_huge_pmd(mm: mm_struct, child: mm_struct, vma: vm_area_struct, addr: in
                 pmd.page.anon_exclusive = False
         if copied:
             huge_mapcount_inc(pmd.page)
-    if copied:
+    if is_swap_pmd(pmd):
+        # Nobody's alone when it comes back: the same entry in both, so nothing else is to be undone.
+        pmd = pmd._replace(write=False, exclusive=False)
+        set_pmd(src, pmd)
+        dst.deposited = table
+        set_pmd(dst, pmd)
+    elif copied:
         set_pmd(src, pmd._replace(write=False))
         dst.deposited = table
         set_pmd(dst, pmd._replace(write=False, young=False))

@@ -11,6 +11,7 @@ from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN, EBUSY
 from .ghost import walk_abandon, walk_begin, walk_end, walk_gained, walk_visit
+from .huge_migrate import unmap_parts
 from .lang import BUG_ON, NULL, atomic, check, reached, smp_processor_id
 from .locks import lock_page, lockdep_acquired, spin_lock, spin_unlock, unlock_page
 from .machine import config
@@ -30,6 +31,7 @@ from .mm_types import (
 from .page_flags import folio_mapcount
 from .pgtable import (
     flush_tlb_pmd,
+    is_swap_pmd,
     pmd_lockptr,
     pmd_offset,
     pmdp_invalidate,
@@ -38,7 +40,7 @@ from .pgtable import (
     set_pte,
     vma_address,
 )
-from .rmap import huge_mapcount_dec, try_to_unmap_one, vma_overlaps
+from .rmap import huge_mapcount_dec, vma_overlaps
 from .slab import atomic_read, get_page, hpage_nr, hpage_size, nth_page, put_page
 from .swap import free_page_and_swap_cache
 from .vmscan import page_freeze
@@ -95,7 +97,6 @@ def split_huge_zero_page_pmd(vma: vm_area_struct, pmdp: pmd_slot, haddr: int) ->
     section="C.9",
     steps=3,
     function="__split_huge_pmd",
-    omits="PMD migration entries",
 )
 def split_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, freeze: bool = False, p: page = NULL) -> None:
     """One mapping of a huge page becomes mappings of its parts. freeze: migration entries, if the entry maps `p`."""
@@ -106,6 +107,12 @@ def split_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, freeze: bool = False, p:
         set_pmd(pmdp, pmd_t(kind=PmdKind.TABLE, table=table))
     elif pmd.kind == PmdKind.HUGE and (not freeze or pmd.page is p):
         split_huge_pmd_locked(vma, pmdp, pmd, freeze)
+    elif is_swap_pmd(pmd):
+        if freeze:
+            # Another page's, under migration (CVE-2025-37958). v6.18 goes by what the walk finds.
+            check(era.split_knows_its_page, "not_present", "a migration entry was taken for the mapping of a page")
+        else:
+            split_migration_pmd(pmdp, pmd)
     spin_unlock(pmd_lockptr(pmdp))
 
 
@@ -115,7 +122,7 @@ def split_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, freeze: bool = False, p:
     section="C.9",
     steps=9,
     function="__split_huge_pmd_locked",
-    omits="file pages, PMD migration entries",
+    omits="file pages",
 )
 def split_huge_pmd_locked(vma: vm_area_struct, pmdp: pmd_slot, pmd: pmd_t, freeze: bool) -> None:
     """The deposited table takes the huge entry's place. PMD lock held."""
@@ -149,6 +156,32 @@ def split_huge_pmd_locked(vma: vm_area_struct, pmdp: pmd_slot, pmd: pmd_t, freez
     huge_mapcount_dec(p)
     if freeze:
         put_page(p)
+    set_pmd(pmdp, pmd_t(kind=PmdKind.TABLE, table=table))
+
+
+@modelled(
+    "mm/huge_memory.c",
+    versions="v4.14 .. v6.18",
+    section="C.9",
+    steps=3,
+    function="__split_huge_pmd_locked (migration)",
+)
+def split_migration_pmd(pmdp: pmd_slot, pmd: pmd_t) -> None:
+    """A huge migration entry becomes one for each part; no mapping, so nothing is counted. PMD lock held."""
+    table = pmdp.deposited
+    pmdp.deposited = NULL
+    for at in range(hpage_nr()):
+        set_pte(
+            table.pte[at],
+            pte_t(
+                kind=PteKind.MIGRATION,
+                page=nth_page(pmd.page, at),
+                write=pmd.write,
+                dirty=pmd.dirty,
+                young=pmd.young,
+                exclusive=pmd.exclusive,
+            ),
+        )
     set_pmd(pmdp, pmd_t(kind=PmdKind.TABLE, table=table))
 
 
@@ -341,10 +374,8 @@ def unmap_folio(p: page, av: anon_vma) -> None:
         addr = vma_address(vma, pgoff)
         if addr >= 0:
             split_huge_pmd(vma, pmd_offset(vma.vm_mm, addr), True, p)
-        for at in range(hpage_nr()):
-            addr = vma_address(vma, pgoff + at)
-            if addr >= 0 and not stopped and not try_to_unmap_one(nth_page(p, at), vma, addr, True, True):
-                stopped = True
+        if not unmap_parts(p, vma, pgoff, True):
+            stopped = True
     if stopped:
         walk_abandon()
     else:

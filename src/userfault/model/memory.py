@@ -13,6 +13,7 @@ from .huge_memory import (
     do_huge_pmd_fault,
     zap_huge_pmd,
 )
+from .huge_migrate import pmd_migration_entry_wait
 from .huge_split import split_huge_page_pmd, split_huge_pmd
 from .lang import atomic, check, exhausted, ghost, raw
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
@@ -24,6 +25,8 @@ from .pgtable import (
     flush_tlb_batched_pending,
     flush_tlb_pmd,
     flush_tlb_range,
+    is_swap_pmd,
+    pmd_is_huge,
     pmd_lockptr,
     pmd_offset,
     pmd_trans_huge,
@@ -288,6 +291,9 @@ def handle_mm_fault(vma: vm_area_struct, addr: int, write: bool) -> int:
         if config.TRANSPARENT_HUGEPAGE and huge_range_fits(vma, addr):
             return do_huge_pmd_anonymous_page(vma, addr, write)
         return do_anonymous_page(vma, addr, write)
+    if is_swap_pmd(pmd):
+        pmd_migration_entry_wait(pmd_offset(vma.vm_mm, addr))
+        return 0
     if pmd_trans_huge(pmd):
         return do_huge_pmd_fault(vma, addr, write, pmd)
     return handle_pte_fault(vma, addr, pmd.table, write)
@@ -413,7 +419,7 @@ def zap_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int, kee
         pmdp = pmd_offset(mm, addr)
         while True:
             pmd = pmdp.pmd
-            if pmd_trans_huge(pmd):
+            if pmd_is_huge(pmd):
                 if addr & (hpage_size() - 1) or addr + hpage_size() > last:
                     if era.pte_mapped_huge:
                         split_huge_pmd(vma, pmdp)

@@ -7,6 +7,7 @@ from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN
 from .ghost import count_migration_entries
+from .huge_migrate import remove_migration_pmd, try_to_migrate
 from .lang import NULL, atomic, check, ghost, raw, reached
 from .locks import down_read, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, wait_on_page_locked
 from .machine import config
@@ -14,7 +15,17 @@ from .mm_types import PmdKind, PteKind, anon_vma, page, page_table, pte_slot, pt
 from .page_flags import PageAnon, PageKsm, page_mapped
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte, vma_address
 from .rmap import item_may_lie, page_mapcount_inc, try_to_unmap
-from .slab import alloc_page, atomic_read, get_page, get_page_unless_zero, put_page
+from .slab import (
+    alloc_hugepage,
+    alloc_page,
+    atomic_read,
+    compound_head,
+    get_page,
+    get_page_unless_zero,
+    hpage_nr,
+    nth_page,
+    put_page,
+)
 from .vmscan import isolate_lru_page, page_freeze
 
 
@@ -25,8 +36,9 @@ def migration_entry_wait(table: page_table, ptep: pte_slot) -> None:
     pte = ptep.pte
     if era.folios and pte.kind == PteKind.MIGRATION:
         # Since v5.17 (ffa65753c431) the sleeper takes no reference, which would make the split fail that it waits for.
+        head = compound_head(pte.page)
         spin_unlock(pte_lockptr(table))
-        wait_on_page_locked(pte.page)
+        wait_on_page_locked(head)
         return
     if pte.kind != PteKind.MIGRATION or not get_page_unless_zero(pte.page):
         spin_unlock(pte_lockptr(table))
@@ -91,10 +103,24 @@ def remove_migration_ptes(old: page, new: page) -> None:
         pgoff = new.index
     for avc in av.rb_root:
         vma = avc.vma
+        if config.TRANSPARENT_HUGEPAGE and new.compound:
+            remove_migration_of_huge_page(old, new, vma, pgoff)
+            continue
         addr = vma_address(vma, pgoff)
         if addr >= 0:
             remove_migration_pte(old, new, vma, addr)
     up_read(av.root.rwsem)
+
+
+def remove_migration_of_huge_page(old: page, new: page, vma: vm_area_struct, pgoff: int) -> None:
+    """One VMA's entries, the PMD's or those of the parts."""
+    addr = vma_address(vma, pgoff)
+    if addr >= 0 and remove_migration_pmd(old, new, vma, addr):
+        return
+    for at in range(hpage_nr()):
+        addr = vma_address(vma, pgoff + at)
+        if addr >= 0:
+            remove_migration_pte(nth_page(old, at), nth_page(new, at), vma, addr)
 
 
 @modelled("mm/ksm.c", function="rmap_walk_ksm", versions="v3.10 (migration only) .. v6.8", section="C.17", steps=5)
@@ -132,7 +158,7 @@ def no_migration_entry_is_left(p: page) -> None:
     versions="v3.10 .. v6.8",
     section="C.8",
     steps=7,
-    omits="file and huge pages, writeback, balloon pages",
+    omits="file pages, writeback, balloon pages; v3.10 splits a huge page first, which is not done here",
 )
 def migrate_page(p: page) -> int:
     """Move an anonymous page to a new one. Returns 0, or -EAGAIN if it has users that can't be told."""
@@ -141,7 +167,8 @@ def migrate_page(p: page) -> int:
     if not trylock_page(p):
         put_page(p)
         return -EAGAIN
-    if not PageAnon(p) or (PageKsm(p) and not config.CONFIG_KSM) or p.compound:
+    huge = config.TRANSPARENT_HUGEPAGE and p.compound
+    if not PageAnon(p) or (PageKsm(p) and not config.CONFIG_KSM) or (huge and not era.pte_mapped_huge):
         unlock_page(p)
         put_page(p)
         return -EAGAIN
@@ -151,10 +178,13 @@ def migrate_page(p: page) -> int:
         unlock_page(p)
         put_page(p)
         return -EAGAIN
-    new = alloc_page()
+    new = alloc_hugepage() if huge else alloc_page()
     trylock_page(new)
     if page_mapped(p):
-        try_to_unmap(p, True)
+        if huge:
+            try_to_migrate(p)
+        else:
+            try_to_unmap(p, True)
     moved = False
     if not page_mapped(p):
         moved = move_to_new_page(new, p)
@@ -195,6 +225,9 @@ def move_to_new_page(new: page, p: page) -> bool:
     if p.swapcache is not None:
         replace_in_swap_cache(new, p)
     new.data = p.data
+    if config.TRANSPARENT_HUGEPAGE and p.compound:
+        for at in range(1, hpage_nr()):
+            nth_page(new, at).data = nth_page(p, at).data
     if config.CONFIG_KSM and PageKsm(new):
         ksm_migrate_page(new, p)
     return True

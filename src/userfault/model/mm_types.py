@@ -256,7 +256,9 @@ class PmdKind(enum.IntEnum):
 
 
 class pmd_t(NamedTuple):
-    """A page-middle-directory entry: a table of PTEs or a huge page.
+    """A page-middle-directory entry: a table of PTEs or a huge page. A migration entry names the page in `page`.
+
+    `exclusive`: of a migration entry.
 
     SPLITTING: huge, and being split (before v4.5). INVALID: huge, but the hardware may not use it (pmdp_invalidate).
     """
@@ -267,6 +269,7 @@ class pmd_t(NamedTuple):
     write: bool = False
     dirty: bool = False
     young: bool = False
+    exclusive: bool = False
 
 
 class tlb_t(NamedTuple):

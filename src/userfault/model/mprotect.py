@@ -16,6 +16,8 @@ from .mm_types import PmdKind, PteKind, mm_struct, page_table, pmd_slot, pte_t, 
 from .page_flags import PageAnon
 from .pgtable import (
     flush_tlb_range,
+    is_swap_pmd,
+    pmd_is_huge,
     pmd_lockptr,
     pmd_offset,
     pmd_trans_huge,
@@ -82,12 +84,17 @@ def change_pte(vma: vm_area_struct, addr: int, table: page_table, flags: int) ->
     versions="v6.4 .. v6.18",
     section="C.2",
     steps=3,
-    omits="the moment in which the entry is invalid; migration entries, NUMA hints",
+    omits="the moment in which the entry is invalid; NUMA hints",
 )
 def change_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, flags: int) -> bool:
     """A huge entry that lies whole in the range; False if it is none any more."""
     spin_lock(pmd_lockptr(pmdp))
     pmd = pmdp.pmd
+    if is_swap_pmd(pmd):
+        # What is made writable again later is its process's alone still: `exclusive` stays.
+        set_pmd(pmdp, pmd._replace(write=False))
+        spin_unlock(pmd_lockptr(pmdp))
+        return True
     if not pmd_trans_huge(pmd):
         spin_unlock(pmd_lockptr(pmdp))
         return False
@@ -119,7 +126,7 @@ def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> 
         addr = number << config.PAGE_SHIFT
         pmdp = pmd_offset(mm, addr)
         pmd = pmdp.pmd
-        if pmd_trans_huge(pmd):
+        if pmd_is_huge(pmd):
             part = addr & (hpage_size() - 1) != 0 or addr + hpage_size() > end
             if part or flags & MM_CP_UFFD_WP or vma.vm_flags & ACCESS == 0:
                 split_huge_pmd(vma, pmdp)

@@ -19,6 +19,7 @@ from .pgtable import (
     flush_tlb_batched_pending,
     flush_tlb_page,
     flush_tlb_range,
+    is_swap_pmd,
     pmd_offset,
     pte_lockptr,
     pte_offset,
@@ -198,7 +199,7 @@ def move_range(vma: vm_area_struct, old_addr: int, new_addr: int, length: int, n
         offset = at << config.PAGE_SHIFT
         pmdp = pmd_offset(mm, old_addr + offset)
         pmd = pmdp.pmd
-        if pmd.kind == PmdKind.HUGE:
+        if pmd.kind == PmdKind.HUGE or is_swap_pmd(pmd):
             split_huge_pmd(vma, pmdp)
             pmd = pmdp.pmd
         if pmd.kind == PmdKind.TABLE:

@@ -42,9 +42,19 @@ def pte_offset(table: page_table, addr: int) -> pte_slot:
     return table.pte[(addr >> config.PAGE_SHIFT) & ((1 << config.HPAGE_PMD_ORDER) - 1)]
 
 
+def pmd_is_huge(pmd: pmd_t) -> bool:
+    """Neither nothing nor a table: huge, or a huge page under migration (pmd_trans_huge or is_swap_pmd, up to v6.18)."""
+    return config.TRANSPARENT_HUGEPAGE and pmd.kind != PmdKind.NONE and pmd.kind != PmdKind.TABLE
+
+
 def pmd_trans_huge(pmd: pmd_t) -> bool:
     """A huge entry, be it the huge zero page's, one that is being split or one that the hardware may not use."""
-    return config.TRANSPARENT_HUGEPAGE and pmd.kind != PmdKind.NONE and pmd.kind != PmdKind.TABLE
+    return pmd_is_huge(pmd) and pmd.kind != PmdKind.MIGRATION
+
+
+def is_swap_pmd(pmd: pmd_t) -> bool:
+    """A migration entry: no other entry that is no mapping is as large as a huge page."""
+    return config.TRANSPARENT_HUGEPAGE and pmd.kind == PmdKind.MIGRATION
 
 
 def pmd_trans_splitting(pmd: pmd_t) -> bool:

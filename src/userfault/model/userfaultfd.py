@@ -12,7 +12,7 @@ from .memory import pte_alloc
 from .mm_types import PteKind, mm_struct, page, page_table, pte_t, vm, vm_area_struct
 from .mmap import find_vma
 from .mprotect import MM_CP_TRY_CHANGE_WRITABLE, MM_CP_UFFD_WP, MM_CP_UFFD_WP_RESOLVE, change_protection
-from .pgtable import pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte, table_is_gone
+from .pgtable import is_swap_pmd, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte, table_is_gone
 from .rmap import page_add_new_anon_rmap
 from .slab import alloc_page, put_page
 from .vma_lock import lock_vma_under_rcu, vma_end_read, vma_start_read_locked
@@ -84,7 +84,9 @@ def copy_into(vma: vm_area_struct | None, mm: mm_struct, dst_addr: int, value: i
     table = pte_alloc(mm, dst_addr)
     if table is None:
         put_page(p)
-        return -EFAULT
+        if era.fills_read_pmd_once:
+            return -EEXIST
+        return -EAGAIN if is_swap_pmd(pmd_offset(mm, dst_addr).pmd) else -EFAULT
     ptep = pte_offset(table, dst_addr)
     spin_lock(pte_lockptr(table))
     if not (fillable(ptep.pte) if era.markers else ptep.pte.kind == PteKind.NONE):

@@ -8,8 +8,9 @@ from .era import era
 from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 from .fremap import double_pt_lock, double_pt_unlock, pmd_trans_huge_lock
 from .ghost import walk_put_back
+from .huge_migrate import pmd_migration_entry_wait
 from .huge_split import split_folio, split_huge_pmd
-from .lang import NULL, reached
+from .lang import NULL, check, reached
 from .locks import down_read, down_write_trylock, lock_page, spin_lock, spin_unlock, trylock_page, unlock_page, up_read
 from .machine import config
 from .memory import pte_alloc
@@ -33,6 +34,7 @@ from .mmap import find_vma
 from .pgtable import (
     flush_tlb_pmd,
     flush_tlb_range,
+    is_swap_pmd,
     linear_page_index,
     pmd_lockptr,
     pmd_offset,
@@ -396,6 +398,12 @@ def move_pages_huge_pmd(
     src_addr: int,
 ) -> int:
     """Move one huge PMD. The PMD lock is held, and let go. The order of CVE-2024-27007: mapping before the last pin test."""
+    if is_swap_pmd(src_pmd):
+        spin_unlock(pmd_lockptr(src_pmdp))
+        # F-21: the wait is given the local copy, and locks what it takes for the page table around it.
+        check(not era.move_waits_on_a_copy, "lock_misuse", "the lock of a PMD that lies in no page table was taken")
+        pmd_migration_entry_wait(src_pmdp)
+        return -EAGAIN
     p = src_pmd.page
     if p is None:
         # The huge zero page, since v6.9: nothing but the entry moves.
@@ -640,7 +648,10 @@ def move_one(
         if ((src_addr | dst_addr) & (size - 1)) == 0 and left >= size and dst_pmd.kind == PmdKind.NONE:
             err = move_pages_huge_pmd(mm, dst_vma, src_pmdp, dst_pmdp, src_pmd, dst_pmd, dst_addr, src_addr)
             return err, size >> config.PAGE_SHIFT, True
-        exclusive = zero or src_pmd.page.anon_exclusive
+        under_migration = is_swap_pmd(src_pmd)
+        if not era.move_knows_migration:
+            check(not under_migration, "not_present", "a migration entry was taken for the mapping of a page")
+        exclusive = zero or under_migration or src_pmd.page.anon_exclusive
         spin_unlock(pmd_lockptr(src_pmdp))
         if not exclusive:
             return -EBUSY, 0, True

@@ -13,7 +13,7 @@ from .lang import NULL, atomic, raw
 from .locks import down_write, up_write
 from .machine import config
 from .mm_types import anon_vma, mm_struct, userfaultfd_ctx, vm, vm_area_struct
-from .pgtable import pmd_offset, pmd_trans_huge
+from .pgtable import pmd_is_huge, pmd_offset
 from .slab import hpage_size, vm_area_alloc, vm_area_free
 from .vma_lock import vma_start_write
 
@@ -69,7 +69,7 @@ def split_huge_pmd_at(mm: mm_struct, vma: vm_area_struct, addr: int) -> None:
     """vma_adjust_trans_huge: a huge mapping may not lie across a new border."""
     if addr & (hpage_size() - 1):
         pmdp = pmd_offset(mm, addr)
-        if pmd_trans_huge(pmdp.pmd):
+        if pmd_is_huge(pmdp.pmd):
             if era.pte_mapped_huge:
                 split_huge_pmd(vma, pmdp)
             else:
