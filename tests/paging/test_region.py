@@ -8,6 +8,7 @@ import mmap
 import os
 import random
 import re
+import resource
 import signal
 import threading
 import time
@@ -290,6 +291,27 @@ def test_dirty_is_exact(path: Path) -> None:
             memory[SIZE - 1] = 9
             memory.evict()
             assert memory.dirty() == [(SIZE // 4096 * 4096, SIZE % 4096)]
+
+    check(child)
+
+
+@pytest.mark.parametrize("mode", ["threads", "sigbus"])
+def test_a_page_that_a_write_fetches_counts_as_written_until_the_next_mark(mode: Any) -> None:
+    def child() -> None:
+        pages = 200
+        with paging.open(None, size_bytes=2 * pages * 4096, access="c", unit="4 KiB", mode=mode) as memory:
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+            for page in range(pages):
+                memory[page * 4096] = 1
+            # It is not armed to be written at once, which would be a second fault. Those that are SIGBUS are not counted.
+            if mode == "sigbus":
+                assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before < pages / 2
+            assert memory.dirty() == [(0, pages * 4096)]
+            memory.mark()
+            assert memory.dirty() == []
+            memory[4096] = 2
+            assert memory[pages * 4096] == 0
+            assert memory.dirty() == [(4096, 4096)]
 
     check(child)
 

@@ -236,7 +236,7 @@ int strike_armed(pager *p, slot *s, int point, i64 *value);
 static inline int strike(pager *p, slot *s, int point, i64 *value) {
     return atomic_load_explicit(&p->inject_armed, memory_order_relaxed) ? strike_armed(p, s, point, value) : DO_NOTHING;
 }
-int sys_copy(pager *p, slot *s, u64 to, const void *from, u64 length, u64 *done);
+int sys_copy(pager *p, slot *s, u64 to, const void *from, u64 length, bool armed, u64 *done);
 int sys_move(pager *p, slot *s, int point, u64 to, u64 from, u64 length, u64 *done);
 int sys_poison(pager *p, slot *s, u64 at, u64 length);
 void sys_wake(pager *p, slot *s, u64 at, u64 length);
@@ -254,7 +254,8 @@ int resolve(pager *p, slot *s, u64 unit, u64 address, u32 how, bool wait);
 void finish(pager *p, slot *s, u64 unit, u32 flags);
 void give_up(pager *p, slot *s, u64 unit, int code, const char *what, const char *record, u32 record_bytes);
 int read_unit(pager *p, slot *s, u64 unit, u8 *to, bool swap_only, const char **what);
-int install(pager *p, slot *s, u8 *from, u64 to, u64 length, bool copy_only);
+enum { COPY_ONLY = 1, UNARMED = 2 }; // how: not by a move; it is about to be written, so it counts as written from the start
+int install(pager *p, slot *s, u8 *from, u64 to, u64 length, u32 how);
 void release_unit(pager *p, slot *s, u64 unit, u32 to);
 void wake_unit(pager *p, slot *s, u64 unit, u32 old);
 void record_latency(pager *p, slot *s, u64 ns);

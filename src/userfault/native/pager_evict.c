@@ -148,7 +148,7 @@ static void bring_back(pager *p, slot *s, u64 unit, u8 *from, u64 length) {
         if (sys_resident((u64)from + x) != 1) continue;
         for (u32 tries = 0; tries < 1000000; tries++) {
             u64 done;
-            int code = sys_copy(p, s, at + x, from + x, PAGE, &done);
+            int code = sys_copy(p, s, at + x, from + x, PAGE, true, &done);
             if (code != -EAGAIN) break;
             if (!(s->role && drain_event(p, s))) sched_yield();
         }

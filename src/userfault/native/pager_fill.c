@@ -26,16 +26,16 @@ static bool step_aside(pager *p, slot *s, u64 *since) {
 }
 
 // Put [from, from + length), a buffer of the slot, where the fault waits. 0, or -errno: -ENOENT where that place is no longer ours.
-int install(pager *p, slot *s, u8 *from, u64 to, u64 length, bool copy_only) {
+int install(pager *p, slot *s, u8 *from, u64 to, u64 length, u32 how) {
     u64 at = 0, since = 0, done;
-    bool after_move = false, move = !copy_only && !p->writable && length >= MOVE_FROM_BYTES;
+    bool after_move = false, move = !(how & COPY_ONLY) && !p->writable && length >= MOVE_FROM_BYTES;
     while (at < length) {
         if (after_move && sys_resident((u64)from + at) != 1) { // it was moved, whatever the call said (findings/F-10.md)
             at += PAGE;
             continue;
         }
         int code = move ? sys_move(p, s, AT_MOVE_IN, to + at, (u64)from + at, length - at, &done)
-                        : sys_copy(p, s, to + at, from + at, after_move ? PAGE : length - at, &done);
+                        : sys_copy(p, s, to + at, from + at, after_move ? PAGE : length - at, !(how & UNARMED), &done);
         at += done;
         if (move && done && from == s->bounce) s->bounce_populated = 0;
         if (!code) continue;
@@ -194,6 +194,7 @@ static int fill(pager *p, slot *s, u64 unit, u32 flags, bool copy_only, bool sof
     const char *what = "";
     u64 at = p->base + unit * p->unit;
     bool ahead = flags & AHEAD;
+    u32 how = (copy_only ? COPY_ONLY : 0) | (atomic_load(&states(p)[unit]) & WRITTEN ? UNARMED : 0);
     s->record_bytes = 0;
     strike(p, s, AT_CLAIMED, NULL);
     int code = s->filling == 2 ? 0 : make_room(p, s);
@@ -216,7 +217,7 @@ static int fill(pager *p, slot *s, u64 unit, u32 flags, bool copy_only, bool sof
     if (code) goto failed;
     if (from == s->bounce) s->bounce_populated = 1;
     strike(p, s, AT_FILLED, NULL);
-    code = install(p, s, from, at, unit_bytes(p, unit), copy_only);
+    code = install(p, s, from, at, unit_bytes(p, unit), how);
     if (code == -ENOENT || code == -ESRCH) {
         release_unit(p, s, unit, GONE);
         leave_room(p, s);

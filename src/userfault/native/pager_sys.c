@@ -72,21 +72,21 @@ static int settle(int result, i64 reported, u64 length, u64 *done) {
     return code;
 }
 
-static int copy(pager *p, u64 to, const void *from, u64 length, u64 *done) {
-    struct uffdio_copy c = {.dst = to, .src = (u64)from, .len = length, .mode = p->writable ? UFFDIO_COPY_MODE_WP : 0};
+static int copy(pager *p, u64 to, const void *from, u64 length, bool armed, u64 *done) {
+    struct uffdio_copy c = {.dst = to, .src = (u64)from, .len = length, .mode = armed && p->writable ? UFFDIO_COPY_MODE_WP : 0};
     return settle(ioctl(p->uffd, UFFDIO_COPY, &c), c.copy, length, done);
 }
 
-int sys_copy(pager *p, slot *s, u64 to, const void *from, u64 length, u64 *done) {
+int sys_copy(pager *p, slot *s, u64 to, const void *from, u64 length, bool armed, u64 *done) {
     i64 value = 0;
     TALLY(s, copy_count, 1);
     switch (strike(p, s, AT_COPY, &value)) {
     case DO_ERRNO: *done = 0; return -(int)value;
-    case DO_RIVAL: copy(p, to, from, PAGE, done); break;
+    case DO_RIVAL: copy(p, to, from, PAGE, armed, done); break;
     case DO_PARTIAL:
-        if ((u64)value < length) { int code = copy(p, to, from, (u64)value, done); return code ? code : -EAGAIN; }
+        if ((u64)value < length) { int code = copy(p, to, from, (u64)value, armed, done); return code ? code : -EAGAIN; }
     }
-    return copy(p, to, from, length, done);
+    return copy(p, to, from, length, armed, done);
 }
 
 int sys_move(pager *p, slot *s, int point, u64 to, u64 from, u64 length, u64 *done) {
@@ -95,7 +95,7 @@ int sys_move(pager *p, slot *s, int point, u64 to, u64 from, u64 length, u64 *do
     COUNT(move_count);
     switch (strike(p, s, point, &value)) {
     case DO_ERRNO: *done = 0; return -(int)value;
-    case DO_RIVAL: if (point == AT_MOVE_IN) copy(p, to, (void *)from, PAGE, done); break;
+    case DO_RIVAL: if (point == AT_MOVE_IN) copy(p, to, (void *)from, PAGE, true, done); break;
     case DO_PARTIAL: if ((u64)value < length) want = (u64)value;
     }
     struct uffdio_move m = {.dst = to, .src = from, .len = want}; // without holes: see findings/F-10.md

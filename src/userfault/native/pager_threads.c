@@ -80,7 +80,7 @@ static void fill_page(pager *p, slot *s, u64 offset, u64 at) {
         code = read_unit(p, s, offset / p->unit, s->bounce, false, &what);
         if (!code) {
             s->bounce_populated = 1;
-            code = install(p, s, s->bounce + offset % p->unit, at, PAGE, true);
+            code = install(p, s, s->bounce + offset % p->unit, at, PAGE, COPY_ONLY);
         }
     }
     if (code && code != -ENOENT) {

@@ -89,7 +89,7 @@ int submit(pager *p, slot *s, u64 unit, bool ahead) {
         int code = read_unit(p, s, unit, s->bounce, true, &what);
         for (u64 i = 0; !code && i < count; i++) {
             if (!in_swap(p, first + i)) continue;
-            code = install(p, s, s->bounce + i * PAGE, (first + i) * PAGE + p->base, PAGE, true);
+            code = install(p, s, s->bounce + i * PAGE, (first + i) * PAGE + p->base, PAGE, COPY_ONLY);
         }
         if (code) return code;
         if (swapped == count) return 1;
