@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from userfault.conform import panics
 from userfault.conform import words as w
 from userfault.conform.compare import Step, perform
 from userfault.conform.generate import FILLS, PROFILES, Generator
@@ -30,6 +31,7 @@ def test_every_quirk_has_its_row() -> None:
 def test_the_table_is_in_the_documentation() -> None:
     page = Path(__file__).parents[2] / "docs" / "kernel.md"
     assert "\n".join(table()) in page.read_text()
+    assert "\n".join(f"  {line}" for line in panics.table()) in page.read_text()
 
 
 def test_every_quirk_was_seen_and_not_seen() -> None:

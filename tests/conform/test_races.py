@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from userfault.cli import cli
-from userfault.cli.guest import Guest
+from userfault.cli.guest import Guest, Stage, alone
 from userfault.cli.run import raced_there
 from userfault.conform.needs import NEEDS, missing
 from userfault.conform.races.compare import compare
@@ -187,12 +187,12 @@ class FakeGuest:
     """Says what a guest would."""
 
     def __init__(self, *said: str) -> None:
-        self.said, self.commands = said, list[list[str]]()
+        self.said, self.commands, self.ended = said, list[list[str]](), list[str]()
 
-    def run(self, commands: list[list[str]], show: Callable[[str], None] | None = None) -> int:
-        self.commands = [list(each) for each in commands]
+    def run(self, stages: list[Stage], show: Callable[[str], None], as_json: bool) -> int:
+        self.commands = [stage.command(stage.parts) for stage in stages]
         for line in self.said:
-            assert show is not None
+            self.ended += [part for stage in stages if (part := stage.ended(line))]
             show(line)
         return 0
 
@@ -207,9 +207,10 @@ def raced(values: list[int], era: str = "v6.18", known: str = "") -> str:
 
 def test_a_guest_races_and_the_model_is_explored_here(capsys: pytest.CaptureFixture[str]) -> None:
     guest = FakeGuest("a line of a command before", raced([1, -17, -1, 1], known="an older one"), "")
-    assert raced_there(cast(Guest, guest), [["probe"]], ["--rounds", "5"], (), False) == 0
+    assert raced_there(cast(Guest, guest), [alone("probe")], ["--rounds", "5"], (), False) == 0
     said = capsys.readouterr().out
     assert guest.commands == [["probe"], ["run", "--rounds", "5", "--json"]]
+    assert guest.ended == ["move+move"]
     assert "a line of a command before" in said and "v6.18 stands in for this kernel: an older one" in said
     assert "Model move+move v6.18: 1 outcomes seen, all allowed" in said
 

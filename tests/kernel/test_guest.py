@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from userfault.cli.guest import Guest, given
+from userfault.cli.guest import Guest, alone, given
 from userfault.kernel import guest, initramfs
 from userfault.kernel.errors import KernelError
 
@@ -105,10 +105,10 @@ def test_files_that_a_command_names_go_with_it(tmp_path: Path, monkeypatch: pyte
 
     def run(kernel: Path, commands: list[list[str]], **rest: object) -> guest.Ended:
         asked.update(rest, commands=commands)
-        return guest.Ended(0, "", "", "tcg", 1.0)
+        return guest.Ended((0,), "", "", "tcg", 1.0)
 
     monkeypatch.setattr(guest, "run", run)
-    assert Guest(Path("k"), None, "tcg", 1.0).run([["run", "S1", "mine.litmus", "--rounds", "5"]]) == 0
+    assert Guest(Path("k"), None, "tcg", 1.0, 1.0).run([alone("run", "S1", "mine.litmus", "--rounds", "5")]) == 0
     mine = tmp_path / "mine.litmus"
     assert (asked["commands"], asked["files"]) == ([["run", "S1", str(mine), "--rounds", "5"]], [mine])
     out = io.BytesIO()
@@ -135,4 +135,16 @@ def test_a_command_runs_in_another_kernel(cannot_run: Callable[[str, str], NoRet
     )
     assert (ended.exit_code, ended.why) == (2, ""), ended.kernel_log
     assert "version" in ended.output and "No such command" in ended.output
-    assert "".join(shown).strip() == ended.output.strip()
+    assert "\n".join(shown) == ended.output and ended.statuses == (0, 2)
+
+
+def test_a_guest_that_panics_is_said_to_have(cannot_run: Callable[[str, str], NoReturn]) -> None:
+    kernel = os.environ.get(KERNEL)
+    if not kernel:
+        cannot_run(
+            f"{KERNEL} names no kernel to boot",
+            "apt-get download a linux-image package, dpkg-deb -x it, name boot/vmlinuz-*",
+        )
+    ended = guest.run(Path(kernel), [["--version"]] * 3, accelerator="tcg", timeout_s=120, panic_at=1)
+    assert (ended.exit_code, ended.statuses) == (None, (0,)), ended.kernel_log
+    assert "sysrq triggered crash" in ended.complaint and "the guest's kernel died" in ended.why

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .guest import Guest, given, guest_options
+from .guest import Guest, Stage, alone, given, guest_options
 
 if TYPE_CHECKING:
     from ..conform.compare import Divergence
@@ -22,18 +24,49 @@ TABLES = ("list", "freedom", "quirks")
 
 def inside(guest: Guest, context: click.Context) -> int:
     """The command in a guest: every profile unless one is named, fewer operations, and the litmus tests."""
+    from ..conform.drive import ConformError
     from . import run
 
     asked, arguments = context.params, given(context)
     if asked["litmus"]:
         return run.raced_there(guest, [], ["--rounds", str(ROUNDS_IN_A_GUEST)], (), asked["as_json"])
     if asked["name"] in TABLES or asked["replay"] or asked["mutant"]:
-        return guest.run([["conform", *arguments]])
-    for option, value in (("--profile", "all"), ("--ops", str(OPERATIONS_IN_A_GUEST))):
-        if option not in arguments:
-            arguments += [option, value]
-    before = [["conform", "--profile", "quirks"], ["conform", *arguments]]
+        return guest.run([alone("conform", *arguments)])
+    try:
+        before = [alone("conform", "--profile", "quirks"), profiles(asked, arguments)]
+    except ConformError as error:
+        click.echo(f"userfault conform: {error}", err=True)
+        return EXIT_USAGE
     return run.raced_there(guest, before, ["--rounds", str(ROUNDS_IN_A_GUEST)], (), asked["as_json"])
+
+
+def profiles(asked: Mapping[str, Any], arguments: list[str]) -> Stage:
+    """The profiles of a run in a guest, as parts of which each may end it. Raises ConformError."""
+    operations = asked["operations"] if "--ops" in arguments else OPERATIONS_IN_A_GUEST
+    names = names_of(asked["name"] if "--profile" in arguments else "all")
+    last = seeds_of(asked["seeds"])[-1]
+    for option in ("--ops", "--profile"):
+        if option in arguments:
+            at = arguments.index(option)
+            del arguments[at : at + 2]
+
+    def command(parts: tuple[str, ...]) -> list[str]:
+        # With a comma, what is left alone of several is one of several still.
+        some = ",".join(parts) + "," * (len(parts) == 1 < len(names))
+        return ["conform", *arguments, "--profile", some, "--ops", str(operations)]
+
+    def ended(line: str) -> str:
+        row = json.loads(line) if line.startswith('{"profile": ') else {}
+        for name in names:
+            if row.get("profile") == name and (row.get("seed") == last or "skipped" in row):
+                return name
+            if line.startswith(f"{name}: skipped: ") or re.match(
+                rf"{name}: \d+ operations agree .*seed {last}\)", line
+            ):
+                return name
+        return ""
+
+    return Stage(tuple(names), command, ended)
 
 
 @click.command("conform")
@@ -50,7 +83,7 @@ def inside(guest: Guest, context: click.Context) -> int:
     "name",
     default="moves",
     show_default=True,
-    help="What sequences are like, `all` for each; `list` lists them, `freedom` what may differ, `quirks` what this "
+    help="What sequences are like: one, several with commas, or `all`; `list` lists them, `freedom` what may differ, `quirks` what this "
     "kernel does otherwise.",
 )
 @click.option("--jobs", default=1, show_default=True, help="Processes; 0: one a CPU.")
@@ -118,7 +151,7 @@ def command(
         return
     try:
         chosen = seeds_of(seeds)
-        names = list(PROFILES) if name == "all" else [profile_named(name).name]
+        names, several = names_of(name), name == "all" or "," in name
         if hypothesis and (replay or resume or jobs != 1 or mutant):
             raise ConformError(
                 "--hypothesis draws sequences on one core and keeps none: leave out --replay, --resume, --jobs and --mutant"
@@ -130,14 +163,14 @@ def command(
         if not replay:
             for each in names:
                 for seed in chosen:
-                    wanted = operations // PROFILES[each].cost if len(names) > 1 else operations
+                    wanted = operations // PROFILES[each].cost if several else operations
                     try:
                         if hypothesis:
                             found = draw(each, seed, wanted, as_json)
                         else:
                             found = compare(each, seed, wanted, jobs or cpus(), resume, as_json)
                     except Unavailable as error:
-                        if len(names) == 1:
+                        if not several:
                             raise
                         skipped(each, str(error), as_json)
                         break
@@ -165,6 +198,16 @@ def command(
 def skipped(name: str, why: str, as_json: bool) -> None:
     """Of several profiles, one that this machine can't run."""
     click.echo(json.dumps({"profile": name, "skipped": why}) if as_json else f"{name}: skipped: {why}")
+
+
+def names_of(given: str) -> list[str]:
+    """The profiles of `all`, `moves`, or `moves,huge`. Raises ConformError."""
+    from ..conform.drive import profile_named
+    from ..conform.generate import PROFILES
+
+    return (
+        list(PROFILES) if given == "all" else [profile_named(each).name for each in given.removesuffix(",").split(",")]
+    )
 
 
 def seeds_of(given: str) -> range:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .guest import Guest, given, guest_options
+from .guest import Guest, Stage, given, guest_options
 
 if TYPE_CHECKING:
     from ..conform.races.run import Run
@@ -20,16 +20,20 @@ EXIT_MISMATCH, EXIT_USAGE, EXIT_BOUND = 1, 2, 3
 def inside(guest: Guest, context: click.Context) -> int:
     """The command in a guest. With --compare it only races there: the model is explored here, where it is many times as fast."""
     arguments = given(context)
-    if "--compare" not in arguments:
-        return guest.run([["run", *arguments]])
-    arguments.remove("--compare")
-    return raced_there(guest, [], arguments, context.params["tests"], context.params["as_json"])
+    tests = context.params["tests"]
+    options = [each for each in arguments if each not in tests and each != "--compare"]
+    return raced_there(guest, [], options, tests, context.params["as_json"], "--compare" in arguments)
 
 
 def raced_there(
-    guest: Guest, before: Sequence[Sequence[str]], arguments: Sequence[str], tests: Sequence[str], as_json: bool
+    guest: Guest,
+    before: Sequence[Stage],
+    options: Sequence[str],
+    tests: Sequence[str],
+    as_json: bool,
+    comparing: bool = True,
 ) -> int:
-    """Run the commands `before` in a guest, then race the tests with `arguments`, and compare them here. The worst exit code."""
+    """Run what is `before` in a guest, then race the tests with `options`, and compare them here. The worst exit code."""
     from ..check.errors import CheckError
     from ..conform.races.run import from_json, hold_against_model
     from ..litmus import LitmusError, library, load
@@ -43,13 +47,23 @@ def raced_there(
             return
         row = json.loads(text)
         done.append(from_json(chosen[row["test"]], row))
-        hold_against_model(done[-1])
+        if comparing:
+            hold_against_model(done[-1])
         show(done[-1], as_json, bool(tests))
+
+    def ended(text: str) -> str:
+        return str(json.loads(text)["test"]) if text.startswith('{"test": ') else ""
 
     try:
         chosen = {test.name: test for test in [load(name) for name in tests] or library()}
-        races = ["run", *arguments, *([] if "--json" in arguments else ["--json"])]
-        code = guest.run([*before, races], line)
+        races = ["run", *options, *([] if "--json" in options else ["--json"])]
+        names = dict(zip(chosen, tests, strict=True)) if tests else {}
+
+        def command(parts: tuple[str, ...]) -> list[str]:
+            # All of the library need not be named.
+            return races + [names.get(each, each) for each in parts] * (bool(tests) or len(parts) < len(chosen))
+
+        code = guest.run([*before, Stage(tuple(chosen), command, ended, judges=False)], line, as_json)
     except (CheckError, LitmusError) as error:
         click.echo(f"userfault run: {error}", err=True)
         return EXIT_USAGE

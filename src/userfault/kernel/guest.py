@@ -6,8 +6,9 @@ first. An oops in the guest is a panic, and a panic ends it.
 
 from __future__ import annotations
 
-import contextlib
+import codecs
 import json
+import math
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import initramfs
@@ -24,7 +25,9 @@ from .errors import KernelError
 
 MODULES = ("zram", "lzo-rle", "brd")
 """What a guest may lack: a block device in memory, to swap to (up to v6.11, zram compresses by the crypto API's modules)."""
-READY, EXIT = "userfault-guest ready", "userfault-guest exit "
+READY, STATUS, DONE = "userfault-guest ready", "userfault-guest status ", "userfault-guest done"
+"""Lines of a guest's that are about the guest: it is up; the exit code of a command; all of them ended."""
+COMPLAINT = re.compile(r"BUG:|Corrupted|Oops|panic|general protection|WARNING:")
 KVM_BOOT_S = 12.0
 """A guest under KVM that is not up by then does not run there (nested virtualisation): TCG is tried."""
 
@@ -48,13 +51,15 @@ out = os.open("/dev/ttyS1", os.O_RDWR | os.O_NOCTTY)
 tty.setraw(out)
 os.write(out, b"%(ready)s\\n")
 os.environ.update(job["environment"])
-worst = 0
-for arguments in job["commands"]:
+for number, arguments in enumerate(job["commands"]):
     if len(job["commands"]) > 1:
         os.write(out, f"$ userfault {' '.join(arguments)}\\n".encode())
+    if number == job["panic_at"]:
+        with open("/proc/sysrq-trigger", "w") as file:
+            file.write("c")
     status = subprocess.call([*job["python"], *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-    worst = max(worst, status, key=abs)
-os.write(out, f"\\n%(exit)s{worst}\\n".encode())
+    os.write(out, f"\\n%(status)s{status}\\n".encode())
+os.write(out, b"%(done)s\\n")
 import termios, time
 termios.tcdrain(out)
 time.sleep(0.3)
@@ -65,14 +70,23 @@ ctypes.CDLL(None).reboot(0x4321fedc)
 
 @dataclass(frozen=True)
 class Ended:
-    """How commands in a guest ended. exit_code: the worst one; None where the guest died or its time was up (`why` says which)."""
+    """How commands in a guest ended. statuses: the exit codes of those that did. why: empty, or what ended the guest before its
+    work was done; complaint: then, if its kernel died, the first line in which that complained. timed_out: the time for everything was up.
+    """
 
-    exit_code: int | None
+    statuses: tuple[int, ...]
     output: str
     kernel_log: str
     accelerator: str
     boot_s: float
     why: str = ""
+    complaint: str = ""
+    timed_out: bool = False
+
+    @property
+    def exit_code(self) -> int | None:
+        """The worst one; None where the guest did not come to its end."""
+        return None if self.why else max(self.statuses, key=abs, default=0)
 
 
 def run(
@@ -84,14 +98,17 @@ def run(
     memory_mib: int = 1536,
     cpus: int = 1,
     timeout_s: float = 600.0,
+    silence_s: float = math.inf,
     show: Callable[[str], None] | None = None,
     files: Sequence[Path] = (),
+    panic_at: int = -1,
 ) -> Ended:
     """Boot `kernel` (a bzImage) and run each of `commands` (arguments of userfault) in it, one after the other.
 
     modules: a lib/modules/VERSION directory; found beside the kernel where a Debian package was unpacked. accelerator: "kvm" or "tcg";
-    the first is tried before the second where nothing is said. timeout_s: for everything. show: called with the output as it comes.
-    files: what the commands read, at the same place there.
+    the first is tried before the second where nothing is said. timeout_s: for everything. silence_s: after so many without a line of
+    output the guest is given up. show: called with each line of the output as it comes. files: what the commands read, at the same
+    place there. panic_at: the guest's kernel is made to panic instead of that command, for tests of what comes of it.
     Raises KernelError where no guest can be booted, with what to install.
     """
     qemu = shutil.which("qemu-system-x86_64")
@@ -106,6 +123,7 @@ def run(
         job = {
             "python": [str(Path(sys.executable).resolve()), "-S", "-c", _MAIN],
             "commands": [list(each) for each in commands],
+            "panic_at": panic_at,
             "environment": {
                 "PYTHONPATH": os.pathsep.join(_python_path()),
                 "HOME": "/root",
@@ -113,7 +131,7 @@ def run(
                 "PATH": os.defpath,
             },
         }
-        init = _INIT % {"job": json.dumps(job), "ready": READY, "exit": EXIT}
+        init = _INIT % {"job": json.dumps(job), "ready": READY, "status": STATUS, "done": DONE}
         with open(directory / "initramfs", "wb") as out:
             initramfs.write(out, init, initramfs.module_files(modules or modules_beside(kernel), MODULES), files)
         for each in [accelerator] if accelerator else _accelerators():
@@ -145,7 +163,8 @@ def run(
                 *("-serial", f"file:{directory / 'log'}", "-serial", f"file:{directory / 'output'}"),
                 *("-append", "console=ttyS0 panic=-1 oops=panic quiet mitigations=off"),
             ]
-            ended = _boot(command, directory, each, timeout_s, None if last else KVM_BOOT_S, show)
+            limits = _Limits(timeout_s, silence_s, math.inf if last else KVM_BOOT_S)
+            ended = _boot(command, directory, each, limits, show)
             if ended is not None:
                 return ended
     raise AssertionError("the last accelerator always ends")
@@ -159,41 +178,88 @@ _OPTIONS = {"tcg": "tcg,thread=multi,tb-size=512"}
 _MAIN = "from userfault.cli import main; main()"
 
 
+@dataclass(frozen=True)
+class _Limits:
+    """Seconds that a guest has for everything, between two lines of its output, and until it is up."""
+
+    all_s: float
+    silence_s: float
+    boot_s: float
+
+
+@dataclass
+class _Output:
+    """What a guest says on its second serial port, as lines; those about the guest are kept back."""
+
+    path: Path
+    show: Callable[[str], None] | None
+    up: bool = False
+    done: bool = False
+    statuses: list[int] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    rest: str = ""
+    read: int = 0
+    blank: int = 0
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+
+    def more(self, ended: bool = False) -> bool:
+        """Take what has come since; was it something?"""
+        with open(self.path, "rb") as file:
+            file.seek(self.read)
+            come = file.read()
+        self.read += len(come)
+        *lines, self.rest = (self.rest + self.decoder.decode(come).replace("\r", "")).split("\n")
+        for each in [*lines, *([self.rest] if ended and self.rest else [])]:
+            self.take(each)
+        return bool(come)
+
+    def take(self, line: str) -> None:
+        if READY in line:
+            self.up = True
+        elif line.startswith(STATUS):
+            self.statuses.append(int(line.removeprefix(STATUS)))
+            # Before it, init ended whatever line the command left behind.
+            self.blank = max(self.blank - 1, 0)
+        elif line.startswith(DONE):
+            self.done = True
+        elif self.up and not line:
+            self.blank += 1
+        elif self.up:
+            for each in [""] * self.blank + [line]:
+                self.lines.append(each)
+                if self.show:
+                    self.show(each)
+            self.blank = 0
+
+
 def _boot(
-    command: list[str],
-    directory: Path,
-    accelerator: str,
-    timeout_s: float,
-    boot_timeout_s: float | None,
-    show: Callable[[str], None] | None,
+    command: list[str], directory: Path, accelerator: str, limits: _Limits, show: Callable[[str], None] | None
 ) -> Ended | None:
-    """One guest from start to end; None where it did not come up within `boot_timeout_s`."""
-    output, log = directory / "output", directory / "log"
-    for each in (output, log):
+    """One guest from start to end; None where it did not come up within its time for that, if it has one."""
+    output, log = _Output(directory / "output", show), directory / "log"
+    for each in (output.path, log):
         each.write_bytes(b"")
     with open(directory / "qemu", "w+") as complaints:
-        started = time.monotonic()
+        started = heard = time.monotonic()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=complaints, stderr=complaints)
-        boot_s, shown, why = 0.0, 0, ""
+        boot_s, why, timed_out = 0.0, "", False
         try:
             while True:
-                done = process.poll() is not None
-                text = output.read_text(errors="replace")
-                if not boot_s and READY in text:
-                    boot_s, shown = time.monotonic() - started, text.index(READY) + len(READY) + 1
-                visible = text.split(f"\n{EXIT}", 1)[0]
-                if boot_s and show and len(visible) > shown:
-                    end = len(visible) if done else visible.rfind("\n") + 1
-                    if end > shown:
-                        show(visible[shown:end])
-                        shown = end
-                if done:
+                ended = process.poll() is not None
+                if output.more(ended):
+                    heard = time.monotonic()
+                now = time.monotonic()
+                if output.up and not boot_s:
+                    boot_s = now - started
+                if ended:
                     break
-                now = time.monotonic() - started
-                if not boot_s and boot_timeout_s is not None and now > boot_timeout_s:
+                if not output.up and now - started > limits.boot_s:
                     return None
-                if now > timeout_s:
-                    why = f"it had {timeout_s:.0f} s and was not done"
+                if now - started > limits.all_s:
+                    why, timed_out = f"it had {limits.all_s:.0f} s and was not done", True
+                elif now - heard > limits.silence_s:
+                    why = f"it said nothing for {limits.silence_s:.0f} s"
+                if why:
                     break
                 time.sleep(0.05)
         finally:
@@ -202,28 +268,25 @@ def _boot(
             process.wait()
         complaints.seek(0)
         said = complaints.read().strip()
-    text, kernel_log = output.read_text(errors="replace"), log.read_text(errors="replace")
-    if not boot_s:
-        if boot_timeout_s is not None:
+    kernel_log = log.read_text(errors="replace")
+    if not output.up:
+        if limits.boot_s < math.inf:
             return None
         tail = "\n".join([*last_words(kernel_log), *said.splitlines()[-5:]])
         raise KernelError(f"the guest did not come up: {why or 'qemu ended'}. Its last words:\n{tail}")
-    body = text.split(READY, 1)[1].lstrip("\r\n")
-    code: int | None = None
-    if f"\n{EXIT}" in body:
-        body, _, tail = body.partition(f"\n{EXIT}")
-        with contextlib.suppress(ValueError):
-            code = int(tail.split()[0])
-    elif not why:
-        why = "the guest's kernel died. Its last words:\n" + "\n".join(last_words(kernel_log))
-    return Ended(code, body, kernel_log, accelerator, boot_s, why)
+    complaint = ""
+    if not output.done and not why:
+        words = last_words(kernel_log)
+        complaint = re.sub(r"^\[[ \d.]+\] ", "", next(filter(COMPLAINT.search, words), "it did not say why")).strip()
+        why = "the guest's kernel died. Its last words:\n" + "\n".join(words)
+    text = "\n".join(output.lines)
+    return Ended(tuple(output.statuses), text, kernel_log, accelerator, boot_s, why, complaint, timed_out)
 
 
 def last_words(kernel_log: str) -> list[str]:
     """What a kernel said from its first complaint on, or at the end."""
     lines = kernel_log.splitlines()
-    complaint = re.compile(r"BUG:|Corrupted|Oops|panic|general protection|WARNING:")
-    first = next((at for at, line in enumerate(lines) if complaint.search(line)), len(lines) - 15)
+    first = next((at for at, line in enumerate(lines) if COMPLAINT.search(line)), len(lines) - 15)
     return lines[max(first, 0) :][:60]
 
 
