@@ -14,12 +14,12 @@ from userfault.cli import cli
 from userfault.cli.guest import Guest, Stage, alone
 from userfault.cli.run import raced_there
 from userfault.conform.needs import NEEDS, missing
-from userfault.conform.races.compare import compare
+from userfault.conform.races.compare import Comparison, compare
 from userfault.conform.races.histogram import make_histogram, render
 from userfault.conform.races.lower import Unrunnable, lower
 from userfault.conform.races.needs import borrowed
 from userfault.conform.races.report import report
-from userfault.conform.races.run import Run, from_json, run_test
+from userfault.conform.races.run import Run, from_json, hold_against_model, run_test
 from userfault.kernel.race import WAITS, Outcomes
 from userfault.litmus import ast, library, load
 from userfault.litmus.read import read
@@ -65,6 +65,29 @@ def test_a_seen_outcome_that_the_model_rules_out_is_a_mismatch_with_the_nearest_
     assert sum(a != b for a, b in zip(near.values, values, strict=True)) == 1
     assert near.schedule
     assert found.unseen == 3
+
+
+def test_a_stranger_s_reference_is_the_kernel_s_freedom_and_nothing_else_is() -> None:
+    # The huge page had to be split, and somebody had a reference to it; that it moved and is not there is nobody's freedom.
+    test = load("move-huge+load-dst")
+    rare, wrong = (-16, -7, 1, -1), (2, -7, 1, -1)
+    seen = Outcomes({(2, 1, -1, 1): 90, rare: 1, wrong: 1}, rounds=92)
+    done = Run(test, histogram=make_histogram(test, test.outcome, seen), seen=seen, era="v6.18")
+    hold_against_model(done)
+    assert done.comparison is not None and done.surprise
+    assert done.comparison.visited == ((rare, 1),)
+    assert [values for values, _, _ in done.comparison.mismatches] == [wrong]
+    assert "Stranger 1 times: 0:r0=-EBUSY;" in report(done)
+    del seen.counts[wrong]
+    done = Run(test, histogram=make_histogram(test, test.outcome, seen), seen=seen, era="v6.18")
+    hold_against_model(done)
+    assert done.validated and not done.surprise and done.histogram is not None and not done.histogram.validated
+
+
+def test_a_model_that_breaks_as_its_author_expects_is_no_bound() -> None:
+    found = Comparison("v6.18", frozenset(), False, "lock_misuse", 1, (), 0)
+    assert not Run(load("MIG-move"), comparison=found, era="v6.18").bound
+    assert Run(load("move+move"), comparison=found, era="v6.18").bound
 
 
 def test_what_the_kernel_can_t_be_asked_is_said() -> None:

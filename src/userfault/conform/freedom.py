@@ -38,6 +38,11 @@ FREEDOM = (
         "A sequence and its processes stay on one CPU, whose batches are drained before each operation.",
     ),
     Free(
+        "who else looks at a page",
+        "Reclaim, DAMON and compaction may hold a reference to any page for a moment: what splits a huge page is EBUSY then.",
+        "An outcome of a litmus test that the model rules out must be allowed with one thread more, which does that to one page.",
+    ),
+    Free(
         "soft-dirty bits",
         "Kernels without CONFIG_MEM_SOFT_DIRTY have none, those with it set them in new VMAs; the model has none either.",
         "Not looked at; what WP_ASYNC says of writes is.",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from ...check.engine import fewest_switches, run
+from ...check.errors import CheckError
 from ...check.outcomes import Outcome, find_outcomes
 from ...check.result import Move, Options
-from ...litmus import Test, compile_outcomes, outcome_program
+from ...litmus import LitmusError, Test, compile_outcomes, outcome_program
+from ...litmus.ast import Column, Operation, Vma
+from ...litmus.operations import OPERATIONS
 from .histogram import Histogram
 from .lower import Unrunnable
 
@@ -28,7 +32,8 @@ class Nearest:
 @dataclass(frozen=True)
 class Comparison:
     """allowed: what the model allows, seen or not. complete: False if the model was not explored to the end, so that
-    "not allowed" can't be said. mismatches: seen, how often, and the nearest that is allowed (None: nothing is).
+    "not allowed" can't be said. mismatches: seen, how often, and the nearest that is allowed (None: nothing is). visited: seen, and
+    how often, where the model allows it if a stranger looks at a page meanwhile.
     """
 
     era: str
@@ -38,6 +43,7 @@ class Comparison:
     states: int
     mismatches: tuple[tuple[Outcome, int, Nearest | None], ...]
     unseen: int
+    visited: tuple[tuple[Outcome, int], ...] = ()
 
 
 def compare(histogram: Histogram, era: str, options: Options | None = None, engine: str = "auto") -> Comparison:
@@ -53,10 +59,18 @@ def compare(histogram: Histogram, era: str, options: Options | None = None, engi
     whole = {tuple(values[at] for at in shared): values for values in sorted(found.outcomes)}
     allowed = set(whole)
     seen = {row.values: row.count for row in histogram.rows}
-    mismatches = []
-    for values, count in seen.items():
-        if values not in allowed and found.complete:
-            mismatches.append((values, count, nearest(test, era, values, whole)))
+    others = {values: count for values, count in seen.items() if values not in allowed and found.complete}
+    visited: dict[Outcome, int] = {}
+    for stranger in strangers(test, era) if others else ():
+        try:
+            more = find_outcomes(compile_outcomes(stranger, era), options, engine).outcomes
+        except (CheckError, LitmusError):
+            continue
+        more = {tuple(values[at] for at in shared) for values in more}
+        visited |= {values: count for values, count in others.items() if values in more}
+    mismatches = [
+        (values, count, nearest(test, era, values, whole)) for values, count in others.items() if values not in visited
+    ]
     return Comparison(
         era=era,
         allowed=frozenset(allowed),
@@ -65,7 +79,24 @@ def compare(histogram: Histogram, era: str, options: Options | None = None, engi
         states=found.states,
         mismatches=tuple(mismatches),
         unseen=len(allowed - seen.keys()),
+        visited=tuple(visited.items()),
     )
+
+
+def strangers(test: Test, era: str) -> Iterator[Test]:
+    """The test with one thread more, which looks at a page: reclaim, DAMON and compaction do so with any page, at any time, and hold
+    a reference meanwhile.
+    """
+    if era not in (OPERATIONS[LOOK].eras or (era,)):
+        return
+    for vma in test.init:
+        for page in vma.pages if isinstance(vma, Vma) else ():
+            if page not in ("none", "zero"):
+                look = Column(vma.at, f"P{len(test.threads)}", "", (Operation(vma.at, LOOK, (page,)),))
+                yield replace(test, threads=(*test.threads, look))
+
+
+LOOK = "idle"
 
 
 def nearest(test: Test, era: str, values: Outcome, allowed: dict[Outcome, Outcome]) -> Nearest | None:

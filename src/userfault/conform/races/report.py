@@ -39,6 +39,9 @@ def report(done: Run) -> str:
             f"Model {done.test.name} {found.era}: {len(done.histogram.rows)} outcomes seen, {verdict};"
             f" {allowed} of the model's, {found.unseen} of them not seen"
         )
+        for values, count in found.visited:
+            shown = show_outcome(done.test, done.histogram.fields, values)
+            lines.append(f"Stranger {count} times: {shown} (allowed where somebody else looks at a page meanwhile)")
         for values, count, near in found.mismatches:
             lines.append(f"Mismatch {count} times: {show_outcome(done.test, done.histogram.fields, values)}")
             if near is None:

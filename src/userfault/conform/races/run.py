@@ -38,7 +38,16 @@ class Run:
             return True
         if self.unawaited:
             return True
-        return self.judged and self.histogram is not None and not self.histogram.validated
+        return self.judged and not self.validated
+
+    @property
+    def validated(self) -> bool:
+        """Is the condition true of what was seen, but for what a stranger made of it?"""
+        if self.histogram is None or self.histogram.validated:
+            return True
+        visited = [values for values, _ in self.comparison.visited] if self.comparison is not None else []
+        against = [row for row in self.histogram.rows if not row.witness and row.values not in visited]
+        return self.test.quantifier == "forall" and not against
 
     @property
     def unawaited(self) -> int:
@@ -71,7 +80,15 @@ class Run:
 
     @property
     def bound(self) -> bool:
-        return (bool(self.hang) and not self.hang_era) or (self.comparison is not None and not self.comparison.complete)
+        return (bool(self.hang) and not self.hang_era) or self.unexplored
+
+    @property
+    def unexplored(self) -> bool:
+        """The model was not explored to its end, and not because it breaks as the test's author expects."""
+        if self.comparison is None or self.comparison.complete:
+            return False
+        expected = {each.property for each in self.test.expect if each.era == self.comparison.era}
+        return self.comparison.broken not in expected
 
     def json(self) -> dict[str, object]:
         out: dict[str, object] = {"test": self.test.name, "skipped": self.skipped}
@@ -97,6 +114,11 @@ class Run:
                 "allowed": len(self.comparison.allowed),
                 "unseen": self.comparison.unseen,
                 "complete": self.comparison.complete,
+                "visited": [
+                    {"outcome": show_outcome(self.test, self.histogram.fields, values), "count": count}
+                    for values, count in self.comparison.visited
+                    if self.histogram is not None
+                ],
                 "mismatches": [
                     {"outcome": show_outcome(self.test, self.histogram.fields, values), "count": count}
                     for values, count, _ in self.comparison.mismatches
