@@ -1,6 +1,6 @@
 """The C core, loaded with ctypes. It is optional: whoever asks for it must have a slower way, and say so."""
 
-from ctypes import CDLL
+from ctypes import CDLL, c_uint64
 from functools import cache
 from pathlib import Path
 
@@ -24,9 +24,28 @@ def _load() -> tuple[CDLL | None, str]:
             "engine runs: install a compiler (`apt-get install gcc libc6-dev`) and reinstall userfault."
         )
     try:
-        return CDLL(str(path), use_errno=True), ""
+        lib = CDLL(str(path), use_errno=True)
+        if not _is_of(lib, path.parent):
+            return None, (
+                f"The native core is of other C sources than those in {path.parent}, so the slower Python engine runs: "
+                "reinstall userfault (in a checkout: `make check`) to build it anew."
+            )
+        return lib, ""
     except OSError as error:
         return None, (
             f"The native core can't be loaded ({error}), so the slower Python engine runs: "
             "reinstall userfault on this machine to build it anew."
         )
+
+
+def _is_of(lib: CDLL, directory: Path) -> bool:
+    """Whether it was built of the sources beside it, as far as their length tells; without sources, or built by hand: yes."""
+    length = sum(path.stat().st_size for path in directory.glob("*.[ch]"))
+    if not length:
+        return True
+    try:
+        stamp = lib.uf_source_bytes
+    except AttributeError:
+        return False
+    stamp.restype = c_uint64
+    return stamp() in (0, length)
