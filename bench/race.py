@@ -43,7 +43,7 @@ def main() -> None:
     print(
         f"{len(os.sched_getaffinity(0))} x{model.partition(':')[2]}, Linux {platform.release()}, {rounds} rounds a run"
     )
-    print(f"load {os.getloadavg()[0]:.1f}; era {running_era()[0]}")
+    print(f"load {os.getloadavg()[0]:.1f}; era {running_era().name}")
     print("| test | rounds/s | C program, rounds/s | ratio | outcomes seen of the model's |")
     print("| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name:
@@ -71,7 +71,8 @@ def row(name: str, rounds: int, folder: Path) -> str:
         theirs.append(rounds / max(float(seconds[1]), 0.01))
     covered = "not modelled"
     if not test.kernel_only:
-        found = compare(make_histogram(test, lowered.fields, seen), running_era()[0])
+        era = running_era()
+        found = compare(make_histogram(test, lowered.fields, seen), era.name, differences=era.differences)
         covered = f"{len(found.allowed) - found.unseen} of {len(found.allowed)}, {len(found.mismatches)} not allowed"
     a, b = statistics.median(ours), statistics.median(theirs)
     return f"| {name} | {a:,.0f} | {b:,.0f} | {a / b:.2f} | {covered} |"

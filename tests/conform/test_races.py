@@ -14,15 +14,17 @@ from userfault.cli import cli
 from userfault.cli.guest import Guest, Stage, alone
 from userfault.cli.run import raced_there
 from userfault.conform.needs import NEEDS, missing
+from userfault.conform.races import eras
 from userfault.conform.races.compare import Comparison, compare
 from userfault.conform.races.histogram import make_histogram, render
 from userfault.conform.races.lower import Unrunnable, lower
 from userfault.conform.races.needs import borrowed
-from userfault.conform.races.report import report
+from userfault.conform.races.report import report, summary
 from userfault.conform.races.run import Run, from_json, hold_against_model, run_test
 from userfault.kernel.race import WAITS, Outcomes
 from userfault.litmus import ast, library, load
 from userfault.litmus.read import read
+from userfault.model.era import ERAS
 
 
 @pytest.fixture
@@ -82,6 +84,45 @@ def test_a_stranger_s_reference_is_the_kernel_s_freedom_and_nothing_else_is() ->
     done = Run(test, histogram=make_histogram(test, test.outcome, seen), seen=seen, era="v6.18")
     hold_against_model(done)
     assert done.validated and not done.surprise and done.histogram is not None and not done.histogram.validated
+
+
+def test_a_kernel_between_eras_is_held_against_what_it_was_found_to_be() -> None:
+    # On a kernel without F-10 its EEXIST is a mismatch.
+    test, forgot = load("move-huge+load-dst"), (-17, -7, -1, 1)
+    seen = Outcomes({forgot: 1}, rounds=1)
+    done = Run(test, histogram=make_histogram(test, test.outcome, seen), seen=seen, era="v6.18")
+    done.differences = {"move_keeps_eagain": False, "move_batches": False}
+    done = from_json(test, json.loads(json.dumps(done.json())))
+    hold_against_model(done)
+    assert done.comparison is not None
+    assert [values for values, _, _ in done.comparison.mismatches] == [forgot]
+    assert "Nearest of the model: 0:r0=2;" in report(done)
+    assert "the model of this kernel is v6.18 with move_keeps_eagain=False, move_batches=False" in summary([done])
+    assert ERAS["v6.18"].move_keeps_eagain and ERAS["v6.18"].move_batches
+
+
+@pytest.mark.parametrize(
+    ("moved", "found"),
+    [
+        (-16, {"move_split_is_busy": True}),
+        (-17, {"move_split_is_busy": False, "move_keeps_eagain": True, "move_batches": True}),
+        (1, {"move_split_is_busy": False, "move_keeps_eagain": False, "move_batches": False}),
+        (-1, {}),
+    ],
+)
+def test_what_a_held_huge_page_says_of_a_kernel(
+    moved: int, found: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eras, "run_race", lambda *_, **__: Outcomes({(moved,): 1}, rounds=1))
+    assert eras.split_while_held() == found
+    assert all(hasattr(ERAS["v6.18"], name) for name in found)
+
+
+def test_the_running_kernel_is_asked_which_era_it_is(need: Callable[..., None]) -> None:
+    need("userfaultfd", "move")
+    era = eras.running_era()
+    assert era.name in ERAS
+    assert all(getattr(ERAS[era.name], name) != answer for name, answer in era.differences.items())
 
 
 def test_a_model_that_breaks_as_its_author_expects_is_no_bound() -> None:

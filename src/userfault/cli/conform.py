@@ -144,8 +144,10 @@ def command(
     if name == "quirks":
         from ..conform.races.eras import running_era
 
-        era, known = running_era()
-        click.echo(f"era of the litmus tests: {era}{f' stands in: {known}' if known else ''}")
+        era = running_era()
+        click.echo(f"era of the litmus tests: {era.name}{f' stands in: {era.known}' if era.known else ''}")
+        for flag, answer in era.differences.items():
+            click.echo(f"the kernel differs from it: {flag}={answer}")
         for line in quirks.lines(quirks.running()):
             click.echo(line)
         return

@@ -6,6 +6,8 @@ folds the answer, so a function compiled for an era holds the steps of that era 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 
@@ -177,6 +179,19 @@ V6_18 = replace(
 ERAS = {each.name: each for each in (V3_10, V3_10_SEED, V6_8, V6_18)}
 
 era = Era()
+
+
+@contextmanager
+def differing(name: str, differences: Mapping[str, bool]) -> Iterator[None]:
+    """The named era with some of its differences otherwise, for whoever uses it meanwhile: a kernel between two eras."""
+    whole = ERAS[name]
+    ERAS[name] = replace(whole)
+    for field, answer in differences.items():
+        setattr(ERAS[name], field, answer)
+    try:
+        yield
+    finally:
+        ERAS[name] = whole
 
 
 def use(name: str) -> Era:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from ...check.engine import fewest_switches, run
 from ...check.errors import CheckError
@@ -12,6 +13,7 @@ from ...check.result import Move, Options
 from ...litmus import LitmusError, Test, compile_outcomes, outcome_program
 from ...litmus.ast import Column, Operation, Vma
 from ...litmus.operations import OPERATIONS
+from ...model.era import differing
 from .histogram import Histogram
 from .lower import Unrunnable
 
@@ -33,7 +35,7 @@ class Nearest:
 class Comparison:
     """allowed: what the model allows, seen or not. complete: False if the model was not explored to the end, so that
     "not allowed" can't be said. mismatches: seen, how often, and the nearest that is allowed (None: nothing is). visited: seen, and
-    how often, where the model allows it if a stranger looks at a page meanwhile.
+    how often, where the model allows it if a stranger looks at a page meanwhile. differences: in what the era was otherwise.
     """
 
     era: str
@@ -44,10 +46,25 @@ class Comparison:
     mismatches: tuple[tuple[Outcome, int, Nearest | None], ...]
     unseen: int
     visited: tuple[tuple[Outcome, int], ...] = ()
+    differences: Mapping[str, bool] = field(default_factory=dict)
 
 
-def compare(histogram: Histogram, era: str, options: Options | None = None, engine: str = "auto") -> Comparison:
-    """Explore the test on an era and look up what was seen. Raises Unrunnable where the era has no such test."""
+def compare(
+    histogram: Histogram,
+    era: str,
+    options: Options | None = None,
+    engine: str = "auto",
+    differences: Mapping[str, bool] = MappingProxyType({}),
+) -> Comparison:
+    """Explore the test on an era and look up what was seen. differences: of the kernel's from the era.
+
+    Raises Unrunnable where the era has no such test.
+    """
+    with differing(era, differences):
+        return replace(_compare(histogram, era, options, engine), differences=differences)
+
+
+def _compare(histogram: Histogram, era: str, options: Options | None, engine: str) -> Comparison:
     test = histogram.test
     if test.kernel_only:
         raise Unrunnable(f"no era of the model runs it: {test.kernel_only}", "without --compare, the kernel alone")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from errno import EBUSY
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from errno import EBUSY, EEXIST
 from functools import cache
 
 from ...kernel.race import Op, Race, run_race
+from ...kernel.uapi import Advice
 from ...model.era import ERAS
-from .lower import MISSING, READ, SMALL, WRITE
+from .. import quirks
+from .lower import BLOCK, MISSING, READ, SMALL, WRITE
 
 NO_MOVE = "this kernel has no UFFDIO_MOVE, whose tests are skipped; see `userfault conform --profile quirks` for what else differs"
 DIFFERENCES = {
@@ -16,28 +20,77 @@ DIFFERENCES = {
 """What an era that stands in for another kernel is known to get wrong."""
 
 
+@dataclass(frozen=True)
+class RunningEra:
+    """name: the newest modelled era whose probes the kernel passes; known: what is known to differ, and is not modelled;
+    differences: fields of the era that are otherwise on this kernel.
+    """
+
+    name: str
+    known: str = ""
+    differences: Mapping[str, bool] = field(default_factory=dict)
+
+
 @cache
-def running_era() -> tuple[str, str]:
-    """(era, what is known to differ): the newest modelled era whose probes this kernel passes.
+def running_era() -> RunningEra:
+    """What the running kernel is.
 
     What tells the eras apart is UFFDIO_MOVE. A kernel without it has the newest, of which it does the rest.
     """
-    moved = _probe()
+    moved = _moves_zero_page()
     if moved < 0 and moved != -EBUSY:
-        return "v6.18", NO_MOVE
+        return RunningEra("v6.18", NO_MOVE, _differences("v6.18"))
     # To v6.8 the zero page is busy; later it moves like any other.
-    if moved == 1 and "v6.18" in ERAS:
-        return "v6.18", ""
-    return "v6.8", DIFFERENCES["v6.8"] if moved == 1 else ""
+    if moved == 1:
+        return RunningEra("v6.18", "", _differences("v6.18", **split_while_held()))
+    return RunningEra("v6.8")
 
 
-def _probe() -> int:
+def _differences(name: str, **found: bool) -> Mapping[str, bool]:
+    """What was found, and the quirks that are the model's, as far as the era has them otherwise."""
+    found |= {each: getattr(quirks.running(), each) for each in quirks.IN_THE_MODEL}
+    return {field: answer for field, answer in found.items() if answer != getattr(ERAS[name], field)}
+
+
+RW = READ | WRITE
+
+
+def _moves_zero_page() -> int:
     """What UFFDIO_MOVE of a zero page returns: pages, or the negative errno."""
     setup = (
-        Op("map", (0, SMALL, 0, READ | WRITE)),
+        Op("map", (0, SMALL, 0, RW)),
         Op("touch", (0,)),
-        Op("map", (2 * SMALL, SMALL, 0, READ | WRITE)),
+        Op("map", (2 * SMALL, SMALL, 0, RW)),
         Op("register", (2 * SMALL, SMALL, MISSING)),
     )
     seen = run_race(Race((setup,), ((0, (Op("move", (2 * SMALL, 0, SMALL, 0), 0),)),), ((),), 1), 1)
     return next(iter(seen.counts), (seen.failure,))[0]
+
+
+HELD_MS = 50
+
+
+def split_while_held() -> dict[str, bool]:
+    """What UFFDIO_MOVE does with a part of a huge page to which somebody has a reference for a moment, in a pipe.
+
+    It says so (EBUSY), or tries again until the reference is gone; and then it may have forgotten that it moved the part.
+    """
+    setup = (
+        Op("map", (0, BLOCK, 0, RW)),
+        Op("huge", (0, 1, 0)),
+        Op("advise", (SMALL, SMALL, Advice.DONTNEED)),
+        Op("vmsplice", (2 * SMALL, 0)),
+        Op("map", (2 * BLOCK, BLOCK, 0, RW)),
+        Op("register", (2 * BLOCK, BLOCK, MISSING)),
+    )
+    mover = (Op("move", (2 * BLOCK, 0, SMALL, 0), 0),)
+    holder = (Op("event", (HELD_MS,)), Op("splice", (0, 0)))
+    seen = run_race(Race((setup,), ((0, mover), (0, holder)), ((),), 1, huge=True), 1)
+    moved = next(iter(seen.counts), (0,))[0]
+    if moved == -EBUSY:
+        return {"move_split_is_busy": True}
+    if moved not in (1, -EEXIST):
+        return {}  # No huge page, or nobody to hold it: not asked.
+    # One change brought both the batches and the forgetting.
+    forgets = moved == -EEXIST
+    return {"move_split_is_busy": False, "move_keeps_eagain": forgets, "move_batches": forgets}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ...check.trace import render as render_trace
 from ...litmus import outcome_program
+from ...model.era import differing
 from .histogram import render, show_outcome
 from .run import Run
 
@@ -48,8 +49,9 @@ def report(done: Run) -> str:
                 lines.append("the model allows nothing")
                 continue
             lines.append(f"Nearest of the model: {show_outcome(done.test, done.histogram.fields, near.values)}")
-            program = outcome_program(done.test, near.era, near.whole)
-            lines.append(render_trace(program, near.schedule).rsplit("\nbroken:", 1)[0].rstrip())
+            with differing(near.era, found.differences):
+                program = outcome_program(done.test, near.era, near.whole)
+                lines.append(render_trace(program, near.schedule).rsplit("\nbroken:", 1)[0].rstrip())
     return "\n".join(lines)
 
 
@@ -71,6 +73,9 @@ def summary(done: Sequence[Run]) -> str:
     text += f"; SURPRISES: {', '.join(surprises)}" if surprises else "; no surprise"
     if skipped:
         text += f"; {len(skipped)} skipped"
+    if differences := next((each.differences for each in ran if each.differences), {}):
+        said = ", ".join(f"{name}={answer}" for name, answer in differences.items())
+        text += f"\nthe model of this kernel is v6.18 with {said}"
     if known := next((f"{each.era} stands in for this kernel: {each.known}" for each in ran if each.known), ""):
         text += f"\n{known}"
     return "\n".join([text, *(f"skipped {each.test.name}: {each.skipped}" for each in skipped)])

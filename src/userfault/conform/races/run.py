@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...kernel.race import WAITS, Outcomes, run_race
@@ -19,7 +19,9 @@ from .needs import require
 
 @dataclass
 class Run:
-    """What came of a test. skipped: why it did not run, with the remedy; not_compared: why no model was asked."""
+    """What came of a test. skipped: why it did not run, with the remedy; not_compared: why no model was asked. era, known and
+    differences are RunningEra's.
+    """
 
     test: Test
     skipped: str = ""
@@ -29,6 +31,7 @@ class Run:
     not_compared: str = ""
     era: str = ""
     known: str = ""
+    differences: Mapping[str, bool] = field(default_factory=dict)
     hang: str = ""
 
     @property
@@ -125,7 +128,7 @@ class Run:
                     if self.histogram is not None
                 ],
             }
-        out |= {"kernel_era": self.era, "known": self.known}
+        out |= {"kernel_era": self.era, "known": self.known, "differences": dict(self.differences)}
         out["not_compared"] = self.not_compared
         out["surprise"] = self.surprise
         return out
@@ -156,7 +159,8 @@ def run_test(
         stands = [f"P{t} in `{_operation(test, t, at)}`" for t, at in seen.hangs]
         out.hang = f"round {seen.rounds + 1} did not end within {patience:g} s: {', '.join(stands) or 'no thread runs'}"
     out.histogram = make_histogram(test, lowered.fields, seen)
-    out.era, out.known = running_era()
+    era = running_era()
+    out.era, out.known, out.differences = era.name, era.known, era.differences
     if comparing:
         hold_against_model(out)
     return out
@@ -169,14 +173,14 @@ def hold_against_model(done: Run) -> None:
     try:
         if not done.era:
             raise Unrunnable(f"the model has no era for this kernel ({done.known})", "run without --compare")
-        done.comparison = compare(done.histogram, done.era)
+        done.comparison = compare(done.histogram, done.era, differences=done.differences)
     except Unrunnable as why:
         done.not_compared = str(why)
 
 
 def from_json(test: Test, row: Mapping[str, Any]) -> Run:
     """What `Run.json` gave of the test elsewhere, on another kernel say; not compared."""
-    done = Run(test, skipped=row["skipped"], era=row["kernel_era"], known=row["known"])
+    done = Run(test, skipped=row["skipped"], era=row["kernel_era"], known=row["known"], differences=row["differences"])
     if "histogram" in row:
         seen = done.seen = Outcomes(
             {tuple(each["values"]): each["count"] for each in row["histogram"]},
