@@ -184,7 +184,7 @@ def command(
         sequence = report.from_json(Path(replay).read_text() if replay[0] != "[" else replay)
         if as_c:
             title = f"userfault conform --profile {name}"
-            click.echo(emit.c_program(sequence, profile.window, title, quirks.running().lacking), nl=False)
+            click.echo(emit.c_program(sequence, profile, title, quirks.running().lacking), nl=False)
             return
         with surroundings(profile):
             result = check(profile, sequence)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ..kernel.agent import Agent, Seen
+from ..kernel.agent import Agent, Message, Seen
 from ..model.lang import ModelError, WouldBlock
 from . import operations
 from .generate import Profile
-from .operations import Op, Outcome
+from .operations import CONTEXT_FD, Op, Outcome
 from .quirks import running
 from .sandbox import prepare
-from .world import State, World
+from .world import WATCHED, State, World
 
 SECONDS = 15.0
 AREAS = 8
@@ -38,6 +38,8 @@ class Divergence:
     kernel_states: tuple[State, ...] = ()
     places: tuple[tuple[int, int], ...] = ()
     note: str = ""
+    model_messages: tuple[Message, ...] = ()
+    kernel_messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Step:
     outcome: Outcome = Outcome(0)  # noqa: RUF009 (a value)
     states: tuple[State, ...] = ()
     broken: str = ""
+    messages: tuple[Message, ...] = ()
+    """What userfaultfds said of it."""
 
 
 def perform(op: Op, world: World) -> Step:
@@ -56,14 +60,19 @@ def perform(op: Op, world: World) -> Step:
         outcome = operations.apply(op, world)
     except (ModelError, WouldBlock) as error:
         return Step(op, broken=f"{type(error).__name__}: {error}")
-    return Step(op, outcome, tuple(world.observe()))
+    return Step(op, outcome, tuple(world.observe()), messages=world.told())
 
 
 def compare(agent: Agent, profile: Profile, steps: Sequence[Step]) -> Divergence | int:
     """Do on the kernel what was done on the model. The first divergence, or how many operations agree."""
     commands = [operations.command(step.op, profile.window.base) for step in steps]
     run = agent.run(
-        commands, partial(prepare, profile.huge, running().lacking), seconds=SECONDS, slice=profile.slice, areas=AREAS
+        commands,
+        partial(prepare, profile.huge, running().lacking, profile.contexts),
+        seconds=SECONDS,
+        slice=profile.slice,
+        areas=AREAS,
+        userfaultfds=(len(WATCHED), CONTEXT_FD, profile.window.base) if profile.contexts is WATCHED else (0, 0, 0),
     )
     done = tuple(step.op for step in steps)
     for at, step in enumerate(steps):
@@ -74,9 +83,31 @@ def compare(agent: Agent, profile: Profile, steps: Sequence[Step]) -> Divergence
         kernel = operations.outcome(op, run.answers[at])
         if step.broken:
             return Divergence(done, at, f"{op.name}: the model broke", None, kernel, note=step.broken)
-        seen = run.records[at]
+        seen, told = run.records[at], tuple(run.messages[at])
         if step.outcome != kernel:
-            return Divergence(done, at, f"{op.name}: result", step.outcome, kernel, step.states, kept(seen))
+            return Divergence(
+                done,
+                at,
+                f"{op.name}: result",
+                step.outcome,
+                kernel,
+                step.states,
+                kept(seen),
+                model_messages=step.messages,
+                kernel_messages=told,
+            )
+        if step.messages != told:
+            return Divergence(
+                done,
+                at,
+                f"{op.name}: messages",
+                step.outcome,
+                kernel,
+                step.states,
+                kept(seen),
+                model_messages=step.messages,
+                kernel_messages=told,
+            )
         difference = differ(step.states, seen)
         if difference:
             what, places = difference

@@ -85,7 +85,9 @@ def sequence_of(profile: Profile, seed: int, number: int) -> tuple[Op, ...]:
 
 def steps_of(profile: Profile, seed: int, number: int) -> list[Step]:
     """Sequence `number` of a run, with what the model says to it. One that breaks the model ends there."""
-    world = World(profile.window, agent_for(profile.name).hash_page, running(), slice=profile.slice)
+    world = World(
+        profile.window, agent_for(profile.name).hash_page, running(), slice=profile.slice, features=profile.contexts
+    )
     generator = Generator(profile, random.Random(f"{profile.name}/{seed}/{number}"), world)
     steps: list[Step] = []
     while len(steps) < profile.length and not (steps and steps[-1].broken):
@@ -102,7 +104,7 @@ def agent_for(name: str) -> Agent:
 def check(profile: Profile, sequence: Sequence[Op]) -> Divergence | int:
     """Do a sequence on a fresh model and a fresh process: the first divergence, or how many operations agree."""
     agent = agent_for(profile.name)
-    world = World(profile.window, agent.hash_page, running(), slice=profile.slice)
+    world = World(profile.window, agent.hash_page, running(), slice=profile.slice, features=profile.contexts)
     steps: list[Step] = []
     for op in sequence:
         steps.append(perform(op, world))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..kernel.agent import MASK, Command
+from ..kernel.agent import MASK, MEANWHILE, Command
 from ..kernel.uapi import Feature
 from . import operations
+from .generate import Profile
 from .operations import CONTEXT_FD, PIDFD, Op
-from .world import CONTEXTS, Window
+from .world import WATCHED
 
 HEAD = """\
 // SPDX-License-Identifier: Apache-2.0
 // {title}
-// Build: gcc -O2 -Wall -o reproducer FILE.c; run as root (page frames are shown to root only).
+// Build: gcc -O2 -Wall -pthread -o reproducer FILE.c; run as root (page frames are shown to root only).
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -30,11 +33,12 @@ HEAD = """\
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define ORIGIN {origin:#x}UL
 #define BASE {base:#x}UL
 #define PAGES {pages}
 #define PROCESSES 8
 
-enum {{ SYSCALL, LOAD, STORE, FORK, EXIT }};
+enum {{ SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE }};
 
 // process: who does it. pointers: bit i says that argument i is an offset into scratch. out: the scratch word to print, or -1.
 static struct op {{
@@ -54,6 +58,7 @@ TAIL = """\
 enum { OPS = sizeof(ops) / sizeof(ops[0]) };
 static sigjmp_buf escape;
 static volatile int *turn; // the operation whose time it is, shared by all processes
+static volatile int *meanwhile, *reading; // what is done while a message is unread, plus 1; whether one is being read
 
 static void on_signal(int number)
 {
@@ -133,11 +138,16 @@ static void perform(int n, int me)
 			_exit(0);
 		}
 		break;
+	case MEANWHILE:
+		*meanwhile = n + 1;
+		break;
 	case EXIT:
 		printf("%3d  %s\\n", n, op->text);
 		fflush(stdout);
 		_exit(0); // whoever reaps us goes on to the next operation
 	}
+	while (*reading)
+		sched_yield();
 	printf("%3d  %s: ", n, op->text);
 	if (caught)
 		printf("signal %d\\n", caught);
@@ -152,6 +162,7 @@ static void perform(int n, int me)
 	(void)me;
 }
 
+READER
 int main(void)
 {
 	struct sigaction action = {.sa_handler = on_signal};
@@ -160,6 +171,8 @@ int main(void)
 
 	setvbuf(stdout, NULL, _IOFBF, 1 << 16);
 	turn = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	meanwhile = turn + 1;
+	reading = turn + 2;
 	CPU_ZERO(&one);
 	CPU_SET(0, &one);
 	sched_setaffinity(0, sizeof(one), &one);
@@ -169,7 +182,7 @@ int main(void)
 	sigaction(SIGBUS, &action, NULL);
 	for (unsigned i = 0; i < sizeof(features) / sizeof(features[0]); i++) {
 		uint64_t api[3] = {0xaa, features[i], 0};
-		int fd = syscall(323, 0); // userfaultfd
+		int fd = syscall(323, O_NONBLOCK); // userfaultfd
 
 		if (fd < 0 || ioctl(fd, 0xc018aa3f, api)) {
 			perror("userfaultfd");
@@ -179,21 +192,109 @@ int main(void)
 		close(fd);
 	}
 	dup2(syscall(434, getpid(), 0), PIDFD); // pidfd_open
+START
 	run(0, 0);
 	return 0;
 }
 """
 
 
-def c_program(sequence: Sequence[Op], window: Window, title: str, lacking: Feature = Feature(0)) -> str:  # noqa: B008
+READER = """\
+struct message {
+	unsigned char event, reserved[7];
+	uint64_t word[3];
+};
+
+static int contexts;
+
+static long result(int fd, unsigned long request, uint64_t *argument)
+{
+	return ioctl(fd, request, argument) ? -errno : 0;
+}
+
+// Zeroes in odd pages, else the page's number.
+static void resolve(int number, const struct message *m)
+{
+	static uint64_t filled[512] __attribute__((aligned(4096)));
+	uint64_t address = m->word[1] & -4096UL, page = (address - ORIGIN) / 4096;
+	uint64_t range[4] = {address, 4096}, copy[5] = {address, (uint64_t)filled, 4096};
+	long failed = 0;
+
+	if (m->word[0] & 2)
+		printf("     resolved: %ld\\n", failed = result(FIRST_FD + number, 0xc018aa06, range));
+	else if (page & 1)
+		printf("     resolved: %ld\\n", failed = result(FIRST_FD + number, 0xc020aa04, range));
+	if (!(m->word[0] & 2) && (!(page & 1) || failed)) {
+		filled[0] = page;
+		printf("     resolved: %ld\\n", failed = result(FIRST_FD + number, 0xc028aa03, copy));
+	}
+	if (failed)
+		ioctl(FIRST_FD + number, 0x8010aa02, range);
+}
+
+static void read_message(int number)
+{
+	struct message m;
+	int n = *meanwhile - 1;
+
+	if (n >= 0) {
+		*meanwhile = 0;
+		printf("     meanwhile %ld\\n", result(ops[n].arg[0], ops[n].arg[1], ops[n].scratch));
+	}
+	if (read(FIRST_FD + number, &m, sizeof(m)) != sizeof(m))
+		return;
+	printf("     userfaultfd %d says %#x", number, m.event);
+	if (m.event == 0x13) { // fork
+		printf(" %d\\n", contexts);
+		dup2(m.word[0], FIRST_FD + contexts++);
+		close(m.word[0]);
+	} else if (m.event == 0x12) { // pagefault
+		printf(" page %ld flags %ld\\n", (long)((m.word[1] - ORIGIN) / 4096), (long)m.word[0]);
+		resolve(number, &m);
+	} else {
+		printf(" page %ld to %ld\\n", (long)((m.word[0] - ORIGIN) / 4096), (long)((m.word[1] - ORIGIN) / 4096));
+	}
+}
+
+static void *read_messages(void *unused)
+{
+	for (;;) {
+		struct pollfd fds[256];
+		int all = contexts;
+
+		for (int i = 0; i < all; i++)
+			fds[i] = (struct pollfd){FIRST_FD + i, POLLIN, 0};
+		poll(fds, all, -1);
+		*reading = 1;
+		for (int i = 0; i < all; i++)
+			if (fds[i].revents & POLLIN)
+				read_message(i);
+		fflush(stdout);
+		*reading = 0;
+	}
+	return unused;
+}
+
+"""
+
+START = """\
+	pthread_t reader;
+	contexts = sizeof(features) / sizeof(features[0]);
+	pthread_create(&reader, NULL, read_messages, NULL);
+"""
+
+
+def c_program(sequence: Sequence[Op], profile: Profile, title: str, lacking: Feature = Feature(0)) -> str:  # noqa: B008
     """The program, for a kernel that is lacking some features. Where the profile needs swap, there must be some."""
+    window, watched = profile.window, profile.contexts is WATCHED
     rows = []
     for op in sequence:
         command = operations.command(op, window.base)
         rows.append(row(op, command))
-    head = HEAD.format(title=title, base=window.start, pages=window.pages, ops="\n".join(rows))
-    features = ", ".join(f"{int(each & ~lacking):#x}" for each in CONTEXTS)
-    return head + TAIL.replace("{FEATURES}", f"{{{features}}}").replace("FIRST_FD", str(CONTEXT_FD)).replace(
+    head = HEAD.format(title=title, origin=window.base, base=window.start, pages=window.pages, ops="\n".join(rows))
+    features = ", ".join(f"{int(each & ~lacking):#x}" for each in profile.contexts)
+    tail = TAIL.replace("READER\n", READER if watched else "").replace("START\n", START if watched else "")
+    return head + tail.replace("{FEATURES}", f"{{{features}}}").replace("FIRST_FD", str(CONTEXT_FD)).replace(
         "PIDFD", str(PIDFD)
     )
 
@@ -201,8 +302,8 @@ def c_program(sequence: Sequence[Op], window: Window, title: str, lacking: Featu
 def row(op: Op, command: Command) -> str:
     arguments = ", ".join(f"{value & MASK:#x}" for value in command.arguments)
     scratch = ", ".join(f"{value & MASK:#x}" for value in command.scratch)
-    kind = ("SYSCALL", "LOAD", "STORE", "FORK", "EXIT")[command.kind]
-    out = operations.KINDS[op.name].out
+    kind = ("SYSCALL", "LOAD", "STORE", "FORK", "EXIT", "MEANWHILE")[command.kind]
+    out = -1 if command.kind == MEANWHILE else operations.KINDS[op.name].out
     return (
         f"\t{{{op.process}, {kind}, {command.number}, {{{arguments or 0}}}, {command.pointers:#x}, {out}, "
         f'{{{scratch or 0}}}, "{operations.text(op)}"}},'

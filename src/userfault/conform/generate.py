@@ -9,10 +9,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..kernel.uapi import Feature
 from ..model.mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
 from ..model.mm_types import page as Page
-from .operations import ADVICE, Op
-from .world import HUGE_PAGES, PAGE, Window, World
+from .operations import ADVICE, MEANWHILES, OF_USERFAULTFD, Op
+from .world import CONTEXTS, HUGE_PAGES, PAGE, WATCHED, Window, World
 
 BASE = 0x2000_0000_0000
 
@@ -22,7 +23,7 @@ class Profile:
     """What sequences are like. length: operations in one; weights: how often each operation comes.
 
     swap: the machine must have swap on a RAM disk. huge: huge pages are allowed. slice: pages whose contents are looked at after
-    each operation (0: all). cost: of an operation, in operations of other profiles.
+    each operation (0: all). cost: of an operation, in operations of other profiles. contexts: the userfaultfds' features.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Profile:
     huge: bool = False
     slice: int = 0
     cost: int = 1
+    contexts: tuple[Feature, ...] = CONTEXTS
 
 
 MOVES = Profile(
@@ -183,14 +185,49 @@ HUGE = Profile(
     slice=256,
     cost=4,
 )
-PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, HUGE)}
+EVENTS = Profile(
+    "events",
+    "userfaultfds with a reader: what they say, in which order, and what is refused while it is unread; their children's after forks",
+    Window(BASE, HUGE_PAGES - 14, 24),
+    120,
+    {
+        "mmap": 5,
+        "munmap": 5,
+        "load": 14,
+        "store": 18,
+        "populate_write": 3,
+        "populate_read": 2,
+        "dontneed": 10,
+        "free": 4,
+        "dontneed_locked": 1,
+        "register": 12,
+        "unregister": 2,
+        "move": 14,
+        "copy": 10,
+        "zeropage": 5,
+        "poison": 2,
+        "writeprotect": 10,
+        "wake": 1,
+        "continue": 1,
+        "mprotect": 3,
+        "mremap": 12,
+        "guard_install": 1,
+        "process_madvise": 2,
+        "fork": 6,
+        "exit": 5,
+        **dict.fromkeys(MEANWHILES, 2),
+    },
+    contexts=WATCHED,
+)
+PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, EVENTS, HUGE)}
 
 
 RW = int(vm.READ | vm.WRITE)
 ACCESS = int(vm.READ | vm.WRITE | vm.EXEC)
 NOTHING, HUGE_PART = pte_t(), pte_t(kind=PteKind.PRESENT)
 TRIES = 8
-OF_USERFAULTFD = ("register", "unregister", "move", "copy", "zeropage", "poison", "writeprotect")
+UNMAPPED = -64 * PAGE
+"""Where nothing is mapped: a source that no fault can hold up."""
 
 
 class Generator:
@@ -200,7 +237,9 @@ class Generator:
         self.profile, self.rng, self.world = profile, rng, world
         weights = {name: weight for name, weight in profile.weights.items() if name not in world.quirks.operations}
         self.names, self.totals = list(weights), list(weights.values())
-        self.main = rng.choice((0, 0, 1, 2))
+        self.watched = profile.contexts is WATCHED
+        self.main = rng.choice(range(len(WATCHED)) if self.watched else (0, 0, 1, 2))
+        self.child = -1
         self.at = 0
 
     def draw(self) -> Op:
@@ -230,12 +269,20 @@ class Generator:
         process = self.rng.choice(processes)
         if name in OF_USERFAULTFD and self.maybe(0.9):
             process = 0
-        mm = self.world.processes[process]
-        assert mm is not None
-        draw = getattr(self, f"draw_{name}", self.range_in)
+        mm = self.world.mm_of(process)
+        if name in MEANWHILES:
+            process, mm = 0, self.world.mm_of(0)
+        children = self.world.contexts[len(WATCHED) :]
+        self.child = -1
+        if self.watched and children and name in OF_USERFAULTFD + MEANWHILES and self.maybe(0.25):
+            self.child = self.rng.randrange(len(children)) + len(WATCHED)
+            mm = self.world.contexts[self.child].mm
+        draw = getattr(self, f"draw_{name.removeprefix('meanwhile_')}", self.range_in)
         if self.profile.huge and self.maybe(0.5):
             draw = getattr(self, f"huge_{name}", draw)
         args: tuple[int, ...] = draw(mm)
+        if name == "meanwhile_copy":
+            args = (*args[:2], UNMAPPED, *args[3:])
         return Op(process, name, args)
 
     def huge_start(self, half: int) -> Op:
@@ -267,7 +314,9 @@ class Generator:
     def vma(self, mm: mm_struct, flags: int = 0, ctx: int = -1) -> vm_area_struct | None:
         """Some VMA with these flags, registered with that userfaultfd."""
         fit = [
-            vma for vma in mm.mmap if vma.vm_flags & flags == flags and (ctx < 0 or vma.ctx is self.world.contexts[ctx])
+            vma
+            for vma in mm.mmap
+            if vma.vm_flags & flags == flags and (ctx < 0 or vma.ctx in self.world.contexts[ctx : ctx + 1])
         ]
         return self.rng.choice(fit) if fit else None
 
@@ -357,6 +406,10 @@ class Generator:
 
     def fd(self) -> int:
         """Mostly the userfaultfd that the sequence is about, seldom another one."""
+        if self.child >= 0:
+            return self.child
+        if self.watched:
+            return self.main if self.maybe(0.7) else self.rng.randrange(len(self.world.contexts) + self.maybe(0.1))
         return self.main if self.maybe(0.96) else self.rng.randrange(3)
 
     def mode(self, bits: int) -> int:
@@ -480,6 +533,12 @@ class Generator:
 
     def draw_zeropage(self, mm: mm_struct) -> tuple[int, ...]:
         return (*self.registered(mm), self.mode(1))
+
+    def draw_continue(self, mm: mm_struct) -> tuple[int, ...]:
+        return (*self.registered(mm), self.mode(3))
+
+    def draw_wake(self, mm: mm_struct) -> tuple[int, ...]:
+        return self.registered(mm)
 
     def draw_poison(self, mm: mm_struct) -> tuple[int, ...]:
         return (*self.registered(mm), self.mode(1))

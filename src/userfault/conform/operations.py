@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..kernel.agent import EXIT, FORK, LOAD, MASK, STORE, SYSCALL, Answer, Command
+from ..kernel.agent import EXIT, FORK, LOAD, MASK, MEANWHILE, STORE, SYSCALL, Answer, Command
 from ..kernel.uapi import PAGE_SIZE_BYTES, Ioctl
 from ..model import fs_userfaultfd as uffd
 from ..model import madvise, mincore, mlock, mmap, mprotect, mremap, user
-from ..model.errno import EEXIST, EINVAL, ESRCH
+from ..model.errno import EBADF, EEXIST, EINVAL, ESRCH
 from ..model.fs_userfaultfd import UNWRITTEN
 from ..model.madvise import MADV
 from ..model.mm_types import mm_struct, vm
-from .world import World
+from .world import Meanwhile, World
 
 SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_IOCTL, SYS_MINCORE, SYS_MADVISE = 9, 10, 11, 16, 27, 28
 SYS_MREMAP, SYS_MUNLOCK, SYS_MLOCK2, SYS_PROCESS_MADVISE = 25, 150, 325, 440
@@ -24,7 +24,7 @@ ADDRESS_BITS = 47
 ADVICE = tuple(MADV)
 CONTEXT_FD = 200
 """The userfaultfds have this number and the following ones."""
-PIDFD = 210
+PIDFD = 199
 """Of the first process; all others inherit it."""
 
 
@@ -84,7 +84,7 @@ def accessed(result: int) -> Outcome:
 def fork_process(world: World, mm: mm_struct, child: int) -> Outcome:
     if not 0 < child < len(world.processes) or world.processes[child] is not None:
         return Outcome(-EEXIST)
-    world.processes[child] = world.forked(mm)
+    world.forked(mm, child)
     return Outcome(0)
 
 
@@ -275,6 +275,22 @@ KINDS["writeprotect"] = Kind(
     ),
 )
 
+KINDS["wake"] = Kind(
+    ("fd", "@addr", ":length"),
+    "UFFDIO_WAKE",
+    ioctl(Ioctl.WAKE, lambda base, a: (base + a[0], a[1])),
+    lambda world, mm, fd, addr, length: Outcome(uffd.userfaultfd_wake(world.contexts[fd], addr, length)),
+)
+KINDS["continue"] = Kind(
+    ("fd", "@addr", ":length", "mode"),
+    "UFFDIO_CONTINUE",
+    ioctl(Ioctl.CONTINUE, lambda base, a: (base + a[0], a[1], a[2], UNWRITTEN)),
+    lambda world, mm, fd, addr, length, mode: uffd_outcome(
+        uffd.userfaultfd_continue(world.contexts[fd], addr, length, mode)
+    ),
+    out=3,
+)
+
 
 def advise(advice: MADV) -> Callable[..., Outcome]:
     return lambda world, mm, addr, length: Outcome(madvise.sys_madvise(mm, addr, length, advice))
@@ -303,6 +319,51 @@ KINDS["process_madvise"] = Kind(
 )
 
 
+OF_USERFAULTFD = tuple(name for name, kind in KINDS.items() if kind.parameters[:1] == ("fd",))
+"""Ioctls of a userfaultfd, by a descriptor that a process need not have."""
+MEANWHILES = tuple(f"meanwhile_{name}" for name in OF_USERFAULTFD if name not in ("register", "unregister"))
+
+
+def meanwhile(kind: Kind) -> Kind:
+    """The ioctl, done by the first process when the next message of a userfaultfd waits to be read: that one refuses it."""
+
+    def command(base: int, process: int, args: tuple[int, ...]) -> Command:
+        fd, request, *_ = kind.command(base, process, args)[3]
+        return Command(MEANWHILE, process, 0, (fd, request, 0, kind.out), 0, kind.command(base, process, args).scratch)
+
+    def apply(world: World, mm: mm_struct, fd: int, *args: int) -> Outcome:
+        def act() -> Meanwhile:
+            done = with_descriptor(kind, world, world.mm_of(0), fd, *args)
+            return Meanwhile(done.result, done.out, woken(kind, args, done))
+
+        world.meanwhile = fd, act
+        return Outcome(0)
+
+    return Kind(kind.parameters, f"{kind.doc}, while the next message is unread", command, apply)
+
+
+def woken(kind: Kind, args: tuple[int, ...], done: Outcome) -> range:
+    """The addresses at which an ioctl has woken who waited: where it did something, unless it was told not to."""
+    named = dict(zip(kind.parameters[1:], args, strict=True))
+    mode = named.get("mode", 0)
+    length = max(done.out, 0) if kind.out >= 0 and done.out != UNWRITTEN else 0
+    if kind.out < 0 and done.result == 0:
+        length = named[":length"]
+    quiet = mode & 1 if kind.out >= 0 else mode
+    return range(args[0], args[0]) if quiet else range(args[0], args[0] + length)
+
+
+def with_descriptor(kind: Kind, world: World, mm: mm_struct, fd: int, *args: int) -> Outcome:
+    """The ioctl, if the process has the descriptor."""
+    if fd >= world.descriptors(mm):
+        return Outcome(-EBADF, UNWRITTEN if kind.out >= 0 else 0)
+    return kind.apply(world, mm, fd, *args)
+
+
+for _name in MEANWHILES:
+    KINDS[_name] = meanwhile(KINDS[_name.removeprefix("meanwhile_")])
+
+
 def command(op: Op, base: int) -> Command:
     """What the agent does for an operation in a window at `base`."""
     return KINDS[op.name].command(base, op.process, op.args)
@@ -329,6 +390,8 @@ def apply(op: Op, world: World) -> Outcome:
         args.append(value)
     if world.processes[op.process] is None:
         return Outcome(-ESRCH)
+    if op.name in OF_USERFAULTFD:
+        return with_descriptor(kind, world, world.mm(op.process), *args)
     return kind.apply(world, world.mm(op.process), *args)
 
 

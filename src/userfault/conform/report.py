@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from ..kernel.agent import VM_FLAGS
+from ..kernel.agent import MEANWHILE_DONE, RESOLVED, VM_FLAGS, Message
+from ..kernel.uapi import Event
 from . import words
 from .compare import Divergence
 from .operations import Op, Outcome, text
@@ -33,6 +34,9 @@ def lines(found: Divergence, first_page: int) -> Iterator[str]:
     yield ""
     yield f"model:  {outcome(found.model)}"
     yield f"kernel: {outcome(found.kernel)}"
+    if found.model_messages != found.kernel_messages:
+        for who, told in (("model", found.model_messages), ("kernel", found.kernel_messages)):
+            yield f"messages, {who}: {'; '.join(map(message, told)) or 'none'}"
     if found.note:
         yield f"note:   {found.note}"
     for state, seen in zip(found.model_states, found.kernel_states, strict=False):
@@ -57,6 +61,22 @@ def lines(found: Divergence, first_page: int) -> Iterator[str]:
             yield f"    contents: model {state.contents[at]:#x}, kernel {seen.contents[at]:#x}"
     if len(found.places) > 1:
         yield f"({len(found.places)} pages differ; a page that differs as the one before it is not listed)"
+
+
+def message(said: Message) -> str:
+    """`fd 0 REMOVE p511 p514`, addresses in pages from the window's base."""
+    name = {MEANWHILE_DONE: "meanwhile", RESOLVED: "resolved"}.get(said.event) or Event(said.event).name
+    words: tuple[object, ...] = (said.first, said.second)
+    if said.event in (Event.REMAP, Event.REMOVE, Event.UNMAP):
+        words = tuple(
+            f"p{each // 4096}"
+            for each in (said.first, said.second, said.third)[: 3 if said.event == Event.REMAP else 2]
+        )
+    elif said.event == Event.PAGEFAULT:
+        words = (f"p{said.first // 4096}", f"flags {said.second}", f"P{said.third}")
+    elif said.event == Event.FORK:
+        words = (f"child's fd {said.first}",)
+    return " ".join(map(str, (f"fd {said.fd}", name, *words)))
 
 
 def area(found: tuple[int, ...]) -> str:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..kernel.machine import THP, VM, machine
 from ..kernel.uapi import Feature
 from ..kernel.userfaultfd import Userfault
 from .operations import CONTEXT_FD, PIDFD
-from .world import CONTEXTS
 
 PR_SET_THP_DISABLE = 41
 SWAP_BYTES = 512 << 20
 VMA_READAHEAD = "/sys/kernel/mm/swap/vma_ra_enabled"
 
 
-def prepare(huge: bool, lacking: Feature) -> None:
+def prepare(huge: bool, lacking: Feature, contexts: Sequence[Feature]) -> None:
     """In the agent's process: one CPU, huge pages only where advised or (not `huge`) nowhere, a pidfd of it, and the userfaultfds,
     without the features that the kernel is lacking. Raises OSError.
     """
@@ -27,7 +26,7 @@ def prepare(huge: bool, lacking: Feature) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if not huge and libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_THP_DISABLE)")
-    for number, features in enumerate(CONTEXTS):
+    for number, features in enumerate(contexts):
         # The descriptor is the agent's from here on: it has its own number and is not closed.
         os.dup2(Userfault(features & ~lacking).fileno(), CONTEXT_FD + number)
     os.dup2(os.pidfd_open(os.getpid()), PIDFD)

@@ -76,7 +76,9 @@ def machine(profile: Profile, agent: Agent) -> type[RuleBasedStateMachine]:
 
         @initialize(data=st.data())
         def boot(self, data: st.DataObject) -> None:
-            self.world = World(profile.window, agent.hash_page, running(), slice=profile.slice)
+            self.world = World(
+                profile.window, agent.hash_page, running(), slice=profile.slice, features=profile.contexts
+            )
             self.steps: list[Step] = []
             self.numbers = Drawn()
             self.numbers.draw = data.draw

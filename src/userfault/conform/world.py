@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from ..kernel.agent import MEANWHILE_DONE, MESSAGES, RESOLVED, Message
 from ..kernel.uapi import Feature
 from ..model import era as eras
+from ..model import events
+from ..model import fs_userfaultfd as uffd
 from ..model import machine as machines
 from ..model.fork import sys_fork
+from ..model.lang import check
 from ..model.mm_types import (
     PmdKind,
     PteKind,
@@ -69,6 +73,14 @@ CONTEXTS = (
     Feature.SIGBUS | Feature.WP_UNPOPULATED | Feature.WP_ASYNC,
 )
 """The userfaultfds' features. Nobody resolves faults here, so that a touch of a missing page must not wait for it: SIGBUS."""
+EVENTS = Feature.EVENT_FORK | Feature.EVENT_REMAP | Feature.EVENT_REMOVE | Feature.EVENT_UNMAP
+WATCHED = (
+    Feature.SIGBUS | Feature.WP_UNPOPULATED | EVENTS,
+    Feature.SIGBUS | Feature.WP_UNPOPULATED | Feature.WP_ASYNC | Feature.EVENT_REMOVE | Feature.EVENT_UNMAP,
+    Feature.PAGEFAULT_FLAG_WP | Feature.WP_UNPOPULATED | Feature.THREAD_ID | EVENTS,
+    Feature.SIGBUS | Feature.EVENT_FORK | Feature.EVENT_REMAP,
+)
+"""Those of sequences in which somebody reads what they say, and resolves the faults of those without SIGBUS."""
 
 
 class Window(NamedTuple):
@@ -81,6 +93,14 @@ class Window(NamedTuple):
     @property
     def start(self) -> int:
         return self.base + self.first * PAGE
+
+
+class Meanwhile(NamedTuple):
+    """What an ioctl gave back that was done while a message was unread, and the addresses at which nobody waits any more."""
+
+    result: int
+    out: int
+    woken: range
 
 
 class State(NamedTuple):
@@ -108,6 +128,7 @@ class World:
         era: str = "v6.18",
         *,
         slice: int = 0,
+        features: Sequence[Feature] = CONTEXTS,
     ) -> None:
         self.window, self.quirks = window, quirks
         self._slice, self._observed = slice or window.pages, 0
@@ -118,7 +139,19 @@ class World:
         self.era.uffdio_poison = "poison" not in quirks.without
         self._anon = w.ANON | (w.KSM if quirks.anon_shows_ksm else 0)
         addresses = (MMAP_MIN_ADDR - window.base, TASK_SIZE - window.base, (1 << 64) - window.base)
-        machines.boot(page_shift=12, huge_order=9, split_vmas=True, synchronous_swap=True, addresses=addresses)
+        machines.boot(
+            page_shift=12,
+            huge_order=9,
+            split_vmas=True,
+            synchronous_swap=True,
+            addresses=addresses,
+            monitor=self._monitor if features is WATCHED else None,
+        )
+        self.messages: list[Message] = []
+        """What the userfaultfds said since the last observation."""
+        self.meanwhile: tuple[int, Callable[[], Meanwhile]] | None = None
+        """What is done while the next message waits to be read, to which userfaultfd."""
+        self._inherited = [0] * 8
         # One more than the window needs: accesses may go past its end.
         self._span = (-(-(window.first + window.pages) // HUGE_PAGES) + 1) * HUGE_PAGES
         self.processes: list[mm_struct | None] = [None] * 8
@@ -126,10 +159,11 @@ class World:
         self.contexts = [
             userfaultfd_ctx(
                 mm=first,
-                wp_unpopulated=bool(features & Feature.WP_UNPOPULATED),
-                wp_async=bool(features & Feature.WP_ASYNC),
+                wp_unpopulated=bool(each & Feature.WP_UNPOPULATED),
+                wp_async=bool(each & Feature.WP_ASYNC),
+                features=int(each),
             )
-            for features in (each & ~quirks.lacking for each in CONTEXTS)
+            for each in (each & ~quirks.lacking for each in features)
         ]
         self._compared = quirks.compared
         self.running = -1
@@ -150,15 +184,61 @@ class World:
             self.running = process
         return mm
 
-    def forked(self, mm: mm_struct) -> mm_struct:
-        """A child of the process."""
-        child = machines.new_mm(self._span)
+    def forked(self, mm: mm_struct, number: int) -> None:
+        """A child of the process becomes process `number`. It has its parent's descriptors, not those that come of the fork."""
+        self._inherited[number] = self.descriptors(mm)
+        child = self.processes[number] = machines.new_mm(self._span)
         sys_fork(mm, child)
-        return child
+
+    def descriptors(self, mm: mm_struct) -> int:
+        """How many userfaultfds a process has: the first one all, the others those that there were when they were forked."""
+        number = self.processes.index(mm)
+        return self._inherited[number] if number else len(self.contexts)
+
+    def told(self) -> tuple[Message, ...]:
+        """What userfaultfds said since this was asked last."""
+        said, self.messages = tuple(self.messages), []
+        return said
+
+    def _monitor(self, ctx: userfaultfd_ctx, message: events.uffd_msg) -> None:
+        """What the agent's reader does (native/agent.c): something else first, if so it was told; and faults are resolved."""
+        fd = self.contexts.index(ctx)
+        if self.meanwhile is not None:
+            (other, act), self.meanwhile = self.meanwhile, None
+            done = act()
+            self.messages.append(Message(MEANWHILE_DONE, other, done.result, done.out))
+            if message.event == events.EVENT_PAGEFAULT and other == fd and message.first in done.woken:
+                # Who waited tries again, and nobody reads of it.
+                return
+        if message.event == events.EVENT_FORK:
+            self.messages.append(Message(message.event, fd, len(self.contexts)))
+            assert message.child is not None
+            self.contexts.append(message.child)
+        elif message.event == events.EVENT_PAGEFAULT:
+            self.messages.append(Message(message.event, fd, message.first, message.second, self.running))
+            for result, out in self._resolve(ctx, message.first, message.second):
+                self.messages.append(Message(RESOLVED, fd, result, out))
+        else:
+            self.messages.append(Message(message.event, fd, message.first, message.second, message.third))
+
+    def _resolve(self, ctx: userfaultfd_ctx, addr: int, flags: int) -> Iterator[tuple[int, int]]:
+        """Results and output fields of what the reader resolves a fault with: zeroes in odd pages, else the page's number."""
+        failed = 0
+        if flags & events.FAULT_WP:
+            failed = uffd.userfaultfd_writeprotect(ctx, addr, PAGE, 0)
+            yield failed, 0
+        elif addr // PAGE & 1:
+            failed, out = uffd.userfaultfd_zeropage(ctx, addr, PAGE, 0)
+            yield failed, out
+        if not flags & events.FAULT_WP and (not addr // PAGE & 1 or failed):
+            failed, out = uffd.copy_data(ctx, addr, (addr // PAGE).to_bytes(8, "little"))
+            yield failed, out
+        check(len(self.messages) < MESSAGES, "resolved", "a fault comes again and again")
 
     def gone(self, mm: mm_struct) -> None:
         """The process has ended."""
         machines.machine.mms.remove(mm)
+        mm.allocated = False
         self.processes[self.processes.index(mm)] = None
         self.running = -1
 

@@ -21,7 +21,9 @@ from .uapi import PageIs
 
 PROCESSES = 8
 SCRATCH = 8
-SYSCALL, LOAD, STORE, FORK, EXIT = range(5)
+SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE = range(6)
+MEANWHILE_DONE, RESOLVED = 1, 2
+"""Messages of the agent's own among those of userfaultfds: what was done while one was unread, and what ended a fault."""
 
 VM_FLAGS = ("rd", "wr", "ex", "dc", "lo", "lf", "um", "uw", "hg", "nh", "wf", "dd", "ac")
 """What smaps calls the flags of VMAs that are compared."""
@@ -31,14 +33,19 @@ RESULT = struct.Struct("<qq8Q")
 VMAS_BYTES = 8 + 64 * 16
 HEADER_BYTES = VMAS_BYTES + 8 + 64 * 24
 CONTROL_BYTES = 8192
+MESSAGE = struct.Struct("<5q")
+MESSAGES = 32
+RECORD_HEAD_BYTES = 16 + MESSAGES * MESSAGE.size
 MASK = (1 << 64) - 1
 
 
 class Command(NamedTuple):
-    """One operation. kind: SYSCALL, LOAD, STORE, FORK or EXIT; process: who does it.
+    """One operation. kind: SYSCALL, LOAD, STORE, FORK, EXIT or MEANWHILE; process: who does it.
 
     number, arguments: the system call's; arguments whose bit is set in `pointers` are byte offsets into the scratch words, which
-    the call reads and writes. LOAD and STORE take an address and a word; FORK the new process's number.
+    the call reads and writes. LOAD and STORE take an address and a word; FORK the new process's number. MEANWHILE is an ioctl
+    (descriptor, request, 0, the scratch word with its output field or -1) that is done when the next message of a userfaultfd
+    waits to be read.
     """
 
     kind: int
@@ -55,6 +62,20 @@ class Answer(NamedTuple):
     value: int
     signal: int
     scratch: tuple[int, ...]
+
+
+class Message(NamedTuple):
+    """What a userfaultfd said: its number, and UFFD_EVENT_* with three words, addresses among them relative to the origin.
+
+    PAGEFAULT: address, flags, process. FORK: the number of the child's userfaultfd. REMAP: from, to, length. REMOVE, UNMAP: start,
+    end. MEANWHILE_DONE, RESOLVED: result and output field of an ioctl.
+    """
+
+    event: int
+    fd: int
+    first: int = 0
+    second: int = 0
+    third: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,12 @@ class Control(ctypes.Structure):
         ("look", ctypes.c_uint64),
         ("categories", ctypes.c_uint64),
         ("procmap_query", ctypes.c_uint64),
+        ("origin", ctypes.c_uint64),
+        ("contexts", ctypes.c_uint64),
+        ("first_context", ctypes.c_uint64),
+        ("meanwhile", ctypes.c_uint64),
+        ("messages", ctypes.c_uint64),
+        ("message", ctypes.c_uint64 * 5 * MESSAGES),
         ("pid", ctypes.c_int64 * PROCESSES),
         ("parent_pid", ctypes.c_int64 * PROCESSES),
         ("parent", ctypes.c_int32 * PROCESSES),
@@ -113,6 +140,8 @@ class Run:
     done: int
     hung: bool
     status: int
+    messages: list[list[Message]]
+    """Of each operation."""
 
 
 class Agent:
@@ -127,13 +156,14 @@ class Agent:
             raise AgentError(why_missing())
         self._lib = lib
         lib.uf_agent_sizes.restype = ctypes.c_uint64
-        sizes = [lib.uf_agent_sizes(what) for what in range(5)]
-        if sizes != [OP.size, RESULT.size, HEADER_BYTES, ctypes.sizeof(Control), PROCESSES]:
+        sizes = [lib.uf_agent_sizes(what) for what in range(6)]
+        known = [OP.size, RESULT.size, HEADER_BYTES, ctypes.sizeof(Control), PROCESSES, RECORD_HEAD_BYTES]
+        if sizes != known:
             raise AgentError("the native library is of another version: reinstall userfault")
         self.base, self.pages, self.capacity = base, pages, capacity
         self._categories = int(known_categories() & ~PageIs.SOFT_DIRTY)
         self._seen_bytes = HEADER_BYTES + pages * 16
-        self._record_bytes = 8 + PROCESSES * self._seen_bytes
+        self._record_bytes = RECORD_HEAD_BYTES + PROCESSES * self._seen_bytes
         self._ops_at = CONTROL_BYTES
         self._results_at = self._ops_at + capacity * OP.size
         self._records_at = -(-(self._results_at + capacity * RESULT.size) // 4096) * 4096
@@ -151,11 +181,14 @@ class Agent:
         observed: bool = True,
         slice: int = 0,
         areas: int = 0,
+        userfaultfds: tuple[int, int, int] = (0, 0, 0),
     ) -> Run:
         """Do the operations in a fresh process, after `setup` in it; kill it and its children when `seconds` are over.
 
         slice: pages whose contents are looked at after each operation, a different part each time (0: all).
         areas: operations between two looks at smaps, which is also looked at after the last one (0: never).
+        userfaultfds: (how many, the descriptor of the first, the origin of addresses in their messages): a thread reads what they
+        say, resolves faults, and leaves the userfaultfds of children at the next descriptors (0: nobody reads).
         """
         if len(commands) > self.capacity:
             raise AgentError(
@@ -181,6 +214,7 @@ class Agent:
         control.base, control.pages, control.ops = self.base, self.pages, len(commands)
         control.contents, control.areas, control.record_bytes = slice, areas, self._record_bytes
         control.categories = self._categories
+        control.contexts, control.first_context, control.origin = userfaultfds
         pid = os.fork()
         if pid == 0:
             self._child(setup, observed)
@@ -194,7 +228,8 @@ class Agent:
             value, raised, *scratch = RESULT.unpack_from(self._memory, self._results_at + number * RESULT.size)
             answers.append(Answer(value, raised, tuple(scratch)))
         records = [self._record(number) for number in range(done)] if observed else []
-        return Run(answers, records, done, hung, status)
+        messages = [self._messages(number) for number in range(done)] if observed else []
+        return Run(answers, records, done, hung, status, messages)
 
     def _child(self, setup: Callable[[], None], observed: bool) -> None:
         try:
@@ -213,12 +248,17 @@ class Agent:
             os.write(2, f"userfault: the agent could not be set up: {error}\n".encode())
         os._exit(1)
 
+    def _messages(self, number: int) -> list[Message]:
+        at = self._records_at + number * self._record_bytes
+        (told,) = struct.unpack_from("<Q", self._memory, at + 8)
+        return [Message(*MESSAGE.unpack_from(self._memory, at + 16 + each * MESSAGE.size)) for each in range(told)]
+
     def _record(self, number: int) -> list[Seen]:
         at = self._records_at + number * self._record_bytes
         (live,) = struct.unpack_from("<Q", self._memory, at)
         out = []
         for which in range(live):
-            start = at + 8 + which * self._seen_bytes
+            start = at + RECORD_HEAD_BYTES + which * self._seen_bytes
             process, vmas = struct.unpack_from("<II", self._memory, start)
             listed = struct.unpack_from(f"<{4 * vmas}I", self._memory, start + 8)
             (areas,) = struct.unpack_from("<I", self._memory, start + VMAS_BYTES)

@@ -15,6 +15,7 @@ from .anon_vma import (
 from .catalogue import modelled
 from .era import era
 from .errno import ENOMEM
+from .events import deliver, dup_userfaultfd, is_watched
 from .huge_memory import copy_huge_pmd
 from .lang import NULL, atomic, reached
 from .locks import down_write, down_write_nested, spin_lock, spin_lock_nested, spin_unlock, up_write
@@ -90,15 +91,17 @@ def copy_one_pte(dst: page_table, src: page_table, vma: vm_area_struct, new_vma:
         if pte.kind == PteKind.POISON_MARKER or pte.kind == PteKind.GUARD_MARKER:
             set_pte(dst_ptep, pte)
             return
-        # No monitor of the parent's is the child's.
         if pte.kind == PteKind.WP_MARKER:
+            # The child may have no monitor.
+            if is_watched(new_vma):
+                set_pte(dst_ptep, pte)
             return
     if pte.kind == PteKind.SWAP:
         swap_duplicate(pte.slot)
         shared = pte._replace(exclusive=False)
         if pte.exclusive:
             set_pte(src_ptep, shared)
-        set_pte(dst_ptep, shared._replace(uffd_wp=False))
+        set_pte(dst_ptep, shared._replace(uffd_wp=pte.uffd_wp and is_watched(new_vma)))
         return
     if pte.kind == PteKind.MIGRATION:
         shared = pte._replace(write=False, exclusive=False)
@@ -111,7 +114,7 @@ def copy_one_pte(dst: page_table, src: page_table, vma: vm_area_struct, new_vma:
             if not folio_try_dup_anon_rmap_pte(pte.page):
                 # It may be pinned: the child gets its copy now, and the parent keeps the page.
                 put_page(pte.page)
-                copy_present_page(dst, new_vma, pte.page, addr)
+                copy_present_page(dst, new_vma, pte.page, addr, pte.uffd_wp and is_watched(new_vma))
                 return
         if pte.write:
             write_protect(src_ptep)
@@ -120,7 +123,8 @@ def copy_one_pte(dst: page_table, src: page_table, vma: vm_area_struct, new_vma:
         if not pte.special:
             get_page(pte.page)
             page_mapcount_inc(pte.page)
-    set_pte(dst_ptep, pte._replace(write=False, young=False, uffd_wp=False))
+    protected = pte.uffd_wp and is_watched(new_vma)
+    set_pte(dst_ptep, pte._replace(write=False, young=False, uffd_wp=protected))
 
 
 @atomic
@@ -146,13 +150,13 @@ def folio_try_dup_anon_rmap_pte(p: page) -> bool:
     steps=3,
     omits="the page is allocated before the locks are taken",
 )
-def copy_present_page(dst: page_table, vma: vm_area_struct, p: page, addr: int) -> None:
+def copy_present_page(dst: page_table, vma: vm_area_struct, p: page, addr: int, protected: bool) -> None:
     """A copy for the child; both PTLs are held."""
     new = alloc_page()
     new.data = p.data
     page_add_new_anon_rmap(new, vma, addr)
-    writable = (vma.vm_flags & vm.WRITE) != 0
-    set_pte(pte_offset(dst, addr), pte_t(kind=PteKind.PRESENT, page=new, write=writable, dirty=True))
+    writable = (vma.vm_flags & vm.WRITE) != 0 and not protected
+    set_pte(pte_offset(dst, addr), pte_t(kind=PteKind.PRESENT, page=new, write=writable, dirty=True, uffd_wp=protected))
 
 
 @modelled(
@@ -168,7 +172,7 @@ def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vm
 
     A VMA without an anon_vma is left to the child's faults: at most the zero page is there, unless it had guards.
     """
-    if vma.anon_vma is None and not (era.markers and vma.vm_flags & vm.MAYBE_GUARD):
+    if vma.anon_vma is None and not (era.markers and vma.vm_flags & vm.MAYBE_GUARD) and not is_watched(new_vma):
         return
     if era.anon_exclusive:
         write_protect_count(mm)
@@ -224,6 +228,8 @@ def sys_fork(mm: mm_struct, child: mm_struct) -> int:
             break
         tmp = vm_area_alloc()
         dup_vma(tmp, vma, child)
+        if config.EVENTS:
+            dup_userfaultfd(tmp, vma.ctx, vma.vm_flags, child)
         if vma.vm_flags & vm.WIPEONFORK:
             tmp.anon_vma = NULL
             child.mmap.append(tmp)
@@ -241,6 +247,8 @@ def sys_fork(mm: mm_struct, child: mm_struct) -> int:
         # mmput: what was copied until then goes as at any exit.
         exit_mmap(child)
         return err
+    if config.EVENTS:
+        deliver()
     reached("a fork was done")
     return 0
 
@@ -254,7 +262,7 @@ def dup_vma(tmp: vm_area_struct, vma: vm_area_struct, child: mm_struct) -> None:
     tmp.vm_pgoff = vma.vm_pgoff
     tmp.vm_flags = vma.vm_flags & ~(vm.LOCKED | vm.LOCKONFAULT)
     if era.userfaultfd:
-        # dup_userfaultfd: the child is not registered, unless its monitor asked for fork events.
+        # userfaultfd_reset_ctx, unless dup_userfaultfd puts them back.
         tmp.vm_flags &= ~(vm.USERFAULT | vm.UFFD_WP)
     tmp.ctx = NULL
     tmp.vm_file = vma.vm_file

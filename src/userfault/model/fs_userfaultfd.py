@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
-from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL
+from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOMEM, ESRCH
 from .lang import NULL
 from .locks import down_read, down_write, up_read
 from .machine import config
@@ -70,6 +70,8 @@ def userfaultfd_register(ctx: userfaultfd_ctx, start: int, length: int, mode: in
     if mode & UFFDIO_REGISTER_MODE_WP:
         flags |= int(vm.UFFD_WP)
     mm = ctx.mm
+    if not mm.allocated:
+        return -ENOMEM, UNWRITTEN
     down_write(mm.mmap_sem)
     err = may_register(ctx, start, start + length, mode)
     if err != 0:
@@ -139,6 +141,8 @@ def userfaultfd_unregister(ctx: userfaultfd_ctx, start: int, length: int) -> int
     if err != 0:
         return err
     mm = ctx.mm
+    if not mm.allocated:
+        return -ENOMEM
     end = start + length
     down_write(mm.mmap_sem)
     if next_vma(mm, start, end) is None:
@@ -179,7 +183,7 @@ def userfaultfd_move(
 ) -> tuple[int, int]:
     """UFFDIO_MOVE by a process whose address space is `current`: (0 or -errno, bytes moved or -errno)."""
     mm = ctx.mm
-    if mm.mmap_changing != 0:
+    if ctx.mmap_changing != 0:
         return -EAGAIN, -EAGAIN
     if mm is not current:
         return -EINVAL, UNWRITTEN
@@ -201,30 +205,36 @@ def progress(done: int, length: int) -> tuple[int, int]:
 @modelled("fs/userfaultfd.c", versions="v6.9 .. v6.18", section="F.1", steps=3, omits="waking who waits")
 def userfaultfd_zeropage(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int]:
     """UFFDIO_ZEROPAGE: (0 or -errno, bytes done or -errno)."""
-    if ctx.mm.mmap_changing != 0:
+    if ctx.mmap_changing != 0:
         return -EAGAIN, -EAGAIN
     if validate_range(start, length) != 0 or mode & ~1:
         return -EINVAL, UNWRITTEN
+    if not ctx.mm.allocated:
+        return -ESRCH, UNWRITTEN
     return progress(mfill_atomic(ctx.mm, start, length, False), length)
 
 
 @modelled("fs/userfaultfd.c", versions="v6.9 .. v6.18", section="F.1", steps=3, omits="waking who waits")
 def userfaultfd_poison(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int]:
     """UFFDIO_POISON: (0 or -errno, bytes done or -errno)."""
-    if ctx.mm.mmap_changing != 0:
+    if ctx.mmap_changing != 0:
         return -EAGAIN, -EAGAIN
     if validate_range(start, length) != 0 or mode & ~1:
         return -EINVAL, UNWRITTEN
+    if not ctx.mm.allocated:
+        return -ESRCH, UNWRITTEN
     return progress(mfill_atomic(ctx.mm, start, length, True), length)
 
 
 @modelled("fs/userfaultfd.c", versions="v5.7 .. v6.18", section="F.1", steps=3, omits="waking who waits")
 def userfaultfd_writeprotect(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> int:
     """UFFDIO_WRITEPROTECT: 0 or -errno. Mode 1 protects, 0 and 2 let go."""
-    if ctx.mm.mmap_changing != 0:
+    if ctx.mmap_changing != 0:
         return -EAGAIN
     if validate_range(start, length) != 0 or mode & ~3 or mode == 3:
         return -EINVAL
+    if not ctx.mm.allocated:
+        return -ESRCH
     return mwriteprotect_range(ctx.mm, start, length, mode == 1)
 
 
@@ -241,10 +251,12 @@ def userfaultfd_copy(
 ) -> tuple[int, int]:
     """UFFDIO_COPY from the memory of `current`: (0 or -errno, bytes done or -errno). Sequential runs only: it moves bytes."""
     mm = ctx.mm
-    if mm.mmap_changing != 0:
+    if ctx.mmap_changing != 0:
         return -EAGAIN, -EAGAIN
     if validate_source(src, length) != 0 or validate_range(dst, length) != 0 or mode & ~3:
         return -EINVAL, UNWRITTEN
+    if not mm.allocated:
+        return -ESRCH, UNWRITTEN
     size = 1 << config.PAGE_SHIFT
     done = 0
     err = 0
@@ -270,12 +282,17 @@ def copy_one(ctx: userfaultfd_ctx, current: mm_struct, start: int, dst: int, src
     up_read(mm.mmap_sem)
     if err != 0:
         return err
-    vma: vm_area_struct | None = None
     if validate_unaligned_range(src, 1 << config.PAGE_SHIFT) != 0:
         return -EFAULT
     data = peek(current, src, 1 << config.PAGE_SHIFT)
     if isinstance(data, int):
         return -EFAULT
+    return install(mm, start, dst, length, data, wp)
+
+
+def install(mm: mm_struct, start: int, dst: int, length: int, data: bytes, wp: bool) -> int:
+    """The bytes are at hand: what was checked before they were is checked again. 0 or -errno."""
+    vma: vm_area_struct | None = None
     down_read(mm.mmap_sem)
     err = may_copy(mm, start, dst, length, wp)
     if err == 0:
@@ -292,6 +309,13 @@ def copy_one(ctx: userfaultfd_ctx, current: mm_struct, start: int, dst: int, src
     return err
 
 
+def copy_data(ctx: userfaultfd_ctx, dst: int, data: bytes) -> tuple[int, int]:
+    """UFFDIO_COPY of one page from memory that is no process's of the model."""
+    size = 1 << config.PAGE_SHIFT
+    err = install(ctx.mm, dst, dst, size, data, False)
+    return progress(size if err == 0 else err, size)
+
+
 def may_copy(mm: mm_struct, start: int, dst: int, length: int, wp: bool) -> int:
     """The checks before a page is copied; a table for the destination comes with them. 0 or -errno."""
     err, vma = mfill_vma(mm, start, length, wp)
@@ -305,3 +329,24 @@ def may_copy(mm: mm_struct, start: int, dst: int, length: int, wp: bool) -> int:
         return -EEXIST
     pte_alloc(mm, dst)
     return 0
+
+
+@modelled("fs/userfaultfd.c", versions="v4.3 .. v6.18", section="F.1", steps=1, omits="waking who waits")
+def userfaultfd_wake(ctx: userfaultfd_ctx, start: int, length: int) -> int:
+    """UFFDIO_WAKE: 0 or -EINVAL."""
+    return validate_range(start, length)
+
+
+@modelled("fs/userfaultfd.c", versions="v5.13 .. v6.18", section="F.1", steps=3, omits="shmem and hugetlb")
+def userfaultfd_continue(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int]:
+    """UFFDIO_CONTINUE, which no anonymous memory has a use for: (-errno, -errno or UNWRITTEN)."""
+    if ctx.mmap_changing != 0:
+        return -EAGAIN, -EAGAIN
+    if validate_range(start, length) != 0 or mode & ~3:
+        return -EINVAL, UNWRITTEN
+    if not ctx.mm.allocated:
+        return -ESRCH, UNWRITTEN
+    down_read(ctx.mm.mmap_sem)
+    err, _ = mfill_vma(ctx.mm, start, length)
+    up_read(ctx.mm.mmap_sem)
+    return (err, err) if err != 0 else (-EINVAL, -EINVAL)

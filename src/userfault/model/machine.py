@@ -6,8 +6,9 @@ sequential run grows them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
 from .lang import NULL, Range, smp_processor_id, struct
 from .mm_types import (
@@ -74,6 +75,8 @@ class Config:
     MEMORY_IS_SHORT = False
     PT_RECLAIM = False
     BATCHED_UNMAP = False
+    EVENTS = False
+    MONITOR: Any = None
     PER_VMA_LOCKS = False
     TASK_SIZE = 1 << 30
     MMAP_MIN_ADDR = 0
@@ -103,6 +106,7 @@ def boot(
     pt_reclaim: bool = False,
     vma_locks: bool = False,
     batched_unmap: bool = False,
+    monitor: Callable[..., None] | None = None,
     addresses: tuple[int, int, int] = (0, 1 << 30, 1 << 30),
 ) -> Machine:
     """Start the machine afresh with these pools (counts of free objects).
@@ -112,6 +116,7 @@ def boot(
     split_vmas: an operation on part of a VMA splits it, and equal neighbours are merged. synchronous_swap: swap is on a RAM
     disk, and a slot with one user is read past the swap cache. pt_reclaim: CONFIG_PT_RECLAIM, where the era has it: MADV_DONTNEED frees
     page tables, also with split_vmas. vma_locks: CONFIG_PER_VMA_LOCK. batched_unmap: reclaim flushes late.
+    monitor: reads the messages of userfaultfds (events.py), in sequential runs; without one there are none.
     addresses: the lowest for users, the first that is none, and where they wrap.
     """
     config.ZEROES = bytes(1 << page_shift) if page_shift else 0
@@ -123,6 +128,7 @@ def boot(
     config.PT_RECLAIM = pt_reclaim or split_vmas
     config.PER_VMA_LOCKS = vma_locks
     config.BATCHED_UNMAP = batched_unmap
+    config.EVENTS, config.MONITOR = monitor is not None, monitor
     fresh = Machine(cpus=[cpu() for _ in range(cpus)], swap_lock=spinlock_t(lock_class=LockClass.SWAP))
     machine.__dict__.update(fresh.__dict__)
     for _ in range(pages):

@@ -8,8 +8,9 @@ from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
 from .errno import EFAULT, EHWPOISON, EINVAL, ENOMEM
+from .events import handle_userfault, userfaultfd_remove
 from .ghost import walk_put_back
-from .huge_memory import VM_FAULT_OOM
+from .huge_memory import VM_FAULT_OOM, VM_FAULT_USERFAULT
 from .khugepaged import madvise_collapse
 from .lang import reached
 from .locks import down_read, down_write, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, up_write
@@ -219,6 +220,12 @@ def populate_one(mm: mm_struct, vma: vm_area_struct, addr: int, write: bool) -> 
     """Faults until the page can be accessed, or no more can be done."""
     while not is_populated(mm, addr, write):
         result = handle_mm_fault(vma, addr, write)
+        if config.EVENTS and result == VM_FAULT_USERFAULT:
+            up_read(mm.mmap_sem)
+            resolved = handle_userfault(vma, addr, write)
+            down_read(mm.mmap_sem)
+            if resolved:
+                continue
         if result == VM_FAULT_HWPOISON:
             return -EHWPOISON
         if result == VM_FAULT_OOM:
@@ -280,6 +287,8 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
     if forgets(advice):
         if advice == MADV.DONTNEED and vma.vm_flags & vm.LOCKED:
             return -EINVAL
+        if config.EVENTS:
+            userfaultfd_remove(mm, vma, start, end)
         zap_page_range(mm, vma, start, end, True)
         if not era.dontneed_flushes_late:
             tlb_finish_mmu(mm, start, end)
@@ -290,6 +299,8 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
     if advice == MADV.FREE:
         if vma.vm_flags & vm.LOCKED:
             return -EINVAL
+        if config.EVENTS:
+            userfaultfd_remove(mm, vma, start, end)
         madvise_free(mm, start, end)
         if not era.dontneed_flushes_late:
             flush_tlb_range(mm, start, end)

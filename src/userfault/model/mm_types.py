@@ -177,6 +177,8 @@ class userfaultfd_ctx:
     mm: mm_struct = NULL  # const: the address space that it was opened in
     wp_unpopulated: bool = False  # const: UFFD_FEATURE_WP_UNPOPULATED
     wp_async: bool = False  # const: UFFD_FEATURE_WP_ASYNC
+    features: int = 0  # const: UFFD_FEATURE_*, of which events.py reads some
+    mmap_changing: int = 0  # events that are prepared and not read; since v4.11
 
 
 @struct

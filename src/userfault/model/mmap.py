@@ -6,6 +6,7 @@ from .anon_vma import unlink_anon_vmas
 from .catalogue import modelled
 from .era import era
 from .errno import EINVAL, ENOMEM
+from .events import EARLY, deliver, userfaultfd_unmap_prep
 from .lang import atomic, ghost, raw, smp_processor_id
 from .locks import down_read, down_write, downgrade_write, up_read, up_write
 from .machine import config, machine
@@ -37,6 +38,14 @@ def do_mmap(mm: mm_struct, start: int, length: int, flags: int, pgoff: int) -> v
     return vma
 
 
+def sys_munmap(mm: mm_struct, addr: int, length: int) -> int:
+    """Unmap [addr, addr + length) (bytes): as unmap_range, whose monitors then read of it."""
+    err = unmap_range(mm, addr, length)
+    if config.EVENTS:
+        deliver()
+    return err
+
+
 @modelled(
     "mm/mmap.c",
     function="do_munmap",
@@ -46,7 +55,7 @@ def do_mmap(mm: mm_struct, start: int, length: int, flags: int, pgoff: int) -> v
     omits="accounting; page tables of distant VMAs are freed after all are unlinked; checked programs unmap whole VMAs",
     errs="missed bug",
 )
-def sys_munmap(mm: mm_struct, addr: int, length: int) -> int:
+def unmap_range(mm: mm_struct, addr: int, length: int) -> int:
     """Unmap every VMA that lies in [addr, addr + length) (bytes): zap, unlink from rmap, free tables, free the VMAs.
 
     Returns 0, or -EINVAL: not aligned, empty, beyond the end of user addresses, or (unless config.SPLIT_VMAS) a VMA lies there
@@ -64,6 +73,8 @@ def sys_munmap(mm: mm_struct, addr: int, length: int) -> int:
         if vma.vm_end > addr and vma.vm_start < end and (vma.vm_start < addr or vma.vm_end > end):
             up_write(mm.mmap_sem)
             return -EINVAL
+    if config.EVENTS:
+        userfaultfd_unmap_prep(mm, addr, end)
     while True:
         gone = vma_within(mm, addr, end)
         if gone is None:
@@ -98,11 +109,13 @@ def unmap_detached(mm: mm_struct, addr: int, end: int) -> None:
             vm_area_free(vma)
 
 
-def do_munmap(mm: mm_struct, addr: int, length: int) -> None:
+def do_munmap(mm: mm_struct, addr: int, length: int, when: int = EARLY) -> None:
     """As sys_munmap, for who holds mmap_sem for writing already, and goes on to."""
     end = addr + length
     split_at(mm, addr)
     split_at(mm, end)
+    if config.EVENTS:
+        userfaultfd_unmap_prep(mm, addr, end, when)
     while True:
         gone = vma_within(mm, addr, end)
         if gone is None:
@@ -137,10 +150,12 @@ def sys_mmap(mm: mm_struct, addr: int, length: int, flags: int) -> int:
         return -ENOMEM
     if flags & vm.WRITE:
         flags |= int(vm.ACCOUNT)
-    sys_munmap(mm, addr, length)
+    unmap_range(mm, addr, length)
     down_write(mm.mmap_sem)
     mmap_region(mm, addr, addr + length, flags)
     mmap_write_unlock(mm)
+    if config.EVENTS:
+        deliver()
     return 0
 
 

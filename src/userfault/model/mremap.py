@@ -6,6 +6,7 @@ from .anon_vma import anon_vma_clone, anon_vma_lock_write, anon_vma_unlock_write
 from .catalogue import modelled
 from .era import era
 from .errno import EFAULT, EINVAL, ENOMEM
+from .events import LAST, deliver, keeps_monitor, mremap_userfaultfd_prep
 from .ghost import walk_put_back
 from .huge_split import split_huge_pmd
 from .lang import NULL, atomic, exhausted, reached
@@ -195,6 +196,7 @@ def sys_mremap(mm: mm_struct, new_addr: int, old_addr: int, length: int) -> int:
 def move_range(vma: vm_area_struct, old_addr: int, new_addr: int, length: int, need_rmap_locks: bool) -> None:
     """Move what is mapped in a range."""
     mm = vma.vm_mm
+    drops = vma.ctx is not None and not keeps_monitor(vma)
     for at in range(length >> config.PAGE_SHIFT):
         offset = at << config.PAGE_SHIFT
         pmdp = pmd_offset(mm, old_addr + offset)
@@ -206,7 +208,7 @@ def move_range(vma: vm_area_struct, old_addr: int, new_addr: int, length: int, n
             table = pte_alloc(mm, new_addr + offset)
             if need_rmap_locks and vma.anon_vma is not None:
                 anon_vma_lock_write(vma.anon_vma)
-            move_ptes(mm, pmd.table, old_addr + offset, table, new_addr + offset, vma.ctx is not None)
+            move_ptes(mm, pmd.table, old_addr + offset, table, new_addr + offset, drops)
             if need_rmap_locks and vma.anon_vma is not None:
                 anon_vma_unlock_write(vma.anon_vma)
 
@@ -255,7 +257,9 @@ def move_vma(
     if new.vm_start <= addr and addr < new.vm_end:
         vma = new
     move_range(vma, addr, new_addr, length, new.vm_pgoff <= vma.vm_pgoff and new is not vma)
-    if new.ctx is not None:
+    if config.EVENTS and keeps_monitor(new):
+        mremap_userfaultfd_prep(new, addr, new_addr, length)
+    elif new.ctx is not None:
         # mremap_userfaultfd_prep: the whole VMA leaves its monitor, also what was there before.
         new.ctx = NULL
         new.vm_flags = new.vm_flags & ~UFFD_FLAGS
@@ -265,7 +269,7 @@ def move_vma(
             unlink_anon_vmas(vma)
             vma.anon_vma = NULL
     else:
-        do_munmap(mm, addr, length)
+        do_munmap(mm, addr, length, LAST)
 
 
 @modelled(
@@ -302,6 +306,8 @@ def mremap_fixed(mm: mm_struct, addr: int, length: int, flags: int, new_addr: in
     down_write(mm.mmap_sem)
     err = remap_move(mm, addr, addr + length, new_addr, flags & MREMAP_DONTUNMAP != 0)
     mmap_write_unlock(mm)
+    if config.EVENTS:
+        deliver()
     return err
 
 
@@ -333,9 +339,13 @@ def mremap_one(mm: mm_struct, addr: int, length: int, flags: int, new_addr: int)
     vma = find_vma(mm, addr)
     if vma is None or addr + length > vma.vm_end:
         mmap_write_unlock(mm)
+        if config.EVENTS:
+            deliver()
         return -EFAULT
     move_vma(mm, vma, addr, new_addr, length, length, flags & MREMAP_DONTUNMAP != 0)
     mmap_write_unlock(mm)
+    if config.EVENTS:
+        deliver()
     return 0
 
 
@@ -379,6 +389,8 @@ def mremap_resize(mm: mm_struct, addr: int, length: int, new_length: int, flags:
     elif err == 0 and vma is not None:
         err = mremap_at(mm, vma, addr, length, new_length)
     mmap_write_unlock(mm)
+    if config.EVENTS:
+        deliver()
     if err == 0 and locked and new_length > length:
         start = new_addr if fixed else addr
         mm_populate(mm, start + length, start + new_length)
@@ -422,7 +434,7 @@ def shrink_vma(mm: mm_struct, addr: int, length: int, new_length: int) -> int:
     start = addr + new_length
     if start > config.TASK_SIZE or length - new_length > config.TASK_SIZE - start:
         return -EINVAL
-    do_munmap(mm, start, length - new_length)
+    do_munmap(mm, start, length - new_length, LAST)
     return 0
 
 

@@ -7,7 +7,8 @@ from typing import cast
 from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .errno import EFAULT, SIGBUS, SIGSEGV
-from .huge_memory import VM_FAULT_OOM
+from .events import handle_userfault
+from .huge_memory import VM_FAULT_OOM, VM_FAULT_USERFAULT
 from .lang import NULL, atomic, check, ghost, raw
 from .locks import down_read, down_read_trylock, up_read
 from .machine import config, this_cpu
@@ -107,6 +108,8 @@ def handle_user_fault(mm: mm_struct, addr: int, write: bool) -> int:
         return -SIGSEGV
     result = handle_mm_fault(vma, addr, write)
     up_read(mm.mmap_sem)
+    if config.EVENTS and result == VM_FAULT_USERFAULT and handle_userfault(vma, addr, write):
+        return 0
     return signal_of(result)
 
 

@@ -10,6 +10,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/types.h>
+#include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
@@ -25,9 +27,9 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { PROCESSES = 8, SCRATCH = 8, VMAS = 64, PAGE = 4096 };
-enum kind { SYSCALL, LOAD, STORE, FORK, EXIT };
-enum message { PERFORM = 100, LEAVE, LOOK };
+enum { PROCESSES = 8, SCRATCH = 8, VMAS = 64, MESSAGES = 32, PAGE = 4096 };
+enum kind { SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE };
+enum command { PERFORM = 100, LEAVE, LOOK };
 
 struct op {
 	uint32_t kind, process;
@@ -59,6 +61,22 @@ struct header {
 	struct area area[VMAS];
 };
 
+/*
+ * What a userfaultfd said, in the order in which it was read. event: UFFD_EVENT_*, or of ours: MEANWHILE_DONE (first: result, second:
+ * output field), RESOLVED (the same of the fill that ended a fault). Addresses are relative to the base.
+ */
+struct message {
+	uint64_t event, fd, first, second, third;
+};
+
+enum { MEANWHILE_DONE = 1, RESOLVED = 2 };
+
+/* Each record begins so; the observed processes follow. */
+struct record {
+	uint64_t live, messages;
+	struct message message[MESSAGES];
+};
+
 struct agent {
 	uint64_t base, pages;    /* the window */
 	uint64_t ops, done;      /* how many there are, how many are finished (shared: tells where a hang is) */
@@ -68,6 +86,12 @@ struct agent {
 	uint64_t look;           /* the page that a process is to LOOK at, then what it holds */
 	uint64_t categories;     /* what PAGEMAP_SCAN is asked for; 0: this kernel has none, and it is not called */
 	uint64_t procmap_query;  /* found by uf_agent_open; 0: this kernel has none, and /proc/PID/maps is read */
+	uint64_t origin;         /* what addresses in messages are relative to */
+	uint64_t contexts;       /* userfaultfds whose messages are read: they have the numbers from first_context on; 0: nobody reads */
+	uint64_t first_context;
+	uint64_t meanwhile;      /* the operation to do before the next message is read, plus 1 */
+	uint64_t messages;       /* since the last record */
+	struct message message[MESSAGES];
 	int64_t pid[PROCESSES], parent_pid[PROCESSES];
 	int32_t parent[PROCESSES];
 	int32_t command[PROCESSES][2], answer[PROCESSES][2];
@@ -168,6 +192,9 @@ static void perform(struct agent *a, struct op *ops, struct result *results, uin
 		a->parent[op->arg[0]] = me;
 		a->parent_pid[op->arg[0]] = a->pid[me];
 		out->value = pid < 0 ? -errno : 0;
+		break;
+	case MEANWHILE:
+		a->meanwhile = n + 1;
 		break;
 	default:
 		perform_syscall(op, out);
@@ -272,6 +299,174 @@ static void give_up(const char *what)
 {
 	dprintf(2, "userfault: the agent can't observe: %s: %s\n", what, errno ? strerror(errno) : "a short read");
 	_exit(5);
+}
+
+/* -- what userfaultfds say --------------------------------------------------------------------------------------- */
+
+/* struct uffd_msg */
+struct uffd_message {
+	uint8_t event, reserved[7];
+	union {
+		struct {
+			uint64_t flags, address;
+			uint32_t thread;
+		} pagefault;
+		uint64_t word[3];
+	};
+};
+
+enum { EVENT_PAGEFAULT = 0x12, EVENT_FORK, EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP };
+enum { MOST_CONTEXTS = 256, WP_FAULT = 2 };
+#define UFFDIO_WAKE _IOC(_IOC_READ, 0xaa, 0x02, 16)
+#define UFFDIO_COPY _IOC(_IOC_READ | _IOC_WRITE, 0xaa, 0x03, 40)
+#define UFFDIO_ZEROPAGE _IOC(_IOC_READ | _IOC_WRITE, 0xaa, 0x04, 32)
+#define UFFDIO_WRITEPROTECT _IOC(_IOC_READ | _IOC_WRITE, 0xaa, 0x06, 24)
+
+struct reader {
+	struct agent *agent;
+	struct op *ops;
+	int ask[2], tell[2];
+};
+
+static struct reader reader;
+
+static void tell(struct agent *a, struct message what)
+{
+	if (a->messages == MESSAGES)
+		give_up("more messages than an operation may have");
+	a->message[a->messages++] = what;
+}
+
+static int64_t ioctl_result(int fd, unsigned long request, uint64_t *argument)
+{
+	return ioctl(fd, request, argument) ? -errno : 0;
+}
+
+/* Resolve a fault, by a rule that depends on nothing but the message. The page is filled with its number, or with zeroes. */
+static void resolve(struct agent *a, uint64_t context, int fd, const struct uffd_message *message)
+{
+	static uint64_t filled[PAGE / 8] __attribute__((aligned(PAGE)));
+	uint64_t address = message->pagefault.address & -(uint64_t)PAGE, page = (address - a->origin) / PAGE;
+	uint64_t range[4] = {address, PAGE, 0, 0}, copy[5] = {address, (uint64_t)filled, PAGE, 0, 0};
+	struct message done = {RESOLVED, context, 0, 0, 0};
+
+	if (message->pagefault.flags & WP_FAULT) {
+		done.first = (uint64_t)ioctl_result(fd, UFFDIO_WRITEPROTECT, range);
+		tell(a, done);
+	} else if (page & 1) {
+		done.first = (uint64_t)ioctl_result(fd, UFFDIO_ZEROPAGE, range);
+		done.second = range[3];
+		tell(a, done);
+	}
+	/* Zeroes don't go where a hole is marked as write-protected. */
+	if (!(message->pagefault.flags & WP_FAULT) && (!(page & 1) || done.first)) {
+		filled[0] = page;
+		done.first = (uint64_t)ioctl_result(fd, UFFDIO_COPY, copy);
+		done.second = copy[4];
+		tell(a, done);
+	}
+	/* Somebody else was faster, and may not have woken who waits. */
+	if (done.first)
+		ioctl(fd, UFFDIO_WAKE, range);
+}
+
+static void do_meanwhile(struct agent *a, const struct op *op)
+{
+	uint64_t scratch[SCRATCH];
+	int64_t out = (int64_t)op->arg[3];
+
+	memcpy(scratch, op->scratch, sizeof(scratch));
+	a->meanwhile = 0;
+	tell(a, (struct message){MEANWHILE_DONE, op->arg[0] - a->first_context,
+				 (uint64_t)ioctl_result((int)op->arg[0], op->arg[1], scratch), out < 0 ? 0 : scratch[out], 0});
+}
+
+static void read_message(struct agent *a, uint64_t context)
+{
+	struct uffd_message message;
+	struct message out = {0, context, 0, 0, 0};
+	int fd = (int)(a->first_context + context);
+
+	if (a->meanwhile)
+		do_meanwhile(a, &reader.ops[a->meanwhile - 1]);
+	if (read(fd, &message, sizeof(message)) != sizeof(message)) {
+		/* What was done meanwhile woke who waited. */
+		if (errno == EAGAIN)
+			return;
+		give_up("a message of a userfaultfd");
+	}
+	out.event = message.event;
+	switch (message.event) {
+	case EVENT_PAGEFAULT:
+		out.first = message.pagefault.address - a->origin;
+		out.second = message.pagefault.flags;
+		for (out.third = 0; out.third < PROCESSES && a->pid[out.third] != message.pagefault.thread;)
+			out.third++;
+		break;
+	case EVENT_FORK:
+		if (a->contexts == MOST_CONTEXTS)
+			give_up("more userfaultfds than can be read");
+		out.first = a->contexts;
+		if (dup2((int)message.word[0], (int)(a->first_context + a->contexts)) < 0)
+			give_up("the userfaultfd of a fork");
+		close((int)message.word[0]);
+		a->contexts++;
+		break;
+	default:
+		out.first = message.word[0] - a->origin;
+		out.second = message.word[1] - a->origin;
+		out.third = message.event == EVENT_REMAP ? message.word[2] : 0;
+	}
+	tell(a, out);
+	if (message.event == EVENT_PAGEFAULT)
+		resolve(a, context, fd, &message);
+}
+
+/*
+ * Reads what comes, which lets go of who waits for it; asked whether nothing is left, says so when it is. One operation is done at a
+ * time, and waits at each of its messages: so their order is theirs.
+ */
+static void *read_messages(void *unused)
+{
+	struct agent *a = reader.agent;
+	struct pollfd fds[MOST_CONTEXTS + 1];
+
+	for (;;) {
+		uint64_t contexts = a->contexts, ready = 0;
+
+		for (uint64_t i = 0; i < contexts; i++)
+			fds[i] = (struct pollfd){(int)(a->first_context + i), POLLIN, 0};
+		fds[contexts] = (struct pollfd){reader.ask[0], POLLIN, 0};
+		if (poll(fds, contexts + 1, -1) < 0)
+			give_up("poll");
+		for (uint64_t i = 0; i < contexts; i++)
+			if (fds[i].revents & POLLIN) {
+				read_message(a, i);
+				ready++;
+			}
+		if (!ready && fds[contexts].revents) {
+			wait_byte(reader.ask[0]);
+			send_byte(reader.tell[1], 0);
+		}
+	}
+	return unused;
+}
+
+static void start_reader(struct agent *a, struct op *ops)
+{
+	pthread_t thread;
+
+	reader.agent = a;
+	reader.ops = ops;
+	if (pipe2(reader.ask, O_CLOEXEC) || pipe2(reader.tell, O_CLOEXEC) || pthread_create(&thread, NULL, read_messages, NULL))
+		give_up("the thread that reads messages");
+}
+
+/* Everything that the operation raised is read; the reader may still be writing it down. */
+static void wait_for_reader(void)
+{
+	send_byte(reader.ask[1], 0);
+	wait_byte(reader.tell[0]);
 }
 
 /* -- what can be seen ------------------------------------------------------------------------------------------- */
@@ -555,13 +750,14 @@ static void classify(uint64_t *word, uint64_t n, uint64_t offset)
 
 static void observe(struct agent *a, uint64_t n, char *record)
 {
+	struct record *head = (struct record *)record;
 	uint64_t each = sizeof(struct header) + a->pages * 16, live = 0;
 	uint64_t slice = a->contents ? a->contents : a->pages;
 	uint64_t first = a->contents ? n * slice % a->pages : 0;
 
 	epoch++;
 	for (int p = 0; p < PROCESSES; p++) {
-		struct header *out = (struct header *)(record + 8 + live * each);
+		struct header *out = (struct header *)(record + sizeof(*head) + live * each);
 		uint64_t *word = (uint64_t *)(out + 1);
 
 		if (a->pid[p] <= 0)
@@ -577,14 +773,18 @@ static void observe(struct agent *a, uint64_t n, char *record)
 		classify(word, a->pages, live * a->pages);
 		live++;
 	}
-	*(uint64_t *)record = live;
+	head->live = live;
+	head->messages = a->messages;
+	memcpy(head->message, a->message, a->messages * sizeof(struct message));
+	a->messages = 0;
 }
 
 EXPORT uint64_t uf_agent_sizes(int what)
 {
-	uint64_t sizes[] = {sizeof(struct op), sizeof(struct result), sizeof(struct header), sizeof(struct agent), PROCESSES};
+	uint64_t sizes[] = {sizeof(struct op), sizeof(struct result), sizeof(struct header), sizeof(struct agent), PROCESSES,
+			    sizeof(struct record)};
 
-	return what < 5 ? sizes[what] : 0;
+	return what < 6 ? sizes[what] : 0;
 }
 
 /*
@@ -598,8 +798,12 @@ EXPORT int uf_agent_run(struct agent *a, struct op *ops, struct result *results,
 	sigaction(SIGSEGV, &action, NULL);
 	sigaction(SIGBUS, &action, NULL);
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	if (a->contexts)
+		start_reader(a, ops);
 	for (uint64_t n = a->done; n < a->ops; n++) {
 		run_one(a, ops, results, n);
+		if (a->contexts)
+			wait_for_reader();
 		drain_batches();
 		if (observed)
 			observe(a, n, records + n * a->record_bytes);
