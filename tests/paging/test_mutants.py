@@ -92,6 +92,18 @@ MUTANTS = {
         "    s->reported = 1;\n    if (0) say(",
         "test_inject.py::test_a_handler_that_can_not_be_started_anew_is_told_of",
     ),
+    "a page that a write fetches is armed, for a second fault": Mutant(
+        "pager_fill.c",
+        "(atomic_load(&states(p)[unit]) & WRITTEN ? UNARMED : 0)",
+        "0",
+        "test_region.py::test_a_page_that_a_write_fetches_counts_as_written_until_the_next_mark",
+    ),
+    "what is only read counts as written": Mutant(
+        "pager_fill.c",
+        "!(how & UNARMED), &done)",
+        "false, &done)",
+        "test_region.py::test_dirty_is_exact",
+    ),
     "the budget is not looked at": Mutant(
         "pager_evict.c",
         "    while (p->budget_units && (count = atomic_load(&p->resident_units)) > p->budget_units) {",
