@@ -36,6 +36,7 @@ def main() -> None:
     base = Options(max_states=args.max_states, max_bytes=12 << 30, liveness=False)
     modes = {
         "all reductions": base,
+        "all but pools": replace(base, pools=False),
         "dead locals": replace(base.unreduced(), dead_locals=True),
         "dead locals, 2 cores": replace(base.unreduced(), dead_locals=True, threads=2),
         "no reductions": base.unreduced(),

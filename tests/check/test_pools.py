@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from userfault.check import engine, explore, native
 from userfault.check.compile import Call, ThreadSpec, compile_program
 from userfault.check.ir import Program
-from userfault.check.pools import Mix, Pools, find_pools
+from userfault.check.pools import Mix, Pools
 from userfault.check.reduce import reduction
 from userfault.check.result import Options
 from userfault.check.trace import replay
@@ -89,12 +89,12 @@ def never_five(s: stock) -> None:
         check(not each.allocated or each.value != 5, "never_five", "an item is worth five")
 
 
-def program(s: stock, *bodies: Any) -> Program:
-    """Threads of one function each, over a stock whose items are a pool."""
+def program(s: stock, *bodies: Any, watched: bool = True) -> Program:
+    """Threads of one function each, over a stock whose items are a pool. watched: an invariant reads all of them."""
     return compile_program(
         "pools",
         [ThreadSpec(f"P{number}", [Call(body, (s,))]) for number, body in enumerate(bodies)],
-        invariants=[Call(never_five, (s,))],
+        invariants=[Call(never_five, (s,))] if watched else [],
         pools={item: ("allocated",)},
     )
 
@@ -131,7 +131,7 @@ def wait_for_one(s: stock) -> None:
     wait_until(s.one is not None)
 
 
-def made(bodies: list[list[str]], slots: int) -> Program:
+def made(bodies: list[list[str]], slots: int, watched: bool) -> Program:
     functions = []
     for number, body in enumerate(bodies):
         text = f"def fn{number}(s: stock) -> None:\n    v: item = NULL\n    n = 0\n" + textwrap.indent(
@@ -142,20 +142,20 @@ def made(bodies: list[list[str]], slots: int) -> Program:
         fn = scope[f"fn{number}"]
         fn.__source__ = ("random.py", 1, text.splitlines())
         functions.append(fn)
-    return program(fresh(slots), *functions)
+    return program(fresh(slots), *functions, watched=watched)
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.lists(STATEMENTS, min_size=1, max_size=6), min_size=1, max_size=3),
     st.integers(3, 5),
-    *[st.booleans()] * 3,
+    *[st.booleans()] * 4,
 )
 def test_on_is_off_on_random_programs(
-    bodies: list[list[str]], slots: int, twice: bool, persistent: bool, symmetry: bool
+    bodies: list[list[str]], slots: int, twice: bool, watched: bool, persistent: bool, symmetry: bool
 ) -> None:
     """twice: two threads run the first body."""
-    same(made(bodies[:2] + bodies[:1] if twice else bodies, slots), persistent, persistent, symmetry)
+    same(made(bodies[:2] + bodies[:1] if twice else bodies, slots, watched), persistent, persistent, symmetry)
 
 
 def put_one(s: stock) -> None:
@@ -204,7 +204,7 @@ def test_threads_and_slots_change_places_together() -> None:
 
 
 def slots_of(each: Program) -> int:
-    found = find_pools(each)
+    found = reduction(each, persistent=False).pools
     return len(found.cells) if found is not None else 0
 
 
@@ -238,10 +238,22 @@ def by_place(s: stock) -> None:
     s.one = v
 
 
+def by_name(s: stock) -> None:
+    s.items[2].value = 1
+
+
+def slowly(s: stock) -> None:
+    """A scan in the middle of which others take what it has seen to be free."""
+    for each in s.items:
+        if not each.allocated:
+            each.allocated = True
+            break
+
+
 def test_slots_that_code_can_tell_apart_are_not_taken_for_alike() -> None:
-    """By a constant field, by the order of references, by their place in the pool."""
+    """By a constant field, by the order of references, by their place in the pool, by name, by how far a scan has come."""
     assert slots_of(program(fresh(), put_one)) == 3
-    for each in (numbered, ordered):
+    for each in (numbered, ordered, by_name, slowly):
         assert slots_of(program(fresh(), put_one, each)) == 0, each
     s = fresh()
     assert slots_of(program(s, put_one, by_place, set_done)) == 0
@@ -284,7 +296,7 @@ def lend_nothing(s: stock) -> None:
     ready(s, 1)
 
 
-def give_back(s: stock) -> None:
+def give_both_back(s: stock) -> item:
     """Both are free, and who takes one now finds what was left in the lower slot."""
     wait_for_both(s)
     v, w = s.one, s.two
@@ -294,36 +306,42 @@ def give_back(s: stock) -> None:
     give(s, w)
     v = NULL
     w = NULL
-    found = take(s)
-    check(found.value != 1, "left", "one was left")
+    return take(s)
 
 
-def give_back_blank(s: stock) -> None:
-    wait_for_both(s)
-    v, w = s.one, s.two
-    s.one = NULL
-    s.two = NULL
-    give(s, v)
-    give(s, w)
-    v = NULL
-    w = NULL
-    found = take(s)
-    check(found.value != 0, "left", "nothing was left")
+def find_no_one(s: stock) -> None:
+    check(give_both_back(s).value != 1, "left", "one was left")
 
 
-MIXED = [("apart", [lend_one, lend_two, give_back]), ("emptied", [lend_nothing, lend_two, give_back_blank])]
+def find_no_two(s: stock) -> None:
+    check(give_both_back(s).value != 2, "left", "two was left")
 
 
-@pytest.mark.parametrize(("rule", "bodies"), MIXED, ids=[rule for rule, _ in MIXED])
-def test_slots_that_are_free_and_differ_are_no_longer_merged(
-    rule: str, bodies: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is reused first depends on who took first. Without the rule the search would miss it: it is the rule that finds out."""
-    each = program(fresh(), *bodies)
-    asked = reduction(each, persistent=False)
+def find_nothing(s: stock) -> None:
+    check(give_both_back(s).value != 0, "left", "nothing was left")
+
+
+@pytest.mark.parametrize("find", [find_no_one, find_no_two])
+@pytest.mark.parametrize("lend", [lend_one, lend_nothing])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_slots_that_are_free_and_differ_are_no_longer_merged(lend: Any, find: Any, persistent: bool) -> None:
+    """What is reused first depends on who took first: found out also where nothing on the way is stored."""
+    find = find_nothing if lend is lend_nothing and find is find_no_one else find
+    each = program(fresh(), lend, lend_two, find, watched=False)
     assert native.explore(each).verdict == "violated"
+    assert same(each, persistent, persistent).verdict == "violated"
+
+
+MIXED = [("apart", lend_one, find_no_one), ("emptied", lend_nothing, find_nothing)]
+
+
+@pytest.mark.parametrize(("rule", "lend", "find"), MIXED, ids=[rule for rule, *_ in MIXED])
+def test_without_the_rule_that_finds_it_out_it_would_be_missed(
+    rule: str, lend: Any, find: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = program(fresh(), lend, lend_two, find)
+    asked = reduction(each, persistent=False)
     assert explore.explore_reduced(each, asked).mixed == native.explore_reduced(each, asked).mixed == 1
-    assert same(each, persistent=False).verdict == "violated"
     monkeypatch.setattr(Mix, "pools", lambda mix: mix.apart if rule == "emptied" else 0)
     assert explore.explore_reduced(each, asked).verdict == "holds"
 

@@ -15,7 +15,7 @@ from . import ir
 from .analysis import bits
 from .errors import CheckError
 from .ir import ARITHMETIC, Failure, Op
-from .pools import Mix, Pools
+from .pools import Mix
 from .reduce import Reduction
 from .result import DEADLOCK, DEREFERENCE, LIVELOCK, RANGE, Move, Options, Result
 
@@ -242,10 +242,6 @@ class Machine:
                 out[place], out[place + 1] = state[n], state[n + 1]
         return tuple(out)
 
-    def taken(self, state: State, pools: Pools) -> list[int]:
-        """As Pools.taken."""
-        return pools.taken(*self.parts(state))
-
     def parts(self, state: State) -> tuple[tuple[int, ...], list[list[tuple[int, int]]]]:
         """The cells, and of each thread its live locals and their values."""
         n = self.cell_count
@@ -389,7 +385,8 @@ def explore_reduced(program: ir.Program, reduction: Reduction, options: Options 
         fresh: set[State] = set()
         for state in level:
             outcomes: list[State | Violation] = []
-            before = set(machine.taken(state, reduction.pools)) if reduction.pools is not None else set()
+            pools = reduction.pools
+            before = set(pools.taken(*machine.parts(state))) if pools is not None else set()
             alone = machine.alone(state, reduction)
             if alone is not None:
                 outcomes = [alone]

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, reduce
+from itertools import chain
 from operator import or_
 from typing import Any
 
@@ -92,6 +93,14 @@ class Pools:
     inner: list[list[tuple[int, list[Site]]]]
     frames: list[dict[int, list[Site]]]
     left_out: frozenset[type] = frozenset()
+
+    def telling(self) -> int:
+        """The cells that say which slots and other objects of the pools are free, as a bit set."""
+        found = 0
+        for pool in self.pools:
+            for cell in chain([self.cells[slot][at] for slot in pool.slots for at in pool.free], *pool.fixed):
+                found |= 1 << cell
+        return found
 
     def taken(self, cells: tuple[int, ...], frames: list[list[tuple[int, int]]]) -> list[int]:
         """The slots that are not blank, in the representative's order. frames: of each thread, its locals and their values."""

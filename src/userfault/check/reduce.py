@@ -7,7 +7,8 @@ that wants it comes to a halt there, and a trylock fails (as in Dwyer, Hatcliff,
 
 A step is never chosen alone if it writes what an invariant reads, has several outcomes, or closes a loop of its thread, so
 every cycle of the reduced graph has a state where all threads are explored. Then deadlocks, failed assertions, broken
-invariants, reached `sometimes` properties and the existence of a cycle are those of the full graph.
+invariants, reached `sometimes` properties and the existence of a cycle are those of the full graph. Where slots of pools are merged,
+who takes or frees one does not move alone either: which slots are free is looked at after every such step (`pools.Mix`).
 
 The lock rule rests on `Cell.owned`: only the owner changes such a cell. The primitives of the model assert that, in the step
 that would do it, so a model that breaks the rule is reported before the reduction relies on it.
@@ -33,10 +34,14 @@ NOTHING: Facts = frozenset()
 
 @dataclass(slots=True)
 class Footprint:
-    """What a step may do: cells read and written (bit sets), and, for each step that may follow, what is known there."""
+    """What a step may do: cells read and written (bit sets), and, for each step that may follow, what is known there.
+
+    named: those of the cells whose number is known.
+    """
 
     reads: int = 0
     writes: int = 0
+    named: int = 0
     choice: bool = False
     after: dict[int, Facts] = field(default_factory=dict)
 
@@ -68,9 +73,14 @@ def reduction(
     """The persistent sets of a program (without them there are no chains either), and its symmetries."""
     rows: list[dict[int, list[int]]] = [{} for _ in program.threads]
     groups = alike(program) if symmetry else []
-    if persistent:
-        rows = _Analysis(program).rows(groups)
-    return Reduction(rows, chains, groups, find_pools(program) if pools else None)
+    found = find_pools(program) if pools else None
+    if persistent or found is not None:
+        analysis = _Analysis(program)
+        while found is not None and (uneven := analysis.uneven(found)):
+            found = find_pools(program, found.left_out | uneven)
+        if persistent:
+            rows = analysis.rows(groups, found.telling() if found is not None else 0)
+    return Reduction(rows, chains, groups, found)
 
 
 def alike(program: ir.Program) -> list[list[int]]:
@@ -100,9 +110,28 @@ class _Analysis:
         self.footprints: dict[tuple[int, int, Facts], Footprint] = {}
         self.visible = 0
         for spec in program.invariants:
-            for instr in spec.code:
-                if instr.op is Op.LOAD:
-                    self.visible |= _mask(instr, program.consts[-1 - instr.a] if instr.a < 0 else None)
+            self.visible |= self.looked_at(spec)
+
+    def looked_at(self, spec: ir.Spec, named: bool = False) -> int:
+        """The cells that an invariant or final condition may read. named: those whose number is known."""
+        found = 0
+        for instr in spec.code:
+            if instr.op is Op.LOAD and (instr.a < 0 or not named):
+                found |= _mask(instr, self.program.consts[-1 - instr.a] if instr.a < 0 else None)
+        return found
+
+    def uneven(self, pools: Pools) -> set[type]:
+        """The pools of which a step may touch some slots and not others: code that names one, or stops in the middle of a scan."""
+        touched = {self.looked_at(spec, named=True) for spec in [*self.program.invariants, *self.program.finals]}
+        for thread, known in enumerate(self.known):
+            touched |= {self.footprint(thread, pc, facts).named for pc, facts in known.items()}
+        found = set()
+        for pool in pools.pools:
+            for places in zip(*(pools.cells[slot] for slot in pool.slots), strict=True):
+                every = sum(1 << cell for cell in places)
+                if any(cells & every not in (0, every) for cells in touched):
+                    found.add(pool.struct)
+        return found
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -164,9 +193,11 @@ class _Analysis:
         elif op is Op.LOAD:
             out.reads |= _mask(instr, a)
             if a is not None:
+                out.named |= _mask(instr, a)
                 result = env.get(-1 - (instr.base + a))
         elif op is Op.STORE:
             out.writes |= _mask(instr, a)
+            out.named |= _mask(instr, a) if a is not None else 0
             b = self.value(instr.b, env)
             if a is None:
                 for at in range(instr.base + instr.lo, instr.base + instr.hi + 1):
@@ -281,8 +312,11 @@ class _Analysis:
     def plain(self, thread: int, pc: int) -> dict[int, Facts]:
         return self.footprint(thread, pc, self.known[thread][pc]).after
 
-    def rows(self, groups: list[list[int]]) -> list[dict[int, list[int]]]:
-        """See Reduction. Of two alike threads at one place neither moves alone: which comes first is the engine's affair."""
+    def rows(self, groups: list[list[int]], telling: int) -> list[dict[int, list[int]]]:
+        """See Reduction. Of two alike threads at one place neither moves alone: which comes first is the engine's affair.
+
+        telling: cells that who moves alone does not write either.
+        """
         kin = {t: group for group in groups for t in group}
         threads = range(len(self.program.threads))
         cache: dict[tuple[int, Facts], list[tuple[int, int, int]]] = {}
@@ -308,7 +342,7 @@ class _Analysis:
                 if pc in loops or pc not in self.known[t]:
                     continue
                 step = self.footprint(t, pc, self.known[t][pc])
-                if step.choice or step.writes & self.visible:
+                if step.choice or step.writes & (self.visible | telling):
                     continue
                 locks = self.locks(t, pc)
                 key = (step.reads, step.writes, locks)
