@@ -60,10 +60,10 @@ class Era:
     """UFFDIO_MOVE moves runs of pages under one pair of page-table locks, and tries a folio's lock before it takes a
     reference (v6.18)."""
     move_keeps_eagain: bool = False
-    """move_pages takes an attempt's -EAGAIN for its errno, and a later attempt's success does not clear it (v6.18: F-10)."""
+    """move_pages takes an attempt's -EAGAIN for its errno, and a later attempt's success does not clear it (v6.18 to v7.1: F-10)."""
     move_split_is_busy: bool = False
     """UFFDIO_MOVE answers EBUSY for a huge page that can't be split, where it tried again for ever (seen on v6.18.44; the
-    source of v6.18.35 tries again, and so did 6.18.15 and 7.1.13: F-11)."""
+    sources of v6.18.35 and v7.2.13 try again, and so did 6.18.15, 7.1.13 and 7.2.13: F-11)."""
     move_keeps_clean: bool = False
     """A moved entry is dirty only if it was (v6.8 makes it dirty)."""
     huge_zero_page_is_replaced: bool = False

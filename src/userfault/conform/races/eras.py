@@ -91,6 +91,6 @@ def split_while_held() -> dict[str, bool]:
         return {"move_split_is_busy": True}
     if moved not in (1, -EEXIST):
         return {}  # No huge page, or nobody to hold it: not asked.
-    # One change brought both the batches and the forgetting.
+    # One change brought both the batches and the forgetting. Who does not forget may have them or not: page by page allows more.
     forgets = moved == -EEXIST
     return {"move_split_is_busy": False, "move_keeps_eagain": forgets, "move_batches": forgets}
