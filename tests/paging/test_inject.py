@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import random
@@ -54,6 +55,9 @@ def survive(point: Point, effect: Effect, value: int, mode: str, options: dict[s
         assert memory[:] == expected
         return struck, memory.stats()
 
+
+libc = ctypes.CDLL(None)
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 
 BOUNDED: dict[str, Any] = {"resident": "128 KiB", "unit": "4 KiB", "prefetch_units": 0}
 WRITABLE: dict[str, Any] = {**BOUNDED, "access": "c"}
@@ -367,6 +371,30 @@ def test_a_stall_is_named() -> None:
     ended = run(child)
     assert not ended.code
     assert re.search(r"has waited 0\.\d s for offset 0 of region 'slow one'", ended.stderr)
+
+
+@pytest.mark.parametrize("step", ["claimed", "installed"])
+def test_a_mark_while_a_write_fetches_its_page(step: Point) -> None:
+    """The write comes after the mark, or shows before the next one; no later one shows it again."""
+
+    def child() -> None:
+        with paging.open(DATA, **WRITABLE) as memory:
+            with inject(memory, step, "delay", 100_000) as struck:
+                # Not by an access, which would hold the GIL meanwhile.
+                writer = threading.Thread(target=libc.memset, args=[memory._control.base + 8192, 7, 10])
+                writer.start()
+                while not struck.struck_count:
+                    time.sleep(0.001)
+                memory.mark()
+                writer.join()
+            if step == "claimed":
+                assert memory.dirty() == [(8192, 4096)]
+            memory.mark()
+            memory.evict()
+            assert memory.dirty() == []
+            assert memory[8192:8203] == bytes([7]) * 10 + DATA[8202:8203]
+
+    check(child)
 
 
 def test_a_write_between_look_and_move_is_not_lost() -> None:

@@ -174,7 +174,7 @@ static void gone(pager *p, slot *s, u64 unit) {
 static u64 extent_of(pager *p, u32 place) { return (place - 1 - p->pages) / EXTENT; }
 
 void forget_swap(pager *p, u64 page) {
-    u32 place = atomic_exchange(&places(p)[page], 0);
+    u32 place = atomic_load(&places(p)[page]) ? atomic_exchange(&places(p)[page], 0) : 0;
     if (!place || place - 1 < p->pages) return;
     u64 extent = extent_of(p, place);
     if (atomic_fetch_sub(&extents(p)[extent], 1) != 1) return;

@@ -289,12 +289,13 @@ int resolve(pager *p, slot *s, u64 unit, u64 address, u32 how, bool wait) {
         }
         if (old & WAITED) claim |= WAITED;
         // In the word from the claim on, so that a sweep that comes between takes it away again.
-        if (how & WRITTEN && p->writable && p->unit == PAGE) claim |= WRITTEN, atomic_store(&p->any_written, 1);
+        if (how & WRITTEN && p->writable && p->unit == PAGE) claim |= WRITTEN;
         if (!soft) {
             s->unit = unit;
             s->filling = counted ? 2 : 1;
             if (!atomic_compare_exchange_weak(word, &old, claim)) { s->filling = 0; continue; }
         }
+        if (claim & WRITTEN) atomic_store(&p->any_written, 1); // not before: who sweeps takes it for what is in the words already
         int result = fill(p, s, unit, soft ? REF : how & AHEAD, counted || STATE(old) == POISONED, soft);
         limbo_release(p, s);
         if (result != PUT_OFF || !wait) return result;
