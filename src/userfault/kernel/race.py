@@ -1,6 +1,6 @@
 """Threads that race operations on the running kernel, thousands of rounds per second: native/run.c from Python.
 
-A race is lists of operations by name (`operations()`); what they do is native/race.h. It runs in a process of its own,
+A race is lists of operations by name (`operations()`); what they do is in native/race*.h. It runs in a process of its own,
 which is killed when a round does not end. No Python runs in it.
 """
 
@@ -28,7 +28,7 @@ ENDED = 1
 
 @dataclass(frozen=True)
 class Op:
-    """An operation: its name in native/race.h, up to four numbers, and the field of the outcome that takes its result.
+    """An operation: its name in native/race*.h, up to four numbers, and the field of the outcome that takes its result.
 
     Addresses are bytes from the base of the test. field: -1 for none.
     """
@@ -142,7 +142,7 @@ def _library() -> ctypes.CDLL:
 
 @cache
 def operations() -> tuple[str, ...]:
-    """The operations that native/race.h knows, by number."""
+    """The operations that native/run.c knows, by number."""
     return tuple(_library().uf_race_operations().decode().split())
 
 
@@ -245,22 +245,26 @@ def _wait(pid: int, results: _Results, patience: float) -> bool:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of native/race.h: its name, the pieces that it needs, its text."""
+    """A part of native/race*.h: its name, the pieces that it needs, its text."""
 
     name: str
     needs: tuple[str, ...]
     text: str
 
 
+SOURCES = ("race.h", *(f"race_{name}.h" for name in ("userfaultfd", "memory", "pins", "rounds", "report")))
+
+
 @cache
 def pieces() -> tuple[Piece, ...]:
     """The C source of the operations and of the rounds, in its order: what a program of its own is made of."""
     found = []
-    text = resources.files("userfault.native").joinpath("race.h").read_text()
-    for part in re.split(r"^//= ", text, flags=re.MULTILINE)[1:]:
-        head, _, body = part.partition("\n")
-        name, _, needs = head.partition(":")
-        found.append(Piece(name.strip(), tuple(needs.split()), body.strip("\n")))
+    for file in SOURCES:
+        text = resources.files("userfault.native").joinpath(file).read_text()
+        for part in re.split(r"^//= ", text, flags=re.MULTILINE)[1:]:
+            head, _, body = part.partition("\n")
+            name, _, needs = head.partition(":")
+            found.append(Piece(name.strip(), tuple(needs.split()), body.strip("\n")))
     return tuple(found)
 
 

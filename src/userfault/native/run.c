@@ -1,7 +1,11 @@
-// Litmus tests on the running kernel: the rounds of race.h, with the threads' operations from lists.
+// Litmus tests on the running kernel: the rounds of race_rounds.h, with the threads' operations from lists.
 //
 // kernel/race.py makes the lists, starts a process with uf_race_start and reads its results from the shared memory.
-#include "race.h"
+#include "race_userfaultfd.h"
+#include "race_memory.h"
+#include "race_pins.h"
+#include "race_rounds.h"
+#include "race_report.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
