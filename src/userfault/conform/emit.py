@@ -30,6 +30,7 @@ HEAD = """\
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -38,7 +39,7 @@ HEAD = """\
 #define PAGES {pages}
 #define PROCESSES 8
 
-enum {{ SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE }};
+enum {{ {kinds} }};
 
 // process: who does it. pointers: bit i says that argument i is an offset into scratch. out: the scratch word to print, or -1.
 static struct op {{
@@ -86,6 +87,7 @@ static void show(void)
 
 static void perform(int n, int me);
 
+KEEPER
 // Everybody goes through the list and does what is his; who waits also reaps children that have ended.
 static void run(int me, int from)
 {
@@ -134,6 +136,7 @@ static void perform(int n, int me)
 	case FORK:
 		fflush(stdout);
 		if (fork() == 0) {
+DISOWN
 			run((int)op->arg[0], n + 1);
 			_exit(0);
 		}
@@ -141,7 +144,9 @@ static void perform(int n, int me)
 	case MEANWHILE:
 		*meanwhile = n + 1;
 		break;
+KEEP
 	case EXIT:
+LET_GO
 		printf("%3d  %s\\n", n, op->text);
 		fflush(stdout);
 		_exit(0); // whoever reaps us goes on to the next operation
@@ -198,6 +203,83 @@ START
 }
 """
 
+
+KINDS = ("SYSCALL", "LOAD", "STORE", "FORK", "EXIT", "MEANWHILE", "PIN", "UNPIN", "HOLD", "RELEASE")
+KEEPERS = ("pin", "unpin", "hold", "release")
+
+KEEPER = """\
+// Pages that a process keeps: pinned as registered buffers of io_urings, or held in pipes. 0: no descriptor.
+static int ring[4], pipes[4][2], holds[4];
+
+static long result_of(long value)
+{
+	return value < 0 ? -errno : value;
+}
+
+static long unpin(unsigned long slot)
+{
+	return ring[slot] ? result_of(syscall(427, ring[slot], 1 /* UNREGISTER_BUFFERS */, 0, 0)) : -ENXIO;
+}
+
+static long release(unsigned long slot)
+{
+	static uint64_t copy[512];
+
+	if (!holds[slot] || read(pipes[slot][0], copy, 4096) != 4096)
+		return -ENXIO;
+	holds[slot] = 0;
+	return (long)copy[0];
+}
+
+static long keep(int kind, unsigned long slot, unsigned long address)
+{
+	struct iovec buffer = {(void *)address, 4096};
+	uint32_t parameters[30] = {0};
+	long done;
+
+	if (kind == PIN) {
+		if (!ring[slot])
+			ring[slot] = syscall(425, 1, parameters); // io_uring_setup
+		return result_of(syscall(427, ring[slot], 0 /* REGISTER_BUFFERS */, &buffer, 1));
+	}
+	if (holds[slot])
+		return -EBUSY;
+	if (!pipes[slot][0] && pipe(pipes[slot]))
+		return -errno;
+	done = result_of(vmsplice(pipes[slot][1], &buffer, 1, SPLICE_F_NONBLOCK));
+	holds[slot] = done == 4096;
+	return done;
+}
+
+static void let_go(int ours)
+{
+	for (int i = 0; i < 4; i++) {
+		if (ours) {
+			unpin(i);
+			release(i);
+		} else if (ring[i] | pipes[i][0]) {
+			close(ring[i] ? ring[i] : -1);
+			close(pipes[i][0] ? pipes[i][0] : -1);
+			close(pipes[i][1] ? pipes[i][1] : -1);
+		}
+		ring[i] = pipes[i][0] = pipes[i][1] = holds[i] = 0;
+	}
+}
+
+"""
+
+KEEP = """\
+	case PIN:
+	case HOLD:
+		value = keep(op->kind, op->arg[0], op->arg[1]);
+		break;
+	case UNPIN:
+		value = unpin(op->arg[0]);
+		break;
+	case RELEASE:
+		value = release(op->arg[0]);
+		break;
+"""
 
 READER = """\
 struct message {
@@ -291,9 +373,25 @@ def c_program(sequence: Sequence[Op], profile: Profile, title: str, lacking: Fea
     for op in sequence:
         command = operations.command(op, window.base)
         rows.append(row(op, command))
-    head = HEAD.format(title=title, origin=window.base, base=window.start, pages=window.pages, ops="\n".join(rows))
+    keeps = any(op.name in KEEPERS for op in sequence)
+    kinds = KINDS if keeps else KINDS[: MEANWHILE + 1]
+    head = HEAD.format(
+        kinds=", ".join(kinds),
+        title=title,
+        origin=window.base,
+        base=window.start,
+        pages=window.pages,
+        ops="\n".join(rows),
+    )
     features = ", ".join(f"{int(each & ~lacking):#x}" for each in profile.contexts)
     tail = TAIL.replace("READER\n", READER if watched else "").replace("START\n", START if watched else "")
+    for marker, text in (
+        ("KEEPER", KEEPER),
+        ("KEEP", KEEP),
+        ("DISOWN", "\t\t\tlet_go(0);\n"),
+        ("LET_GO", "\t\tlet_go(1);\n"),
+    ):
+        tail = tail.replace(f"{marker}\n", text if keeps else "")
     return head + tail.replace("{FEATURES}", f"{{{features}}}").replace("FIRST_FD", str(CONTEXT_FD)).replace(
         "PIDFD", str(PIDFD)
     )
@@ -302,7 +400,7 @@ def c_program(sequence: Sequence[Op], profile: Profile, title: str, lacking: Fea
 def row(op: Op, command: Command) -> str:
     arguments = ", ".join(f"{value & MASK:#x}" for value in command.arguments)
     scratch = ", ".join(f"{value & MASK:#x}" for value in command.scratch)
-    kind = ("SYSCALL", "LOAD", "STORE", "FORK", "EXIT", "MEANWHILE")[command.kind]
+    kind = KINDS[command.kind]
     out = -1 if command.kind == MEANWHILE else operations.KINDS[op.name].out
     return (
         f"\t{{{op.process}, {kind}, {command.number}, {{{arguments or 0}}}, {command.pointers:#x}, {out}, "

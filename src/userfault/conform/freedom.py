@@ -39,8 +39,10 @@ FREEDOM = (
     ),
     Free(
         "who else looks at a page",
-        "Reclaim, DAMON and compaction may hold a reference to any page for a moment: what splits a huge page is EBUSY then.",
-        "An outcome of a litmus test that the model rules out must be allowed with one thread more, which does that to one page.",
+        "Reclaim, DAMON and compaction may hold a reference to any page for a moment: what splits a huge page is EBUSY then, "
+        "reclaim keeps the page, and a write copies it.",
+        "An outcome of a litmus test that the model rules out must be allowed with one thread more, which does that to one page. A "
+        "sequence that parts is done again at once: only what comes again is a divergence, the rest is listed with the run.",
     ),
     Free(
         "soft-dirty bits",

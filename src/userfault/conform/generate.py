@@ -6,9 +6,10 @@ Without the state nearly every operation would be refused at the door: two rando
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
+from ..kernel.agent import SLOTS
 from ..kernel.uapi import Feature
 from ..model.mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
 from ..model.mm_types import page as Page
@@ -185,6 +186,27 @@ HUGE = Profile(
     slice=256,
     cost=4,
 )
+PINS = Profile(
+    "pins",
+    "forks and swap with pages that somebody keeps: pinned for writing, or referred to",
+    Window(BASE, HUGE_PAGES - 10, 16),
+    120,
+    {
+        **FORKS.weights,
+        "move": 24,
+        "fork": 10,
+        "pageout": 14,
+        "free": 4,
+        "mincore": 3,
+        "mremap": 4,
+        "munmap": 2,
+        "pin": 16,
+        "unpin": 8,
+        "hold": 12,
+        "release": 8,
+    },
+    swap=True,
+)
 EVENTS = Profile(
     "events",
     "userfaultfds with a reader: what they say, in which order, and what is refused while it is unread; their children's after forks",
@@ -219,7 +241,7 @@ EVENTS = Profile(
     },
     contexts=WATCHED,
 )
-PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, EVENTS, HUGE)}
+PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, PINS, EVENTS, HUGE)}
 
 
 RW = int(vm.READ | vm.WRITE)
@@ -238,6 +260,7 @@ class Generator:
         weights = {name: weight for name, weight in profile.weights.items() if name not in world.quirks.operations}
         self.names, self.totals = list(weights), list(weights.values())
         self.watched = profile.contexts is WATCHED
+        self.process = 0
         self.main = rng.choice(range(len(WATCHED)) if self.watched else (0, 0, 1, 2))
         self.child = -1
         self.at = 0
@@ -269,7 +292,7 @@ class Generator:
         process = self.rng.choice(processes)
         if name in OF_USERFAULTFD and self.maybe(0.9):
             process = 0
-        mm = self.world.mm_of(process)
+        self.process, mm = process, self.world.mm_of(process)
         if name in MEANWHILES:
             process, mm = 0, self.world.mm_of(0)
         children = self.world.contexts[len(WATCHED) :]
@@ -431,6 +454,25 @@ class Generator:
     def draw_store(self, mm: mm_struct) -> tuple[int, ...]:
         vma = self.vma(mm, RW) if self.maybe(0.95) else None
         return (self.page_in(mm, vma) + 8 * self.rng.randrange(512), self.rng.randrange(1, 1 << 16))
+
+    def slot(self, kept: Container[tuple[int, int]], free: bool) -> int:
+        """One of a process that is free, or not, if there is one."""
+        fit = [slot for slot in range(SLOTS) if ((self.process, slot) in kept) != free]
+        return self.rng.choice(fit) if fit and self.maybe(0.95) else self.rng.randrange(SLOTS)
+
+    def draw_pin(self, mm: mm_struct) -> tuple[int, ...]:
+        vma = self.vma(mm, RW) if self.maybe(0.9) else self.vma(mm)
+        return self.slot(self.world.pins, True), self.page_in(mm, vma, True if self.maybe(0.7) else None)
+
+    def draw_hold(self, mm: mm_struct) -> tuple[int, ...]:
+        vma = self.vma(mm)
+        return self.slot(self.world.holds, True), self.page_in(mm, vma, True if self.maybe(0.7) else None)
+
+    def draw_unpin(self, mm: mm_struct) -> tuple[int, ...]:
+        return (self.slot(self.world.pins, False),)
+
+    def draw_release(self, mm: mm_struct) -> tuple[int, ...]:
+        return (self.slot(self.world.holds, False),)
 
     def draw_mincore(self, mm: mm_struct) -> tuple[int, ...]:
         """Mostly where something is swapped out, the only place where there is more to look up than the entry."""

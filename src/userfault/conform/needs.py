@@ -166,7 +166,7 @@ NEEDS = {
     "wp-async": Need(_feature(Feature.WP_ASYNC), "a kernel of v6.7 or later", feature=Feature.WP_ASYNC),
     "process-madvise": Need(_process_madvise, "a kernel of v6.13 or later", operations=("process_madvise",)),
     "collapse": Need(_collapse, "a kernel of v6.18 or later with huge pages", operations=("collapse",)),
-    "io_uring": Need(_io_uring, "`sysctl kernel.io_uring_disabled=0`"),
+    "io_uring": Need(_io_uring, "`sysctl kernel.io_uring_disabled=0`", operations=("pin", "unpin")),
     "ksm": Need(_ksm, "as root, `userfault run` starts it; else `echo 1 > /sys/kernel/mm/ksm/run`"),
     "compaction": Need(_compaction, "run as root, on a kernel with CONFIG_COMPACTION"),
     "userfaultfd": Need(_userfaultfd, "run as root, or `sysctl vm.unprivileged_userfaultfd=1`"),

@@ -6,14 +6,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..kernel.agent import EXIT, FORK, LOAD, MASK, MEANWHILE, STORE, SYSCALL, Answer, Command
+from ..kernel.agent import (
+    EXIT,
+    FORK,
+    HOLD,
+    LOAD,
+    MASK,
+    MEANWHILE,
+    PIN,
+    RELEASE,
+    SLOTS,
+    STORE,
+    SYSCALL,
+    UNPIN,
+    Answer,
+    Command,
+)
 from ..kernel.uapi import PAGE_SIZE_BYTES, Ioctl
 from ..model import fs_userfaultfd as uffd
-from ..model import madvise, mincore, mlock, mmap, mprotect, mremap, user
-from ..model.errno import EBADF, EEXIST, EINVAL, ESRCH
+from ..model import gup, madvise, mincore, mlock, mmap, mprotect, mremap, user
+from ..model.errno import EBADF, EBUSY, EEXIST, EFAULT, EINVAL, ENXIO, ESRCH
 from ..model.fs_userfaultfd import UNWRITTEN
 from ..model.madvise import MADV
 from ..model.mm_types import mm_struct, vm
+from ..model.slab import put_page
 from .world import Meanwhile, World
 
 SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_IOCTL, SYS_MINCORE, SYS_MADVISE = 9, 10, 11, 16, 27, 28
@@ -91,9 +107,59 @@ def fork_process(world: World, mm: mm_struct, child: int) -> Outcome:
 def exit_process(world: World, mm: mm_struct) -> Outcome:
     if mm is world.processes[0]:
         return Outcome(-EINVAL)
+    process = world.processes.index(mm)
+    for keeper, slot in list(world.pins):
+        if keeper == process:
+            unpin_page(world, mm, slot)
+    for keeper, slot in list(world.holds):
+        if keeper == process:
+            release_page(world, mm, slot)
     mmap.exit_mmap(mm)
     world.gone(mm)
     return Outcome(0)
+
+
+def pin_page(world: World, mm: mm_struct, slot: int, addr: int) -> Outcome:
+    key = world.running, slot % SLOTS
+    if key in world.pins:
+        return Outcome(-EBUSY)
+    got = gup.get_user_pages_fast(mm, addr, 1)
+    if got < 0:
+        return Outcome(got)
+    world.pins[key] = gup.taken()
+    return Outcome(0)
+
+
+def unpin_page(world: World, mm: mm_struct, slot: int) -> Outcome:
+    p = world.pins.pop((world.running, slot % SLOTS), None)
+    if p is None:
+        return Outcome(-ENXIO)
+    gup.pin_is_over(p)
+    gup.unpin_user_page(p)
+    return Outcome(0)
+
+
+def hold_page(world: World, mm: mm_struct, slot: int, addr: int) -> Outcome:
+    key = world.running, slot % SLOTS
+    if key in world.holds:
+        return Outcome(-EBUSY)
+    there, p = gup.get_user_page(mm, addr)
+    if not there:
+        return Outcome(-EFAULT)
+    world.holds[key] = p
+    return Outcome(PAGE_SIZE_BYTES)
+
+
+def release_page(world: World, mm: mm_struct, slot: int) -> Outcome:
+    """What the page holds by now is what comes out of the pipe."""
+    key = world.running, slot % SLOTS
+    if key not in world.holds:
+        return Outcome(-ENXIO)
+    p = world.holds.pop(key)
+    content = world.content(p)
+    if p is not None:
+        put_page(p)
+    return Outcome(signed(content))
 
 
 def load_word(world: World, mm: mm_struct, addr: int) -> Outcome:
@@ -233,6 +299,25 @@ KINDS["mincore"] = Kind(
 )
 KINDS["fork"] = Kind(("child",), "fork", lambda base, process, a: Command(FORK, process, 0, a), fork_process)
 KINDS["exit"] = Kind((), "exit, and be waited for", lambda base, process, a: Command(EXIT, process), exit_process)
+KINDS["pin"] = Kind(
+    ("slot", "@addr"),
+    "pin a page for writing: a registered buffer of an io_uring",
+    lambda base, process, a: Command(PIN, process, 0, (a[0], base + a[1])),
+    pin_page,
+)
+KINDS["unpin"] = Kind(("slot",), "let go of it", lambda base, process, a: Command(UNPIN, process, 0, a), unpin_page)
+KINDS["hold"] = Kind(
+    ("slot", "@addr"),
+    "take a reference to a page: vmsplice to a pipe",
+    lambda base, process, a: Command(HOLD, process, 0, (a[0], base + a[1])),
+    hold_page,
+)
+KINDS["release"] = Kind(
+    ("slot",),
+    "let go of it, by reading the page from the pipe",
+    lambda base, process, a: Command(RELEASE, process, 0, a),
+    release_page,
+)
 KINDS["mprotect"] = Kind(
     ("@addr", ":length", "prot"),
     "mprotect",

@@ -152,6 +152,10 @@ class World:
         self.meanwhile: tuple[int, Callable[[], Meanwhile]] | None = None
         """What is done while the next message waits to be read, to which userfaultfd."""
         self._inherited = [0] * 8
+        self.pins: dict[tuple[int, int], page] = {}
+        """The pages that are pinned, by process and slot."""
+        self.holds: dict[tuple[int, int], page | None] = {}
+        """Those that are held (None: the zero page)."""
         # One more than the window needs: accesses may go past its end.
         self._span = (-(-(window.first + window.pages) // HUGE_PAGES) + 1) * HUGE_PAGES
         self.processes: list[mm_struct | None] = [None] * 8

@@ -25,7 +25,8 @@ from .pgtable import (
     pte_offset,
     table_is_gone,
 )
-from .slab import PageTail, compound_head, head_of, hpage_nr, nth_page, put_compound_page, put_page
+from .slab import PageTail, compound_head, get_page, head_of, hpage_nr, nth_page, put_compound_page, put_page
+from .user import touch
 
 
 @atomic
@@ -330,6 +331,28 @@ def get_user_pages_fast(mm: mm_struct, start: int, nr: int) -> int:
         # The caller has pages to let go of: it has to hear of them.
         return done if done > 0 else more
     return done + more
+
+
+@modelled("mm/gup.c", function="get_user_pages_fast (for reading)", versions="v5.6 .. v6.18", section="C.18", steps=3)
+def get_user_page(mm: mm_struct, addr: int) -> tuple[bool, page | None]:
+    """A reference, and no pin, to what can be read at `addr`, faulted in: (whether there is a page, the page; None: the zero page).
+
+    Sequential runs only.
+    """
+    while True:
+        pmd = pmd_offset(mm, addr).pmd
+        if pmd.kind == PmdKind.TABLE:
+            pte = pte_offset(pmd.table, addr).pte
+            # The fast way does not ask the VMA.
+            if pte.kind == PteKind.PRESENT and not pte.special and not pte.protnone:
+                get_page(pte.page)
+                return True, pte.page
+        vma = find_vma(mm, addr)
+        if vma is None or not vma.vm_flags & vm.READ or touch(mm, addr) != 0:
+            return False, None
+        pmd = pmd_offset(mm, addr).pmd
+        if pmd.kind == PmdKind.TABLE and pte_offset(pmd.table, addr).pte.special:
+            return True, None
 
 
 # -- users of it ------------------------------------------------------------------------------------------------------

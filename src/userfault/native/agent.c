@@ -22,13 +22,14 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { PROCESSES = 8, SCRATCH = 8, VMAS = 64, MESSAGES = 32, PAGE = 4096 };
-enum kind { SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE };
+enum { PROCESSES = 8, SCRATCH = 8, VMAS = 64, MESSAGES = 32, SLOTS = 4, PAGE = 4096 };
+enum kind { SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE, PIN, UNPIN, HOLD, RELEASE };
 enum command { PERFORM = 100, LEAVE, LOOK };
 
 struct op {
@@ -99,6 +100,15 @@ struct agent {
 	int32_t kpagecount, kpageflags;
 };
 
+/* What was there when it was tried must not be missing later: the status says where, the message why. */
+static void give_up(const char *what)
+{
+	dprintf(2, "userfault: the agent can't go on: %s: %s\n", what, errno ? strerror(errno) : "a short read");
+	_exit(5);
+}
+
+EXPORT uint64_t uf_hash_page(const void *page);
+
 static sigjmp_buf escape;
 static volatile sig_atomic_t armed;
 
@@ -163,6 +173,91 @@ static char wait_byte(int fd)
 	return c;
 }
 
+/*
+ * Pages that this process keeps: pinned (FOLL_PIN) as a registered buffer of an io_uring, or held (a plain reference) in a pipe.
+ * A descriptor is one more than it is, so that 0 is none.
+ */
+static int ring[SLOTS], held_in[SLOTS][2], holds[SLOTS];
+
+static int64_t result_of(long value)
+{
+	return value < 0 ? -errno : value;
+}
+
+static int64_t pin(uint64_t slot, void *address)
+{
+	struct iovec buffer = {address, PAGE};
+	uint32_t parameters[30] = {0};
+
+	if (!ring[slot]) {
+		long made = syscall(SYS_io_uring_setup, 1, parameters);
+
+		if (made < 0)
+			give_up("io_uring_setup");
+		ring[slot] = (int)made + 1;
+	}
+	return result_of(syscall(SYS_io_uring_register, ring[slot] - 1, 0 /* REGISTER_BUFFERS */, &buffer, 1));
+}
+
+static int64_t unpin(uint64_t slot)
+{
+	return ring[slot] ? result_of(syscall(SYS_io_uring_register, ring[slot] - 1, 1 /* UNREGISTER_BUFFERS */, 0, 0)) : -ENXIO;
+}
+
+static int64_t hold(uint64_t slot, void *address)
+{
+	struct iovec buffer = {address, PAGE};
+	int64_t done;
+
+	if (holds[slot])
+		return -EBUSY;
+	if (!held_in[slot][0]) {
+		if (pipe2(held_in[slot], O_CLOEXEC))
+			give_up("pipe2");
+		held_in[slot][0]++;
+		held_in[slot][1]++;
+	}
+	done = result_of(syscall(SYS_vmsplice, held_in[slot][1] - 1, &buffer, 1, 2 /* SPLICE_F_NONBLOCK */));
+	holds[slot] = done == PAGE;
+	return done;
+}
+
+/* What the page holds now. */
+static int64_t release(uint64_t slot)
+{
+	static char copy[PAGE] __attribute__((aligned(PAGE)));
+
+	if (!holds[slot])
+		return -ENXIO;
+	if (read(held_in[slot][0] - 1, copy, PAGE) != PAGE)
+		give_up("a page in a pipe");
+	holds[slot] = 0;
+	return (int64_t)uf_hash_page(copy);
+}
+
+/* Before a process ends: the kernel takes an io_uring down in its own time. */
+static void let_go(void)
+{
+	for (uint64_t slot = 0; slot < SLOTS; slot++) {
+		unpin(slot);
+		release(slot);
+	}
+}
+
+/* After a fork: what the parent keeps is not ours. */
+static void disown(void)
+{
+	for (int slot = 0; slot < SLOTS; slot++) {
+		if (ring[slot])
+			close(ring[slot] - 1);
+		if (held_in[slot][0]) {
+			close(held_in[slot][0] - 1);
+			close(held_in[slot][1] - 1);
+		}
+		ring[slot] = held_in[slot][0] = held_in[slot][1] = holds[slot] = 0;
+	}
+}
+
 static void serve(struct agent *a, struct op *ops, struct result *results, int me);
 
 static void perform(struct agent *a, struct op *ops, struct result *results, uint64_t n, int me)
@@ -186,6 +281,7 @@ static void perform(struct agent *a, struct op *ops, struct result *results, uin
 			/* Only the agent may hold these: when it is gone, everybody reads the end of the pipe and goes. */
 			for (int each = 1; each < PROCESSES; each++)
 				close(a->command[each][1]);
+			disown();
 			serve(a, ops, results, (int)op->arg[0]);
 		}
 		a->pid[op->arg[0]] = pid;
@@ -195,6 +291,18 @@ static void perform(struct agent *a, struct op *ops, struct result *results, uin
 		break;
 	case MEANWHILE:
 		a->meanwhile = n + 1;
+		break;
+	case PIN:
+		out->value = pin(op->arg[0] % SLOTS, (void *)op->arg[1]);
+		break;
+	case UNPIN:
+		out->value = unpin(op->arg[0] % SLOTS);
+		break;
+	case HOLD:
+		out->value = hold(op->arg[0] % SLOTS, (void *)op->arg[1]);
+		break;
+	case RELEASE:
+		out->value = release(op->arg[0] % SLOTS);
 		break;
 	default:
 		perform_syscall(op, out);
@@ -212,8 +320,10 @@ static void serve(struct agent *a, struct op *ops, struct result *results, int m
 	for (;;) {
 		char what = wait_byte(a->command[me][0]);
 
-		if (what == LEAVE)
+		if (what == LEAVE) {
+			let_go();
 			_exit(0);
+		}
 		if (what == PERFORM)
 			perform(a, ops, results, a->done, me);
 		else if (what == LOOK)
@@ -292,13 +402,6 @@ static void run_one(struct agent *a, struct op *ops, struct result *results, uin
 		if (a->pagemap[p] < 0 || a->maps[p] < 0 || a->mem[p] < 0 || a->smaps[p] < 0)
 			_exit(4);
 	}
-}
-
-/* What was there when it was tried must not be missing later: the status says where, the message why. */
-static void give_up(const char *what)
-{
-	dprintf(2, "userfault: the agent can't observe: %s: %s\n", what, errno ? strerror(errno) : "a short read");
-	_exit(5);
 }
 
 /* -- what userfaultfds say --------------------------------------------------------------------------------------- */
