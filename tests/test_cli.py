@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,6 +19,8 @@ from userfault.check.result import Options
 from userfault.cli import cli, jobs
 from userfault.litmus import load
 from userfault.model.era import ERAS
+
+COMMAND = [sys.executable, "-c", "from userfault.cli import main; main()"]
 
 
 def run(*args: str) -> Result:
@@ -75,6 +81,25 @@ def test_the_cores_go_to_the_tests_or_else_to_the_one_search(
     done = run("check", *tests, "--era", "v6.8", "--json", *asked)
     given = [json.loads(line)["found"] for line in done.output.splitlines()]
     assert given == [f"{workers} workers"] * len(tests)
+
+
+def test_who_interrupts_a_check_does_not_wait_for_it() -> None:
+    left = ["D-1-slow", "E-17-stale", "E-15-mremap", "E-14-root"]
+    started = subprocess.Popen([*COMMAND, "check", "S4", *left, "--jobs", "2"], stdout=PIPE, stderr=PIPE, text=True)
+    assert started.stdout is not None
+    assert started.stdout.readline().startswith("S4 ")
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=20)
+    assert started.returncode == 130
+    assert "interrupted" in err
+    assert "checked" not in out
+
+
+def test_output_that_can_not_be_written_is_said() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "litmus", "show", "S4"], stdout=full, stderr=PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "userfault: the output could not be written: No space left on device\n"
 
 
 @pytest.mark.parametrize("args", [("model", "--section", "C.6"), ("litmus", "list"), ("litmus", "list", "--mutants")])

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import importlib
+import sys
 
 import click
+
+EXIT_ENVIRONMENT = 2
+EXIT_INTERRUPTED = 130
+"""A shell's for SIGINT; click's own is 1, which means a surprise here."""
+NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 VERBS = {
     "run": "Race litmus tests on the running kernel, and compare them with the model.",
@@ -33,6 +40,19 @@ class Verbs(click.Group):
         command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nuserfault: interrupted", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+        except OSError as error:
+            # Of what prints: a verb says itself what is wrong with a file that it was given.
+            if error.errno not in NOT_WRITTEN or error.filename is not None:
+                raise
+            click.echo(f"userfault: the output could not be written: {error.strerror}", err=True)
+            sys.exit(EXIT_ENVIRONMENT)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
@@ -45,7 +65,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The entry point. Exit codes: 0 as expected, 1 a surprise, 2 usage or environment, 3 a bound was hit."""
+    """The entry point. Exit codes: 0 as expected, 1 a surprise, 2 usage or environment, 3 a bound was hit, 130 interrupted."""
     # Imports and compilation make many objects and next to no garbage: a tenth of a first verdict went into looking for it.
     gc.set_threshold(300_000, 50, 50)
     # At the end, too: the interpreter collects before it leaves, object by object, what the process gives back at once.

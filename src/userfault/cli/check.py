@@ -7,6 +7,7 @@ import random
 import re
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -122,14 +123,15 @@ def command(
                 err=True,
             )
         waiting = sys.stderr.isatty()
-        for number, outcome in enumerate(perform_all(left, options, engine, jobs), 1):
-            outcomes.append(outcome)
-            done.add(outcome)
-            if waiting:
-                click.echo("\r\x1b[K", nl=False, err=True)
-            click.echo(json.dumps(outcome.json()) if as_json else line(outcome))
-            if waiting and number < len(left):
-                click.echo(progress(number, len(left), time.perf_counter() - started), nl=False, err=True)
+        with closing(perform_all(left, options, engine, jobs)) as coming:
+            for number, outcome in enumerate(coming, 1):
+                outcomes.append(outcome)
+                done.add(outcome)
+                if waiting:
+                    click.echo("\r\x1b[K", nl=False, err=True)
+                click.echo(json.dumps(outcome.json()) if as_json else line(outcome))
+                if waiting and number < len(left):
+                    click.echo(progress(number, len(left), time.perf_counter() - started), nl=False, err=True)
     except (CheckError, LitmusError) as error:
         click.echo(f"userfault check: {error}", err=True)
         sys.exit(EXIT_USAGE)

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,17 +235,18 @@ def compare(name: str, seed: int, operations: int, jobs: int, resume: Path | Non
     started = time.perf_counter()
     progress = Progress.load(resume, name, seed) if resume else Progress(name, seed, set())
     before = progress.operations
-    for each in run(name, seed, operations, jobs=jobs, progress=progress):
-        if isinstance(each, Divergence):
-            profile = profile_named(name)
-            if not as_json:
-                click.echo(
-                    f"{name}: parts after {progress.operations + each.at} operations ({each.what}), is made short"
-                )
-            with surroundings(profile):
-                return shrunk(profile, each)
-        if resume:
-            each.save(resume)
+    with closing(run(name, seed, operations, jobs=jobs, progress=progress)) as results:
+        for each in results:
+            if isinstance(each, Divergence):
+                profile = profile_named(name)
+                if not as_json:
+                    click.echo(
+                        f"{name}: parts after {progress.operations + each.at} operations ({each.what}), is made short"
+                    )
+                with surroundings(profile):
+                    return shrunk(profile, each)
+            if resume:
+                each.save(resume)
     rate = (progress.operations - before) / (time.perf_counter() - started)
     if as_json:
         summary = {

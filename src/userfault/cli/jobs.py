@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 
@@ -135,10 +135,10 @@ def _perform(job: Job, options: Options, engine: str) -> Outcome:
 
 def perform_all(
     jobs: Sequence[Job], options: Options, engine: str = "auto", processes: int | None = None
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """The outcomes in the order of the jobs, computed by that many processes (default: one a core).
 
-    Where one process does all, a large search has as many workers.
+    Where one process does all, a large search has as many workers. To be closed by whoever may leave some outcomes.
     """
     # The eras of one test have much code in common: they follow each other in one process.
     alike = [list(group) for _, group in groupby(jobs, key=lambda job: job.test)]
@@ -148,10 +148,9 @@ def perform_all(
             yield perform(job, replace(options, threads=cores), engine)
         return
     # Not needed, and not waited for, where one process is enough.
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
+    from ..kernel.workers import workers
 
-    with ProcessPoolExecutor(min(cores, len(alike)), mp_context=get_context("fork"), initializer=gc.disable) as pool:
+    with workers(min(cores, len(alike)), gc.disable) as pool:
         for future in [pool.submit(_perform_each, group, options, engine) for group in alike]:
             yield from future.result()
 

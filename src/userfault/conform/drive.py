@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import random
+from collections.abc import Generator as Results
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..kernel.agent import Agent
+from ..kernel.workers import workers
 from .compare import Divergence, Step, compare, perform
 from .generate import PROFILES, Generator, Profile
 from .operations import Op
@@ -132,8 +134,11 @@ def chunk(name: str, seed: int, numbers: Sequence[int]) -> list[tuple[int, Diver
 
 def run(
     name: str, seed: int, operations: int, *, jobs: int = 1, progress: Progress | None = None
-) -> Iterator[Progress | Divergence]:
-    """Do sequences until `operations` agree: the progress after each few, or the first divergence, which is the last."""
+) -> Results[Progress | Divergence, None, None]:
+    """Do sequences until `operations` agree: the progress after each few, or the first divergence, which is the last.
+
+    To be closed by whoever may leave some.
+    """
     profile = profile_named(name)
     now = progress if progress is not None else Progress(name, seed, set())
     wanted = -(-operations // profile.length)
@@ -158,12 +163,9 @@ def _run(now: Progress, jobs: int, wanted: int) -> Iterator[Progress | Divergenc
         results: Iterator[list[tuple[int, Divergence | int | str]]] = (chunk(name, seed, each) for each in chunks)
         yield from _collect(results, now)
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    with workers(jobs) as pool:
         futures = [pool.submit(chunk, name, seed, each) for each in chunks]
-        try:
-            yield from _collect((each.result() for each in as_completed(futures)), now)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        yield from _collect((each.result() for each in as_completed(futures)), now)
 
 
 def _collect(
