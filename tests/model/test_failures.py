@@ -10,16 +10,25 @@ from hypothesis import strategies as st
 
 from userfault.model import era as eras
 from userfault.model import slab
-from userfault.model.errno import ENOMEM
+from userfault.model.anon_vma import anon_vma_prepare
+from userfault.model.errno import EAGAIN, ENOMEM, SIGSEGV
 from userfault.model.fork import sys_fork
+from userfault.model.gup import device_write
+from userfault.model.huge_split import split_huge_page
+from userfault.model.khugepaged import collapse_huge_page
 from userfault.model.lang import ModelError
 from userfault.model.machine import config, machine, new_mm
-from userfault.model.mm_types import anon_vma_chain, mm_struct, vm
-from userfault.model.mmap import do_mmap, exit_mmap
+from userfault.model.madvise import MADV, sys_madvise
+from userfault.model.migrate import migrate_page
+from userfault.model.mm_types import PteKind, anon_vma_chain, mm_struct, vm
+from userfault.model.mmap import do_mmap, exit_mmap, sys_munmap
+from userfault.model.mprotect import sys_mprotect
 from userfault.model.mremap import sys_mremap
-from userfault.model.properties import anon_vmas_are_accounted
+from userfault.model.properties import anon_vmas_are_accounted, pages_are_accounted
+from userfault.model.slab import get_page, put_page
+from userfault.model.vmscan import shrink_page
 
-from .scene import PAGES, every_era, move, read, run_in, settled, start, two_areas, write
+from .scene import PAGES, every_era, move, page_at, pte_at, read, run_in, settled, start, two_areas, write
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +55,7 @@ class Short:
 def accounted() -> None:
     settled()
     anon_vmas_are_accounted()
+    pages_are_accounted()
 
 
 def forked(mm: mm_struct) -> mm_struct | None:
@@ -98,6 +108,114 @@ def test_whatever_fails_nothing_is_lost_and_nothing_left_over(
         exit_mmap(each)
     accounted()
     assert not any(av.allocated for av in machine.anon_vmas)
+
+
+@every_era
+@given(failing=st.sets(st.integers(0, 16)), ops=st.lists(st.integers(0, 7), max_size=8))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_pages_and_tables_that_can_not_be_had_lose_nothing(
+    era: str, monkeypatch: pytest.MonkeyPatch, failing: set[int], ops: list[int]
+) -> None:
+    """A huge page, a small one and a swapped one, and whatever happens to them."""
+    mm = start(era)
+    do_mmap(mm, 0, 2, int(vm.WRITE | vm.HUGEPAGE), 0)
+    do_mmap(mm, 4, 2, int(vm.WRITE), 4)
+    do_mmap(mm, 8, 2, int(vm.WRITE), 8)
+    Short(monkeypatch, failing)
+    for addr in (0, 1, 4, 8):
+        assert write(mm, addr, bytes([addr])) == 0
+        accounted()
+    child: mm_struct | None = None
+    for op in ops:
+        table = mm.pmd[0].pmd.table
+        if op == 0 and child is None:
+            child = forked(mm)
+            run_in(mm)
+        elif op == 1:
+            shrink_page(page_at(mm, 4) if pte_at(mm, 4).kind == PteKind.PRESENT else machine.pages[0])
+        elif op == 2:
+            migrate_page(mm.pmd[0].pmd.page if table is None else page_at(mm, 1))
+        elif op == 3:
+            collapse_huge_page(mm, 8)
+        elif op == 4 and table is None:
+            p = mm.pmd[0].pmd.page
+            get_page(p)
+            split_huge_page(p)
+            put_page(p)
+        elif op == 5:
+            assert device_write(mm, 4, 7, 1) in (1, -ENOMEM)
+            machine.cpus[0].pinned.clear()
+            assert write(mm, 4, bytes([4])) == 0
+        elif op == 6 and child is not None:
+            run_in(child)
+            assert write(child, 1, b"child") == 0
+        elif op == 7:
+            assert write(mm, 1, bytes([1])) == 0
+        run_in(mm)
+        accounted()
+    for addr in (0, 1, 4, 8):
+        assert read(mm, addr) == bytes([addr])
+    accounted()
+    for each in [mm, *([child] if child else [])]:
+        exit_mmap(each)
+    accounted()
+    assert not any(p.allocated for p in machine.pages)
+
+
+@pytest.mark.parametrize("era", ["v6.8", "v6.18"])
+@given(failing=st.sets(st.integers(0, 12)))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_vmas_are_split_and_merged_whole_or_not_at_all(
+    era: str, monkeypatch: pytest.MonkeyPatch, failing: set[int]
+) -> None:
+    mm = start(era)
+    config.SPLIT_VMAS = True
+    try:
+        do_mmap(mm, 0, 8, int(vm.READ | vm.WRITE | vm.ACCOUNT), 0)
+        write(mm, 6, b"ours")
+        Short(monkeypatch, failing)
+        for at, length, access in ((2, 4, vm.READ), (2, 2, vm.READ | vm.WRITE), (4, 2, vm.READ | vm.WRITE)):
+            result = sys_mprotect(mm, at, length, int(access))
+            assert result in (0, -ENOMEM)
+            accounted()
+            run_in(mm)
+            if result == 0:
+                assert (write(mm, at, b"x") == 0) == bool(access & vm.WRITE)
+        result = sys_munmap(mm, 5, 2)
+        assert result in (0, -ENOMEM)
+        accounted()
+        run_in(mm)
+        assert read(mm, 6) == (b"ours" if result != 0 else -SIGSEGV)
+        assert sys_madvise(mm, 0, 1, MADV.DONTFORK) in (0, -EAGAIN)
+        accounted()
+        assert [vma.vm_end for vma in mm.mmap][:-1] == [vma.vm_start for vma in mm.mmap][1:] or result == 0
+    finally:
+        config.SPLIT_VMAS = False
+
+
+@pytest.mark.parametrize(("era", "result"), [("v6.8", 0), ("v6.18", -ENOMEM)])
+def test_a_merge_that_fails_is_no_merge_or_an_error(era: str, result: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mm = start(era)
+    for at, flags in ((0, vm.READ), (1, vm.WRITE), (2, vm.READ)):
+        do_mmap(mm, at, 1, int(flags), at)
+    read(mm, 2)
+    anon_vma_prepare(mm.mmap[2])
+    # The clone needs one link, and the tree its nodes.
+    for failing in ({0, 1}, {1}):
+        for vma, flags in zip(mm.mmap, (vm.READ, vm.WRITE, vm.READ), strict=True):
+            vma.vm_flags = int(flags)
+        short = Short(monkeypatch, failing)
+        assert sys_mprotect(mm, 1, 1, int(vm.READ)) == result
+        assert short.failed == len(failing)
+        assert [vma.anon_vma is not None for vma in mm.mmap] == [False, False, True]
+        accounted()
+    Short(monkeypatch, set())
+    mm.mmap[1].vm_flags = int(vm.WRITE)
+    assert sys_mprotect(mm, 1, 1, int(vm.READ)) == 0
+    (only,) = mm.mmap
+    assert (only.vm_start, only.vm_end) == (0, 3)
+    assert only.anon_vma is not None
+    accounted()
 
 
 @pytest.mark.parametrize("era", ["v3.10+seed", "v6.8", "v6.18"])

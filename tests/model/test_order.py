@@ -267,6 +267,7 @@ def madvise_dontfork_part(mm: mm_struct, start: int, length: int) -> int:
     down_write(mm.mmap_sem)
     vma = mm.mmap[0]
     part = vma_modify(mm, vma, start, start + length, vma.vm_flags | vm.DONTCOPY, vma.ctx)
+    assert part is not None
     part.vm_flags |= int(vm.DONTCOPY)
     up_write(mm.mmap_sem)
     return 0

@@ -16,7 +16,6 @@ from userfault.model.fs_userfaultfd import (
     userfaultfd_writeprotect,
     userfaultfd_zeropage,
 )
-from userfault.model.huge_memory import VM_FAULT_OOM
 from userfault.model.huge_split import split_huge_pmd_locked
 from userfault.model.lang import WouldBlock
 from userfault.model.locks import spin_lock, spin_unlock
@@ -26,6 +25,7 @@ from userfault.model.memory import handle_mm_fault, pte_alloc
 from userfault.model.mincore import sys_mincore
 from userfault.model.mlock import sys_mlock, sys_munlock
 from userfault.model.mm_types import (
+    VM_FAULT_OOM,
     PmdKind,
     PteKind,
     mm_struct,

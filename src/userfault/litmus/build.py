@@ -34,7 +34,7 @@ from ..model.mm_types import (
 )
 from ..model.mmap import do_mmap
 from ..model.pgtable import is_swap_pmd, pmd_trans_huge
-from ..model.properties import ALWAYS, anon_vmas_are_accounted
+from ..model.properties import ALWAYS, anon_vmas_are_accounted, pages_are_accounted
 from ..model.slab import anon_vma_chain_new, get_page, put_page
 from ..model.vmscan import shrink_page
 from .ast import EXISTS, At, Atom, Column, Formula, Operation, Setup, Test, Value, Vma, atoms
@@ -80,7 +80,7 @@ class Builder:
         self.name_objects()
         finals = [Call(self.condition())] if self.test.condition is not None and not outcome else []
         if config.MEMORY_IS_SHORT and not outcome:
-            finals.append(Call(anon_vmas_are_accounted))
+            finals += [Call(anon_vmas_are_accounted), Call(pages_are_accounted)]
         for at, value in self.test.locations:
             self.reading(value, at)
         observers = [self.observer(number, value) for number, value in enumerate(self.test.outcome)] if outcome else []

@@ -90,14 +90,15 @@ def _range(
     doc: str,
     call: Callable[[mm_struct, int, int], tuple[Callable[..., Any], tuple[Any, ...]]],
     need: Need | None = None,
+    eras: tuple[str, ...] = ("v6.18",),
 ) -> OperationKind:
-    """An operation of v6.18 on START [LENGTH]."""
+    """An operation, of v6.18 unless `eras` says more, on START [LENGTH]."""
     return OperationKind(
         RANGE,
         f"{doc}: START [LENGTH]",
         lambda mm, a: call(mm, a[0], a[1] if len(a) > 1 else 1),
         need or Need(page_tables=1, anon_vmas=1, anon_vma_chains=1),
-        eras=("v6.18",),
+        eras=eras,
     )
 
 
@@ -163,10 +164,15 @@ OPERATIONS: dict[str, OperationKind] = {
     "unwp": _range(
         "take the write-protection back", lambda mm, at, n: (userfaultfd.mwriteprotect_range, (mm, at, n, False))
     ),
-    "readonly": _range("mprotect(PROT_READ)", lambda mm, at, n: (mprotect.sys_mprotect, (mm, at, n, int(vm.READ)))),
+    "readonly": _range(
+        "mprotect(PROT_READ)",
+        lambda mm, at, n: (mprotect.sys_mprotect, (mm, at, n, int(vm.READ))),
+        eras=("v6.8", "v6.18"),
+    ),
     "writable": _range(
         "mprotect(PROT_READ | PROT_WRITE)",
         lambda mm, at, n: (mprotect.sys_mprotect, (mm, at, n, int(vm.READ | vm.WRITE))),
+        eras=("v6.8", "v6.18"),
     ),
     "pageout": _advice("MADV_PAGEOUT", MADV.PAGEOUT, Need(swap_slots=1)),
     "guard": _advice("MADV_GUARD_INSTALL", MADV.GUARD_INSTALL),

@@ -104,6 +104,10 @@ class Era:
     """Entries that mark a hole (write-protected, poisoned, guard) and write-protection by userfaultfd: modelled for v6.18."""
     fills_replace_guards: bool = False
     """UFFDIO_COPY and the like take a guard for a hole (seen up to v6.18; EEXIST in v7.1)."""
+    maple_tree: bool = False
+    """VMAs lie in a tree whose nodes are taken from memory before anything changes (since v6.1)."""
+    merge_failure_is_reported: bool = False
+    """A merge for which there is no memory is ENOMEM (since v6.12); before, the VMA is split off, or changed, as it is."""
     fills_read_pmd_once: bool = False
     """UFFDIO_COPY and the like look at the PMD once, after a table was made if none was there: what is no table then is EEXIST (since
     v6.11: E-3)."""
@@ -130,6 +134,7 @@ V6_8 = Era(
     recheck_on_slow_path=True,
     recheck_on_fast_path=True,
     userfaultfd=True,
+    maple_tree=True,
     uffdio_move=True,
     move_waits_on_a_copy=True,
     uffdio_poison=True,
@@ -173,6 +178,7 @@ V6_18 = replace(
     fills_replace_guards=True,
     huge_move_clears_first=True,
     fills_read_pmd_once=True,
+    merge_failure_is_reported=True,
     move_knows_migration=True,
     split_knows_its_page=True,
 )

@@ -14,13 +14,13 @@ from .anon_vma import (
 )
 from .catalogue import modelled
 from .era import era
-from .errno import ENOMEM
+from .errno import EAGAIN, ENOMEM
 from .events import deliver, dup_userfaultfd, is_watched
 from .huge_memory import copy_huge_pmd
 from .lang import NULL, atomic, reached
 from .locks import down_write, down_write_nested, spin_lock, spin_lock_nested, spin_unlock, up_write
 from .machine import config
-from .memory import pte_alloc
+from .memory import pte_alloc, pte_alloc_fails
 from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pte_slot, pte_t, vm, vm_area_struct
 from .mmap import exit_mmap
 from .pgtable import flush_tlb_mm, pmd_is_huge, pmd_offset, pte_lockptr, pte_offset, set_pte
@@ -81,41 +81,43 @@ def anon_vma_fork(vma: vm_area_struct, pvma: vm_area_struct) -> int:
     steps=3,
     omits="file pages; soft-dirty and uffd-wp",
 )
-def copy_one_pte(dst: page_table, src: page_table, vma: vm_area_struct, new_vma: vm_area_struct, addr: int) -> None:
-    """One PTE, both PTLs held: shared read-only from now on."""
+def copy_one_pte(dst: page_table, src: page_table, vma: vm_area_struct, new_vma: vm_area_struct, addr: int) -> int:
+    """One PTE, both PTLs held: shared read-only from now on. 0, or -ENOMEM: it must be copied, and no page is to be had."""
     src_ptep, dst_ptep = pte_offset(src, addr), pte_offset(dst, addr)
     pte = src_ptep.pte
     if pte.kind == PteKind.NONE:
-        return
+        return 0
     if era.markers:
         if pte.kind == PteKind.POISON_MARKER or pte.kind == PteKind.GUARD_MARKER:
             set_pte(dst_ptep, pte)
-            return
+            return 0
         if pte.kind == PteKind.WP_MARKER:
             # The child may have no monitor.
             if is_watched(new_vma):
                 set_pte(dst_ptep, pte)
-            return
+            return 0
     if pte.kind == PteKind.SWAP:
         swap_duplicate(pte.slot)
         shared = pte._replace(exclusive=False)
         if pte.exclusive:
             set_pte(src_ptep, shared)
         set_pte(dst_ptep, shared._replace(uffd_wp=pte.uffd_wp and is_watched(new_vma)))
-        return
+        return 0
     if pte.kind == PteKind.MIGRATION:
         shared = pte._replace(write=False, exclusive=False)
         set_pte(src_ptep, shared)
         set_pte(dst_ptep, shared)
-        return
+        return 0
     if era.anon_exclusive:
         if not pte.special:
             get_page(pte.page)
             if not folio_try_dup_anon_rmap_pte(pte.page):
                 # It may be pinned: the child gets its copy now, and the parent keeps the page.
                 put_page(pte.page)
+                if out_of_memory():
+                    return -ENOMEM
                 copy_present_page(dst, new_vma, pte.page, addr, pte.uffd_wp and is_watched(new_vma))
-                return
+                return 0
         if pte.write:
             write_protect(src_ptep)
     else:
@@ -125,6 +127,7 @@ def copy_one_pte(dst: page_table, src: page_table, vma: vm_area_struct, new_vma:
             page_mapcount_inc(pte.page)
     protected = pte.uffd_wp and is_watched(new_vma)
     set_pte(dst_ptep, pte._replace(write=False, young=False, uffd_wp=protected))
+    return 0
 
 
 @atomic
@@ -167,37 +170,43 @@ def copy_present_page(dst: page_table, vma: vm_area_struct, p: page, addr: int, 
     omits="the locks are let go between any two PTEs, in the kernel between some",
     errs="both",
 )
-def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vma: vm_area_struct) -> None:
-    """Every entry of one VMA, under the child's PTL and then the parent's.
+def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vma: vm_area_struct) -> int:
+    """Every entry of one VMA, under the child's PTL and then the parent's. 0 or -ENOMEM.
 
     A VMA without an anon_vma is left to the child's faults: at most the zero page is there, unless it had guards.
     """
     if vma.anon_vma is None and not (era.markers and vma.vm_flags & vm.MAYBE_GUARD) and not is_watched(new_vma):
-        return
+        return 0
+    err = 0
     if era.anon_exclusive:
         write_protect_count(mm)
     done = 0
     for number in range(vma.vm_start >> config.PAGE_SHIFT, vma.vm_end >> config.PAGE_SHIFT):
         # A huge page may have taken us further already.
-        if number < done:
+        if number < done or err != 0:
             continue
         addr = number << config.PAGE_SHIFT
         while True:
             pmd = pmd_offset(mm, addr).pmd
             if not pmd_is_huge(pmd):
                 break
-            if copy_huge_pmd(mm, child, vma, addr):
+            err = copy_huge_pmd(mm, child, vma, addr)
+            if err != -EAGAIN:
                 done = number + hpage_nr()
                 break
         if pmd.kind == PmdKind.TABLE:
+            if pte_alloc_fails(child, addr):
+                err = -ENOMEM
+                continue
             dst = pte_alloc(child, addr)
             spin_lock(pte_lockptr(dst))
             spin_lock_nested(pte_lockptr(pmd.table))
-            copy_one_pte(dst, pmd.table, vma, new_vma, addr)
+            err = copy_one_pte(dst, pmd.table, vma, new_vma, addr)
             spin_unlock(pte_lockptr(pmd.table))
             spin_unlock(pte_lockptr(dst))
     if era.anon_exclusive:
         write_protect_count(mm)
+    return err
 
 
 @atomic
@@ -212,7 +221,7 @@ def write_protect_count(mm: mm_struct) -> None:
     versions="v3.10 .. v6.8",
     section="C.3",
     steps=8,
-    omits="file VMAs, mempolicy, per-VMA locks (v6.4); page tables that can't be allocated",
+    omits="file VMAs, mempolicy, per-VMA locks (v6.4)",
 )
 def sys_fork(mm: mm_struct, child: mm_struct) -> int:
     """Copy an address space into a free one. 0; or -ENOMEM, and the child is gone again."""
@@ -239,7 +248,9 @@ def sys_fork(mm: mm_struct, child: mm_struct) -> int:
             err = -ENOMEM
             break
         child.mmap.append(tmp)
-        copy_page_range(child, mm, vma, tmp)
+        err = copy_page_range(child, mm, vma, tmp)
+        if err != 0:
+            break
     up_write(child.mmap_sem)
     flush_tlb_mm(mm)
     mmap_write_unlock(mm)

@@ -9,7 +9,7 @@ from .huge_split import split_huge_page_pmd, wait_split_huge_page
 from .lang import BUG_ON, NULL, reached
 from .locks import down_read, lock_page, spin_lock, spin_lock_nested, spin_unlock, unlock_page, up_read
 from .machine import config
-from .memory import pte_alloc
+from .memory import pte_alloc, pte_alloc_fails
 from .migrate import migration_entry_wait
 from .mm_types import (
     PmdKind,
@@ -324,11 +324,15 @@ def remap_one(
     if src_pmd.kind == PmdKind.NONE:
         if not flags & RAP_ALLOW_SRC_HOLES:
             return -ENOENT, 0
+        if pte_alloc_fails(mm, src_addr):
+            return -ENOMEM, 0
         pte_alloc(mm, src_addr)
         src_pmd = src_pmdp.pmd
     # MADV_DONTNEED and huge faults need mmap_sem for reading only.
     if src_pmd.kind != PmdKind.TABLE:
         return -EFAULT, 0
+    if dst_pmd.kind != PmdKind.TABLE and pte_alloc_fails(mm, dst_addr):
+        return -ENOMEM, 0
     dst_table = dst_pmd.table if dst_pmd.kind == PmdKind.TABLE else pte_alloc(mm, dst_addr)
     if dst_table is None:
         return -EFAULT, 0

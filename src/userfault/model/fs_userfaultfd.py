@@ -11,10 +11,10 @@ from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOMEM, ESRCH
 from .lang import NULL
 from .locks import down_read, down_write, up_read
 from .machine import config
-from .memory import pte_alloc
+from .memory import pte_alloc, pte_alloc_fails
 from .mm_types import PmdKind, mm_struct, userfaultfd_ctx, vm, vm_area_struct
 from .pgtable import pmd_offset
-from .slab import alloc_page, put_page
+from .slab import alloc_page, out_of_memory, put_page
 from .user import peek
 from .userfaultfd import mfill_atomic, mfill_atomic_install_pte, mfill_vma, mwriteprotect_range, uffd_wp_range
 from .userfaultfd_move import uffdio_move
@@ -77,8 +77,10 @@ def userfaultfd_register(ctx: userfaultfd_ctx, start: int, length: int, mode: in
     if err != 0:
         mmap_write_unlock(mm)
         return err, UNWRITTEN
-    userfaultfd_register_range(ctx, start, start + length, flags)
+    err = userfaultfd_register_range(ctx, start, start + length, flags)
     mmap_write_unlock(mm)
+    if err != 0:
+        return err, UNWRITTEN
     return 0, range_ioctls(flags)
 
 
@@ -109,8 +111,8 @@ def may_register(ctx: userfaultfd_ctx, start: int, end: int, mode: int) -> int:
 
 
 @modelled("mm/userfaultfd.c", versions="v6.13 (fs/userfaultfd.c before) .. v6.18", section="F.1", steps=2)
-def userfaultfd_register_range(ctx: userfaultfd_ctx, start: int, end: int, flags: int) -> None:
-    """Give the part of each VMA that lies in the range to the context, unless it has these modes already."""
+def userfaultfd_register_range(ctx: userfaultfd_ctx, start: int, end: int, flags: int) -> int:
+    """Give the part of each VMA that lies in the range to the context, unless it has these modes already. 0 or -ENOMEM."""
     at = start
     while True:
         vma = next_vma(ctx.mm, at, end)
@@ -119,11 +121,15 @@ def userfaultfd_register_range(ctx: userfaultfd_ctx, start: int, end: int, flags
         if not (vma.ctx is ctx and vma.vm_flags & flags == flags):
             first, last = max(at, vma.vm_start), min(end, vma.vm_end)
             flags_then = (vma.vm_flags & ~UFFD_FLAGS) | flags
-            vma = vma_modify(ctx.mm, vma, first, last, flags_then, ctx, not era.uffd_merges_rear)
+            changed = vma_modify(ctx.mm, vma, first, last, flags_then, ctx, not era.uffd_merges_rear)
+            if changed is None:
+                return -ENOMEM
+            vma = changed
             vma_start_write(vma)
             vma.ctx = ctx
             vma.vm_flags = (vma.vm_flags & ~UFFD_FLAGS) | flags
         at = vma.vm_end
+    return 0
 
 
 def next_vma(mm: mm_struct, start: int, end: int) -> vm_area_struct | None:
@@ -159,18 +165,25 @@ def userfaultfd_unregister(ctx: userfaultfd_ctx, start: int, length: int) -> int
         if each is None:
             break
         if each.ctx is not None:
-            each = userfaultfd_clear_vma(mm, each, max(at, each.vm_start), min(end, each.vm_end))
+            cleared = userfaultfd_clear_vma(mm, each, max(at, each.vm_start), min(end, each.vm_end))
+            if cleared is None:
+                mmap_write_unlock(mm)
+                return -ENOMEM
+            each = cleared
         at = each.vm_end
     mmap_write_unlock(mm)
     return 0
 
 
 @modelled("mm/userfaultfd.c", versions="v6.13 .. v6.18", section="F.1", steps=2)
-def userfaultfd_clear_vma(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> vm_area_struct:
-    """Take a part of a VMA from its context, and with it the write-protection."""
+def userfaultfd_clear_vma(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> vm_area_struct | None:
+    """Take a part of a VMA from its context, and with it the write-protection. None: no memory."""
     if vma.vm_flags & vm.UFFD_WP:
         uffd_wp_range(vma, start, end, False)
-    vma = vma_modify(mm, vma, start, end, vma.vm_flags & ~UFFD_FLAGS, NULL, not era.uffd_merges_rear)
+    changed = vma_modify(mm, vma, start, end, vma.vm_flags & ~UFFD_FLAGS, NULL, not era.uffd_merges_rear)
+    if changed is None:
+        return None
+    vma = changed
     vma_start_write(vma)
     vma.ctx = NULL
     vma.vm_flags = vma.vm_flags & ~UFFD_FLAGS
@@ -300,6 +313,9 @@ def install(mm: mm_struct, start: int, dst: int, length: int, data: bytes, wp: b
     if err != 0 or vma is None:
         up_read(mm.mmap_sem)
         return err
+    if out_of_memory():
+        up_read(mm.mmap_sem)
+        return -ENOMEM
     p = alloc_page()
     p.data = data
     err = mfill_atomic_install_pte(vma, dst, p, wp)
@@ -327,6 +343,8 @@ def may_copy(mm: mm_struct, start: int, dst: int, length: int, wp: bool) -> int:
         return -EINVAL
     if pmd_offset(mm, dst).pmd.kind == PmdKind.HUGE:
         return -EEXIST
+    if pte_alloc_fails(mm, dst):
+        return -ENOMEM
     pte_alloc(mm, dst)
     return 0
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 from .catalogue import modelled
 from .era import era
 from .errno import EFAULT, ENOMEM
-from .huge_memory import VM_FAULT_OOM
 from .huge_split import wait_split_huge_page
 from .lang import atomic, check, ghost, raw
 from .locks import down_read, spin_lock, spin_unlock, up_read
 from .machine import config, this_cpu
 from .memory import handle_mm_fault
-from .mm_types import PmdKind, PteKind, mm_struct, page, pmd_slot, pmd_t, vm, vm_area_struct
+from .mm_types import VM_FAULT_OOM, PmdKind, PteKind, mm_struct, page, pmd_slot, pmd_t, vm, vm_area_struct
 from .mmap import find_vma
 from .pgtable import (
     pmd_lockptr,

@@ -8,11 +8,16 @@ from __future__ import annotations
 from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
-from .huge_split import split_huge_pmd, split_huge_zero_page_pmd, wait_split_huge_page
+from .errno import EAGAIN, ENOMEM
+from .huge_split import split_huge_page, split_huge_pmd, split_huge_zero_page_pmd, wait_split_huge_page
 from .lang import NULL, atomic, check, exhausted, ghost, raw, reached
 from .locks import lock_page, spin_lock, spin_lock_nested, spin_unlock, trylock_page, unlock_page
 from .machine import config, machine, new_page_table
 from .mm_types import (
+    VM_FAULT_FALLBACK,
+    VM_FAULT_OOM,
+    VM_FAULT_SIGBUS,
+    VM_FAULT_USERFAULT,
     PmdKind,
     PteKind,
     mm_struct,
@@ -50,13 +55,9 @@ from .slab import (
     hpage_nr,
     hpage_size,
     nth_page,
+    out_of_memory,
     put_page,
 )
-
-VM_FAULT_OOM = 1
-VM_FAULT_SIGBUS = 2
-VM_FAULT_USERFAULT = 4
-"""v6.8: the fault goes to the userfaultfd's monitor (handle_userfault)."""
 
 
 @ghost
@@ -70,7 +71,7 @@ def huge_fault_is_delivered(pmdp: pmd_slot) -> None:
     versions="v3.10 .. v6.8",
     section="C.1",
     steps=8,
-    omits="fallback to small pages on allocation failure, memcg; the count of users of the huge zero page",
+    omits="memcg; the count of users of the huge zero page",
     errs="missed bug",
 )
 def do_huge_pmd_anonymous_page(vma: vm_area_struct, addr: int, write: bool = True) -> int:
@@ -82,9 +83,15 @@ def do_huge_pmd_anonymous_page(vma: vm_area_struct, addr: int, write: bool = Tru
         return VM_FAULT_OOM
     p: page | None = None
     if write:
+        if out_of_memory():
+            return VM_FAULT_FALLBACK
         p = alloc_hugepage()
         for at in range(hpage_nr()):
             nth_page(p, at).data = 0
+    if out_of_memory():
+        if p is not None:
+            put_page(p)
+        return VM_FAULT_OOM
     table = pgtable_alloc(mm)
     spin_lock(pmd_lockptr(pmdp))
     missing = 0
@@ -149,11 +156,13 @@ def do_huge_pmd_fault(vma: vm_area_struct, addr: int, write: bool, pmd: pmd_t) -
     return 0
 
 
-@modelled("mm/huge_memory.c", versions="v6.13 .. v6.18", section="C.2", steps=4, omits="no huge page to be had")
+@modelled("mm/huge_memory.c", versions="v6.13 .. v6.18", section="C.2", steps=4)
 def do_huge_zero_wp_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pmd_t) -> int:
-    """A write to the huge zero page: a huge page takes its place. Returns 0 or VM_FAULT_OOM."""
+    """A write to the huge zero page: a huge page takes its place. Returns 0, VM_FAULT_OOM or VM_FAULT_FALLBACK."""
     if anon_vma_prepare(vma) != 0:
         return VM_FAULT_OOM
+    if out_of_memory():
+        return VM_FAULT_FALLBACK
     p = alloc_hugepage()
     for at in range(hpage_nr()):
         nth_page(p, at).data = 0
@@ -185,7 +194,9 @@ def do_huge_pmd_wp_page(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pm
     """A write to a read-only huge entry: reuse the page if it is ours alone, or split the mapping."""
     if orig.kind == PmdKind.HUGE_ZERO:
         if era.huge_zero_page_is_replaced:
-            return do_huge_zero_wp_pmd(vma, pmdp, addr, orig)
+            replaced = do_huge_zero_wp_pmd(vma, pmdp, addr, orig)
+            if replaced != VM_FAULT_FALLBACK:
+                return replaced
         split_huge_pmd(vma, pmdp)
         return 0
     spin_lock(pmd_lockptr(pmdp))
@@ -228,7 +239,7 @@ def do_huge_pmd_wp_page(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pm
     versions="v3.10 .. v4.4",
     section="C.2",
     steps=9,
-    omits="allocation failure: only a VMA without huge pages gets small copies; memcg",
+    omits="memcg",
 )
 def do_huge_pmd_wp_page_v3_10(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pmd_t) -> int:
     """A write to a read-only huge entry: reuse the page if it is mapped once, or copy it, whole or in small pages."""
@@ -244,7 +255,7 @@ def do_huge_pmd_wp_page_v3_10(vma: vm_area_struct, pmdp: pmd_slot, addr: int, or
             return 0
         get_page(p)
         spin_unlock(pmd_lockptr(pmdp))
-    if not vma.vm_flags & vm.HUGEPAGE:
+    if not vma.vm_flags & vm.HUGEPAGE or out_of_memory():
         if orig.kind == PmdKind.HUGE_ZERO:
             return do_huge_pmd_wp_zero_page_fallback(vma, pmdp, addr, orig)
         return do_huge_pmd_wp_page_fallback(vma, pmdp, addr, orig)
@@ -273,11 +284,22 @@ def do_huge_pmd_wp_page_v3_10(vma: vm_area_struct, pmdp: pmd_slot, addr: int, or
     return 0
 
 
-@modelled("mm/huge_memory.c", versions="v3.10 .. v4.4", section="C.2", steps=7, omits="allocation failure, memcg")
+@modelled(
+    "mm/huge_memory.c",
+    versions="v3.10 .. v4.4",
+    section="C.2",
+    steps=7,
+    omits="memcg; one failure stands for any copy's",
+)
 def do_huge_pmd_wp_page_fallback(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pmd_t) -> int:
     """Small copies of all of a huge page, mapped by the deposited table. The caller's reference to the page goes."""
     haddr = addr & -hpage_size()
     p = orig.page
+    if out_of_memory():
+        # One small page may be had where all of them can't.
+        split_huge_page(p)
+        put_page(p)
+        return VM_FAULT_OOM
     copies = pgtable_alloc(vma.vm_mm)
     for at in range(hpage_nr()):
         new = alloc_page()
@@ -310,10 +332,12 @@ def do_huge_pmd_wp_page_fallback(vma: vm_area_struct, pmdp: pmd_slot, addr: int,
     return 0
 
 
-@modelled("mm/huge_memory.c", versions="v3.10 .. v4.4", section="C.2", steps=6, omits="allocation failure, memcg")
+@modelled("mm/huge_memory.c", versions="v3.10 .. v4.4", section="C.2", steps=6, omits="memcg")
 def do_huge_pmd_wp_zero_page_fallback(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pmd_t) -> int:
     """A zeroed page where the write goes, the zero page for the rest."""
     haddr = addr & -hpage_size()
+    if out_of_memory():
+        return VM_FAULT_OOM
     new = alloc_page()
     new.data = 0
     spin_lock(pmd_lockptr(pmdp))
@@ -357,8 +381,10 @@ def zap_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int) -> tuple[bool, 
 
 
 @modelled("mm/huge_memory.c", versions="v3.10 .. v6.18", section="C.3", steps=6)
-def copy_huge_pmd(mm: mm_struct, child: mm_struct, vma: vm_area_struct, addr: int) -> bool:
-    """A huge entry, shared read-only; False: it changed under us, look again."""
+def copy_huge_pmd(mm: mm_struct, child: mm_struct, vma: vm_area_struct, addr: int) -> int:
+    """A huge entry, shared read-only. 0; -EAGAIN: it changed under us, look again; -ENOMEM."""
+    if out_of_memory():
+        return -ENOMEM
     src, dst = pmd_offset(mm, addr), pmd_offset(child, addr)
     table = pgtable_alloc(child)
     spin_lock(pmd_lockptr(dst))
@@ -396,4 +422,4 @@ def copy_huge_pmd(mm: mm_struct, child: mm_struct, vma: vm_area_struct, addr: in
         split_huge_pmd(vma, src)
     if pmd.kind == PmdKind.SPLITTING:
         wait_split_huge_page(vma)
-    return copied
+    return 0 if copied else -EAGAIN

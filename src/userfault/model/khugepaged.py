@@ -5,7 +5,7 @@ from __future__ import annotations
 from .anon_vma import anon_vma_lock_write, anon_vma_unlock_write
 from .catalogue import modelled
 from .era import era
-from .errno import EAGAIN, EBUSY, EINVAL
+from .errno import EAGAIN, EBUSY, EINVAL, ENOMEM
 from .huge_memory import mk_huge_pmd
 from .lang import BUG_ON, reached
 from .locks import down_read, down_write, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, up_write
@@ -14,7 +14,7 @@ from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pmd_t, pte_
 from .page_flags import folio_mapcount
 from .pgtable import flush_tlb_pmd, pmd_lockptr, pmd_offset, pte_lockptr, ptep_get_and_clear, set_pmd
 from .rmap import hugepage_add_new_anon_rmap, page_remove_rmap
-from .slab import alloc_hugepage, atomic_read, compound_head, hpage_nr, hpage_size, nth_page, put_page
+from .slab import alloc_hugepage, atomic_read, compound_head, hpage_nr, hpage_size, nth_page, out_of_memory, put_page
 from .swap import free_page_and_swap_cache
 from .vma_lock import mmap_write_unlock, vma_start_write
 
@@ -27,7 +27,9 @@ from .vma_lock import mmap_write_unlock, vma_start_write
     omits="the scan before it, swap-in, the test of the accessed bits, memcg",
 )
 def collapse_huge_page(mm: mm_struct, addr: int) -> int:
-    """Put the small pages of one PMD together into a huge page. 0, or -EAGAIN if they can't be."""
+    """Put the small pages of one PMD together into a huge page. 0; -EAGAIN if they can't be; -ENOMEM without a huge page."""
+    if out_of_memory():
+        return -ENOMEM
     new = alloc_hugepage()
     down_write(mm.mmap_sem)
     vma: vm_area_struct | None = None
@@ -109,7 +111,7 @@ def madvise_collapse(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -
         err = collapse_huge_page(mm, addr)
         down_read(mm.mmap_sem)
         if err != 0:
-            return -EINVAL
+            return -ENOMEM if err == -ENOMEM else -EINVAL
     return 0
 
 

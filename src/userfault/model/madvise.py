@@ -7,16 +7,26 @@ import enum
 from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
-from .errno import EFAULT, EHWPOISON, EINVAL, ENOMEM
+from .errno import EAGAIN, EFAULT, EHWPOISON, EINVAL, ENOMEM
 from .events import handle_userfault, userfaultfd_remove
 from .ghost import walk_put_back
-from .huge_memory import VM_FAULT_OOM, VM_FAULT_USERFAULT
 from .khugepaged import madvise_collapse
 from .lang import reached
 from .locks import down_read, down_write, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, up_write
 from .machine import config
-from .memory import VM_FAULT_HWPOISON, handle_mm_fault, pte_alloc, tlb_finish_mmu, zap_page_range
-from .mm_types import PmdKind, PteKind, mm_struct, pte_slot, pte_t, vm, vm_area_struct
+from .memory import handle_mm_fault, pte_alloc, pte_alloc_fails, tlb_finish_mmu, zap_page_range
+from .mm_types import (
+    VM_FAULT_HWPOISON,
+    VM_FAULT_OOM,
+    VM_FAULT_USERFAULT,
+    PmdKind,
+    PteKind,
+    mm_struct,
+    pte_slot,
+    pte_t,
+    vm,
+    vm_area_struct,
+)
 from .mmap import find_vma
 from .pgtable import (
     flush_tlb_batched_pending,
@@ -323,7 +333,10 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
         madvise_guard_remove(mm, start, end)
         return 0
     flags = advised_flags(vma.vm_flags, advice)
-    vma = vma_modify(mm, vma, start, end, flags, vma.ctx)
+    changed = vma_modify(mm, vma, start, end, flags, vma.ctx)
+    if changed is None:
+        return -EAGAIN
+    vma = changed
     vma_start_write(vma)
     vma.vm_flags = flags | (vma.vm_flags & int(vm.MAYBE_GUARD))
     return 0
@@ -432,6 +445,8 @@ def madvise_guard_install(mm: mm_struct, vma: vm_area_struct, start: int, end: i
     for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
         addr = number << config.PAGE_SHIFT
         while True:
+            if pte_alloc_fails(mm, addr):
+                return -ENOMEM
             table = pte_alloc(mm, addr)
             if table is None:
                 break

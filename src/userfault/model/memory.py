@@ -5,21 +5,31 @@ from __future__ import annotations
 from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
-from .huge_memory import (
-    VM_FAULT_OOM,
-    VM_FAULT_SIGBUS,
-    VM_FAULT_USERFAULT,
-    do_huge_pmd_anonymous_page,
-    do_huge_pmd_fault,
-    zap_huge_pmd,
-)
+from .huge_memory import do_huge_pmd_anonymous_page, do_huge_pmd_fault, zap_huge_pmd
 from .huge_migrate import pmd_migration_entry_wait
 from .huge_split import split_huge_page_pmd, split_huge_pmd
 from .lang import atomic, check, exhausted, ghost, raw
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
 from .machine import config, machine, new_page_table, this_cpu
 from .migrate import migration_entry_wait
-from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pmd_t, pte_slot, pte_t, vm, vm_area_struct
+from .mm_types import (
+    VM_FAULT_FALLBACK,
+    VM_FAULT_HWPOISON,
+    VM_FAULT_OOM,
+    VM_FAULT_SIGBUS,
+    VM_FAULT_SIGSEGV,
+    VM_FAULT_USERFAULT,
+    PmdKind,
+    PteKind,
+    mm_struct,
+    page,
+    page_table,
+    pmd_t,
+    pte_slot,
+    pte_t,
+    vm,
+    vm_area_struct,
+)
 from .page_flags import PageAnon, PageKsm
 from .pgtable import (
     flush_tlb_batched_pending,
@@ -39,7 +49,7 @@ from .pgtable import (
     table_is_gone,
 )
 from .rmap import page_add_new_anon_rmap, page_move_anon_rmap, page_remove_rmap
-from .slab import alloc_page, atomic_read, compound_head, get_page, hpage_nr, hpage_size, put_page
+from .slab import alloc_page, atomic_read, compound_head, get_page, hpage_nr, hpage_size, out_of_memory, put_page
 from .swap import (
     do_swap_page,
     free_page_and_swap_cache,
@@ -50,8 +60,6 @@ from .swap import (
 )
 
 NONE_PTE = pte_t()
-VM_FAULT_HWPOISON = 16
-VM_FAULT_SIGSEGV = 64
 
 
 @atomic
@@ -73,6 +81,11 @@ def pte_free(table: page_table) -> None:
     for ptep in table.pte:
         check(ptep.pte.kind == PteKind.NONE, "bad_free", "a page table was freed while an entry is in it")
     table.allocated = False
+
+
+def pte_alloc_fails(mm: mm_struct, addr: int) -> bool:
+    """Is there no page table to be had for an address that needs one? Asked before pte_alloc."""
+    return config.MEMORY_IS_SHORT and pmd_offset(mm, addr).pmd.kind == PmdKind.NONE and out_of_memory()
 
 
 @modelled(
@@ -115,10 +128,12 @@ def fault_is_delivered(ptep: pte_slot) -> None:
     versions="v3.10 .. v6.8",
     section="C.1",
     steps=9,
-    omits="memcg; a page that can't be allocated",
+    omits="memcg",
 )
 def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool, orig: pte_t = NONE_PTE) -> int:
     """A touch of a none PTE, or of a write-protected hole (`orig`); mmap_sem held for reading. Returns 0 or VM_FAULT_*."""
+    if pte_alloc_fails(vma.vm_mm, addr):
+        return VM_FAULT_OOM
     table = pte_alloc(vma.vm_mm, addr)
     if table is None:
         # A huge page appeared meanwhile: the access is tried again.
@@ -137,7 +152,7 @@ def do_anonymous_page(vma: vm_area_struct, addr: int, write: bool, orig: pte_t =
         set_pte(ptep, pte_t(kind=PteKind.PRESENT, special=True, young=True, uffd_wp=orig.uffd_wp))
         spin_unlock(pte_lockptr(table))
         return 0
-    if anon_vma_prepare(vma) != 0:
+    if anon_vma_prepare(vma) != 0 or out_of_memory():
         return VM_FAULT_OOM
     p = alloc_page()
     p.data = 0
@@ -237,7 +252,7 @@ def wp_can_reuse_anon_folio(p: page, vma: vm_area_struct) -> bool:
 def wp_page_copy(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot, orig: pte_t) -> int:
     """Copy the page (a reference keeps it) and put the copy in its place, if the PTE is still the same."""
     old = orig.page
-    if anon_vma_prepare(vma) != 0:
+    if anon_vma_prepare(vma) != 0 or out_of_memory():
         if not orig.special:
             put_page(old)
         return VM_FAULT_OOM
@@ -289,7 +304,9 @@ def handle_mm_fault(vma: vm_area_struct, addr: int, write: bool) -> int:
     pmd = pmd_offset(vma.vm_mm, addr).pmd
     if pmd.kind == PmdKind.NONE:
         if config.TRANSPARENT_HUGEPAGE and huge_range_fits(vma, addr):
-            return do_huge_pmd_anonymous_page(vma, addr, write)
+            huge = do_huge_pmd_anonymous_page(vma, addr, write)
+            if huge != VM_FAULT_FALLBACK:
+                return huge
         return do_anonymous_page(vma, addr, write)
     if is_swap_pmd(pmd):
         pmd_migration_entry_wait(pmd_offset(vma.vm_mm, addr))

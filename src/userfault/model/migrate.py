@@ -5,7 +5,7 @@ from __future__ import annotations
 from .anon_vma import page_get_anon_vma, put_anon_vma
 from .catalogue import modelled
 from .era import era
-from .errno import EAGAIN
+from .errno import EAGAIN, ENOMEM
 from .ghost import count_migration_entries
 from .huge_migrate import remove_migration_pmd, try_to_migrate
 from .lang import NULL, atomic, check, ghost, raw, reached
@@ -24,6 +24,7 @@ from .slab import (
     get_page_unless_zero,
     hpage_nr,
     nth_page,
+    out_of_memory,
     put_page,
 )
 from .vmscan import isolate_lru_page, page_freeze
@@ -161,9 +162,12 @@ def no_migration_entry_is_left(p: page) -> None:
     omits="file pages, writeback, balloon pages; v3.10 splits a huge page first, which is not done here",
 )
 def migrate_page(p: page) -> int:
-    """Move an anonymous page to a new one. Returns 0, or -EAGAIN if it has users that can't be told."""
+    """Move an anonymous page to a new one. 0; -EAGAIN: it has users that can't be told; -ENOMEM: there is no new one."""
     if not isolate_lru_page(p):
         return -EAGAIN
+    if out_of_memory():
+        put_page(p)
+        return -ENOMEM
     if not trylock_page(p):
         put_page(p)
         return -EAGAIN

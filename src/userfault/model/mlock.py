@@ -26,7 +26,10 @@ def apply_vma_lock_flags(mm: mm_struct, start: int, end: int, flags: int) -> int
         wanted = (vma.vm_flags & ~LOCKED_MASK) | flags
         last = min(end, vma.vm_end)
         if wanted != vma.vm_flags:
-            vma = vma_modify(mm, vma, at, last, wanted, vma.ctx)
+            changed = vma_modify(mm, vma, at, last, wanted, vma.ctx)
+            if changed is None:
+                return -ENOMEM
+            vma = changed
             vma_start_write(vma)
             vma.vm_flags = wanted | (vma.vm_flags & int(vm.MAYBE_GUARD))
         at = last

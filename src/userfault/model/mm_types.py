@@ -217,6 +217,16 @@ class page:
     data: Content = 0  # the memory itself
 
 
+VM_FAULT_OOM = 1
+VM_FAULT_SIGBUS = 2
+VM_FAULT_USERFAULT = 4
+"""v6.8: the fault goes to the userfaultfd's monitor (handle_userfault)."""
+VM_FAULT_HWPOISON = 16
+VM_FAULT_SIGSEGV = 64
+VM_FAULT_FALLBACK = 2048
+"""No huge page: small ones will do."""
+
+
 class PteKind(enum.IntEnum):
     NONE = 0
     PRESENT = 1

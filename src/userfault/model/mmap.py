@@ -58,17 +58,17 @@ def sys_munmap(mm: mm_struct, addr: int, length: int) -> int:
 def unmap_range(mm: mm_struct, addr: int, length: int) -> int:
     """Unmap every VMA that lies in [addr, addr + length) (bytes): zap, unlink from rmap, free tables, free the VMAs.
 
-    Returns 0, or -EINVAL: not aligned, empty, beyond the end of user addresses, or (unless config.SPLIT_VMAS) a VMA lies there
-    only in part.
+    Returns 0; -EINVAL: not aligned, empty, beyond the end of user addresses, or (unless config.SPLIT_VMAS) a VMA lies there
+    only in part; -ENOMEM: such a VMA can't be split.
     """
     mask = (1 << config.PAGE_SHIFT) - 1
     if addr & mask or length <= 0 or addr > config.TASK_SIZE or length > config.TASK_SIZE - addr:
         return -EINVAL
     end = addr + ((length + mask) & ~mask)
     down_write(mm.mmap_sem)
-    if config.SPLIT_VMAS:
-        split_at(mm, addr)
-        split_at(mm, end)
+    if config.SPLIT_VMAS and (split_at(mm, addr) != 0 or split_at(mm, end) != 0):
+        mmap_write_unlock(mm)
+        return -ENOMEM
     for vma in mm.mmap:
         if vma.vm_end > addr and vma.vm_start < end and (vma.vm_start < addr or vma.vm_end > end):
             up_write(mm.mmap_sem)
@@ -109,11 +109,11 @@ def unmap_detached(mm: mm_struct, addr: int, end: int) -> None:
             vm_area_free(vma)
 
 
-def do_munmap(mm: mm_struct, addr: int, length: int, when: int = EARLY) -> None:
-    """As sys_munmap, for who holds mmap_sem for writing already, and goes on to."""
+def do_munmap(mm: mm_struct, addr: int, length: int, when: int = EARLY) -> int:
+    """As sys_munmap, for who holds mmap_sem for writing already, and goes on to. 0 or -ENOMEM."""
     end = addr + length
-    split_at(mm, addr)
-    split_at(mm, end)
+    if split_at(mm, addr) != 0 or split_at(mm, end) != 0:
+        return -ENOMEM
     if config.EVENTS:
         userfaultfd_unmap_prep(mm, addr, end, when)
     while True:
@@ -123,13 +123,15 @@ def do_munmap(mm: mm_struct, addr: int, length: int, when: int = EARLY) -> None:
         vma_start_write(gone)
         detach_vma(mm, gone)
     unmap_detached(mm, addr, end)
+    return 0
 
 
-def split_at(mm: mm_struct, addr: int) -> None:
-    """No VMA crosses the address any more."""
+def split_at(mm: mm_struct, addr: int) -> int:
+    """No VMA crosses the address any more. 0 or -ENOMEM."""
     vma = find_vma(mm, addr)
-    if vma is not None and vma.vm_start < addr:
-        split_vma(mm, vma, addr)
+    if vma is not None and vma.vm_start < addr and split_vma(mm, vma, addr) is None:
+        return -ENOMEM
+    return 0
 
 
 @modelled(
@@ -150,13 +152,14 @@ def sys_mmap(mm: mm_struct, addr: int, length: int, flags: int) -> int:
         return -ENOMEM
     if flags & vm.WRITE:
         flags |= int(vm.ACCOUNT)
-    unmap_range(mm, addr, length)
+    if unmap_range(mm, addr, length) != 0:
+        return -ENOMEM
     down_write(mm.mmap_sem)
-    mmap_region(mm, addr, addr + length, flags)
+    made = mmap_region(mm, addr, addr + length, flags)
     mmap_write_unlock(mm)
     if config.EVENTS:
         deliver()
-    return 0
+    return 0 if made is not None else -ENOMEM
 
 
 def vma_within(mm: mm_struct, start: int, end: int) -> vm_area_struct | None:

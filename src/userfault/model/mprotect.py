@@ -150,30 +150,36 @@ def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> 
 
 
 @modelled("mm/mprotect.c", versions="v6.6 .. v6.18", section="C.2", steps=3, omits="limits")
-def mprotect_fixup(mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int) -> vm_area_struct:
-    """Give a part of a VMA new access flags. Returns the VMA that has them."""
+def mprotect_fixup(mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int) -> int:
+    """Give a part of a VMA new access flags. 0 or -ENOMEM."""
     if flags == vma.vm_flags:
-        return vma
+        return 0
     old = vma.vm_flags
     if flags & vm.WRITE:
         if not vma.vm_flags & (vm.ACCOUNT | vm.WRITE | vm.SHARED):
             flags |= int(vm.ACCOUNT)
     elif vma.anon_vma is None and era.mprotect_unaccounts:
         flags &= ~int(vm.ACCOUNT)
-    vma = vma_modify(mm, vma, start, end, flags, vma.ctx)
+    changed = vma_modify(mm, vma, start, end, flags, vma.ctx)
+    if changed is None:
+        return -ENOMEM
+    vma = changed
     vma_start_write(vma)
     vma.vm_flags = flags | (vma.vm_flags & int(vm.MAYBE_GUARD))
     change_protection(vma, start, end, MM_CP_TRY_CHANGE_WRITABLE if flags & vm.WRITE else 0)
     if old & (vm.WRITE | vm.SHARED | vm.LOCKED) == vm.LOCKED and flags & vm.WRITE:
         populate_vma_page_range(mm, vma, start, end)
-    return vma
+    return 0
 
 
 @modelled(
     "mm/mprotect.c", versions="v6.6 .. v6.18", section="C.2", steps=4, omits="protection keys, files, PROT_GROWSDOWN"
 )
 def sys_mprotect(mm: mm_struct, start: int, length: int, access: int) -> int:
-    """Change the access flags of [start, start + length). 0, -EINVAL: not aligned, -ENOMEM: not all mapped (up to the hole is done)."""
+    """Change the access flags of [start, start + length).
+
+    0; -EINVAL: not aligned; -ENOMEM: not all mapped (up to the hole is done), or a VMA can't be split or merged for want of memory.
+    """
     mask = (1 << config.PAGE_SHIFT) - 1
     if start & mask:
         return -EINVAL
@@ -184,14 +190,14 @@ def sys_mprotect(mm: mm_struct, start: int, length: int, access: int) -> int:
         return -ENOMEM
     down_write(mm.mmap_sem)
     at = start
-    hole = False
-    while at < end and not hole:
-        hole = True
+    err = 0
+    while at < end and err == 0:
+        err = -ENOMEM
         for vma in mm.mmap:
             if vma.vm_start <= at and at < vma.vm_end:
-                vma = mprotect_fixup(mm, vma, at, min(end, vma.vm_end), (vma.vm_flags & ~ACCESS) | access)
-                at = min(end, vma.vm_end)
-                hole = False
+                last = min(end, vma.vm_end)
+                err = mprotect_fixup(mm, vma, at, last, (vma.vm_flags & ~ACCESS) | access)
+                at = last
                 break
     mmap_write_unlock(mm)
-    return -ENOMEM if hole else 0
+    return err

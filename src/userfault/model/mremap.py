@@ -28,7 +28,7 @@ from .pgtable import (
     set_pte,
 )
 from .slab import out_of_memory, vm_area_alloc, vm_area_free
-from .vma import copied_range_merged, vma_link, vma_merge_extend
+from .vma import anon_vma_clone_split, copied_range_merged, vma_link, vma_merge_extend
 from .vma_lock import mmap_write_unlock, vma_start_write
 
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
@@ -219,16 +219,17 @@ def move_range(vma: vm_area_struct, old_addr: int, new_addr: int, length: int, n
     versions="v6.13 .. v6.18",
     section="C.16",
     steps=3,
-    omits="failure for want of memory",
 )
-def copy_or_merge_vma(vma: vm_area_struct, addr: int, length: int, pgoff: int) -> vm_area_struct:
-    """The VMA that will hold what moves: a neighbour of the new place made longer, or a copy."""
+def copy_or_merge_vma(vma: vm_area_struct, addr: int, length: int, pgoff: int) -> vm_area_struct | None:
+    """The VMA that will hold what moves: a neighbour of the new place made longer, or a copy. None: no memory."""
     mm = vma.vm_mm
     if vma.anon_vma is None:
         pgoff = addr >> config.PAGE_SHIFT
     merged = copied_range_merged(mm, vma, addr, addr + length, pgoff)
     if merged is not None:
         return merged
+    if out_of_memory():
+        return None
     new = vm_area_alloc()
     new.vm_mm = mm
     new.vm_start = addr
@@ -237,9 +238,9 @@ def copy_or_merge_vma(vma: vm_area_struct, addr: int, length: int, pgoff: int) -
     new.vm_flags = vma.vm_flags
     new.vm_file = vma.vm_file
     new.ctx = vma.ctx
-    new.anon_vma = vma.anon_vma
-    if vma.anon_vma is not None:
-        anon_vma_clone(new, vma)
+    if anon_vma_clone_split(new, vma) != 0:
+        vm_area_free(new)
+        return None
     vma_start_write(new)
     vma_link(mm, new)
     return new
@@ -248,11 +249,14 @@ def copy_or_merge_vma(vma: vm_area_struct, addr: int, length: int, pgoff: int) -
 @modelled("mm/mremap.c", versions="v6.17 .. v6.18", section="C.16", steps=4, omits="accounting")
 def move_vma(
     mm: mm_struct, vma: vm_area_struct, addr: int, new_addr: int, length: int, new_length: int, dontunmap: bool
-) -> None:
-    """Move a part of a VMA to a place where nothing is mapped, and where it may be longer."""
+) -> int:
+    """Move a part of a VMA to a place where nothing is mapped, and where it may be longer. 0 or -ENOMEM."""
     vma_start_write(vma)
     pgoff = vma.vm_pgoff + ((addr - vma.vm_start) >> config.PAGE_SHIFT)
-    new = copy_or_merge_vma(vma, new_addr, new_length, pgoff)
+    copy = copy_or_merge_vma(vma, new_addr, new_length, pgoff)
+    if copy is None:
+        return -ENOMEM
+    new = copy
     # The new place may have been merged with the old one.
     if new.vm_start <= addr and addr < new.vm_end:
         vma = new
@@ -268,8 +272,10 @@ def move_vma(
         if new is not vma and addr == vma.vm_start and addr + length == vma.vm_end:
             unlink_anon_vmas(vma)
             vma.anon_vma = NULL
-    else:
-        do_munmap(mm, addr, length, LAST)
+        return 0
+    # If the old place can't be split off it stays mapped, and empty (vms_abort; accounting apart).
+    do_munmap(mm, addr, length, LAST)
+    return 0
 
 
 @modelled(
@@ -335,18 +341,21 @@ def mremap_one(mm: mm_struct, addr: int, length: int, flags: int, new_addr: int)
     if addr + length > new_addr and new_addr + length > addr:
         return -EINVAL
     down_write(mm.mmap_sem)
-    do_munmap(mm, new_addr, length)
+    err = do_munmap(mm, new_addr, length)
+    if err != 0:
+        mmap_write_unlock(mm)
+        return err
     vma = find_vma(mm, addr)
     if vma is None or addr + length > vma.vm_end:
         mmap_write_unlock(mm)
         if config.EVENTS:
             deliver()
         return -EFAULT
-    move_vma(mm, vma, addr, new_addr, length, length, flags & MREMAP_DONTUNMAP != 0)
+    err = move_vma(mm, vma, addr, new_addr, length, length, flags & MREMAP_DONTUNMAP != 0)
     mmap_write_unlock(mm)
     if config.EVENTS:
         deliver()
-    return 0
+    return err
 
 
 @modelled(
@@ -424,8 +433,7 @@ def mremap_at(mm: mm_struct, vma: vm_area_struct, addr: int, length: int, new_le
     end = addr + new_length
     if end > config.TASK_SIZE or first_vma(mm, vma.vm_end, end) is not None:
         return -ENOMEM
-    vma_merge_extend(mm, vma, new_length - length)
-    return 0
+    return vma_merge_extend(mm, vma, new_length - length)
 
 
 @modelled("mm/mremap.c", versions="v6.17 .. v6.18", section="C.16", steps=1)
@@ -434,14 +442,15 @@ def shrink_vma(mm: mm_struct, addr: int, length: int, new_length: int) -> int:
     start = addr + new_length
     if start > config.TASK_SIZE or length - new_length > config.TASK_SIZE - start:
         return -EINVAL
-    do_munmap(mm, start, length - new_length, LAST)
-    return 0
+    return do_munmap(mm, start, length - new_length, LAST)
 
 
 @modelled("mm/mremap.c", versions="v6.17 .. v6.18", section="C.16", steps=3)
 def mremap_to(mm: mm_struct, addr: int, length: int, new_length: int, new_addr: int) -> int:
     """A new length at a new place, in place of what is there."""
-    do_munmap(mm, new_addr, new_length)
+    err = do_munmap(mm, new_addr, new_length)
+    if err != 0:
+        return err
     if new_length < length:
         err = shrink_vma(mm, addr, length, new_length)
         if err != 0:
@@ -450,8 +459,7 @@ def mremap_to(mm: mm_struct, addr: int, length: int, new_length: int, new_addr: 
     vma = find_vma(mm, addr)
     if vma is None:
         return -EFAULT
-    move_vma(mm, vma, addr, new_addr, length, new_length, False)
-    return 0
+    return move_vma(mm, vma, addr, new_addr, length, new_length, False)
 
 
 def remap_move(mm: mm_struct, start: int, end: int, new_addr: int, dontunmap: bool) -> int:
@@ -470,11 +478,15 @@ def remap_move(mm: mm_struct, start: int, end: int, new_addr: int, dontunmap: bo
             return -EFAULT
         target = new_addr + (addr - start)
         at = min(end, vma.vm_end)
-        do_munmap(mm, target, length)
+        err = do_munmap(mm, target, length)
+        if err != 0:
+            return err
         again = find_vma(mm, addr)
         if again is None:
             return -EFAULT
-        move_vma(mm, again, addr, target, length, length, dontunmap)
+        err = move_vma(mm, again, addr, target, length, length, dontunmap)
+        if err != 0:
+            return err
         seen = True
     return 0 if seen else -EFAULT
 

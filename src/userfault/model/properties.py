@@ -12,7 +12,7 @@ from .lang import check
 from .machine import config, machine
 from .mm_types import PmdKind, PteKind, address_space, anon_vma, mm_struct, page, vm_area_struct
 from .pgtable import linear_page_index, pmd_trans_huge
-from .slab import compound_head
+from .slab import PageTail, compound_head
 
 
 def quiet() -> bool:
@@ -256,6 +256,29 @@ def anon_vmas_are_accounted() -> None:
             if era.anon_vma_reuse:
                 check(av.num_children == children, "accounting", "an anon_vma's children are not counted right")
                 check(av.num_active_vmas == active, "accounting", "an anon_vma's active VMAs are not counted right")
+
+
+def pages_are_accounted() -> None:
+    """At the end, too: a page table is where it maps or is kept for a split, and a page's references are its users."""
+    for table in machine.page_tables:
+        if table.allocated:
+            found = False
+            for mm in machine.mms:
+                for pmdp in mm.pmd:
+                    if pmdp.pmd.table is table or pmdp.deposited is table:
+                        found = True
+            check(found, "memory_leak", "a page table that nobody finds was not freed")
+    for p in machine.pages:
+        if p.allocated and compound_head(p) is p and not PageTail(p):
+            users = p.pincount + int(p.swapcache is not None)
+            for table in machine.page_tables:
+                for ptep in table.pte:
+                    if ptep.pte.kind == PteKind.PRESENT and not ptep.pte.special:
+                        users += int(compound_head(ptep.pte.page) is p)
+            for mm in machine.mms:
+                for pmdp in mm.pmd:
+                    users += int(pmd_trans_huge(pmdp.pmd) and pmdp.pmd.page is p)
+            check(p.refcount.counter == users, "memory_leak", "a page has references that nobody holds")
 
 
 ALWAYS = (

@@ -8,11 +8,11 @@ from .errno import EEXIST, ENOENT
 from .lang import NULL, atomic, wait_until
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
 from .machine import config, machine
-from .mm_types import PteKind, anon_vma, page, page_table, pte_slot, pte_t, swap_slot, vm, vm_area_struct
+from .mm_types import VM_FAULT_OOM, PteKind, anon_vma, page, page_table, pte_slot, pte_t, swap_slot, vm, vm_area_struct
 from .page_flags import PageKsm, page_mapped
 from .pgtable import pte_lockptr, set_pte
 from .rmap import page_add_anon_rmap, page_add_new_anon_rmap
-from .slab import alloc_page, atomic_read, compound_head, put_page
+from .slab import alloc_page, atomic_read, compound_head, out_of_memory, put_page
 from .swapfile import swap_entry_free, swap_free, swp_entry_swapcount
 
 
@@ -158,11 +158,13 @@ def swapcache_prepare(p: page, slot: swap_slot) -> int:
     omits="read-ahead; the read itself is one step; the claim of the place and the insertion are one",
 )
 def read_swap_cache(slot: swap_slot) -> page | None:
-    """The slot's page: from the cache, or read into it. None: the slot was freed meanwhile."""
+    """The slot's page: from the cache, or read into it. None: the slot was freed meanwhile, or there is no memory."""
     while True:
         p = lookup_swap_cache(slot)
         if p is not None:
             return p
+        if out_of_memory():
+            return None
         fresh = alloc_page()
         err = swapcache_prepare(fresh, slot)
         if err == 0:
@@ -207,21 +209,32 @@ def write_protected_as(vma: vm_area_struct, orig: pte_t, pte: pte_t) -> pte_t:
 )
 def swap_in_directly(
     vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot, orig: pte_t, write: bool
-) -> None:
+) -> int:
     """A slot with one user on a synchronous device: the page is read past the swap cache, and is the process's alone."""
+    if out_of_memory():
+        return no_page_for(table, ptep, orig)
     p = alloc_page()
     p.data = orig.slot.data
     spin_lock(pte_lockptr(table))
     if ptep.pte != orig:
         spin_unlock(pte_lockptr(table))
         put_page(p)
-        return
+        return 0
     swap_free(orig.slot)
     writable = vma.vm_flags & vm.WRITE != 0
     pte = pte_t(kind=PteKind.PRESENT, page=p, write=writable, dirty=writable and write, young=True)
     page_add_new_anon_rmap(p, vma, addr)
     set_pte(ptep, write_protected_as(vma, orig, pte))
     spin_unlock(pte_lockptr(table))
+    return 0
+
+
+def no_page_for(table: page_table, ptep: pte_slot, orig: pte_t) -> int:
+    """No page to read into: VM_FAULT_OOM, unless somebody else was faster."""
+    spin_lock(pte_lockptr(table))
+    same = ptep.pte == orig
+    spin_unlock(pte_lockptr(table))
+    return VM_FAULT_OOM if same else 0
 
 
 @modelled(
@@ -236,11 +249,10 @@ def do_swap_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
     """A touch of a swap PTE; mmap_sem held for reading."""
     slot = orig.slot
     if config.SYNCHRONOUS_SWAP and slot.cache is None and slot.swap_map == 1:
-        swap_in_directly(vma, addr, table, ptep, orig, write)
-        return 0
+        return swap_in_directly(vma, addr, table, ptep, orig, write)
     p = read_swap_cache(slot)
     if p is None:
-        return 0
+        return no_page_for(table, ptep, orig) if config.MEMORY_IS_SHORT else 0
     lock_page(p)
     if p.swapcache is not slot:
         unlock_page(p)
@@ -250,6 +262,10 @@ def do_swap_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
     copied = config.CONFIG_KSM and ksm_needs_copy(p, vma, index)
     q = p
     if copied:
+        if out_of_memory():
+            unlock_page(p)
+            put_page(p)
+            return VM_FAULT_OOM
         q = alloc_page()
         q.data = p.data
         q.dirty = True

@@ -8,12 +8,22 @@ from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .errno import EFAULT, SIGBUS, SIGSEGV
 from .events import handle_userfault
-from .huge_memory import VM_FAULT_OOM, VM_FAULT_USERFAULT
 from .lang import NULL, atomic, check, ghost, raw
 from .locks import down_read, down_read_trylock, up_read
 from .machine import config, this_cpu
-from .memory import VM_FAULT_SIGSEGV, handle_mm_fault, huge_range_fits
-from .mm_types import PmdKind, PteKind, mm_struct, page, tlb_t, vm, vm_area_struct
+from .memory import handle_mm_fault, huge_range_fits
+from .mm_types import (
+    VM_FAULT_OOM,
+    VM_FAULT_SIGSEGV,
+    VM_FAULT_USERFAULT,
+    PmdKind,
+    PteKind,
+    mm_struct,
+    page,
+    tlb_t,
+    vm,
+    vm_area_struct,
+)
 from .mmap import find_vma
 from .pgtable import pmd_offset, pte_offset
 from .slab import nth_page

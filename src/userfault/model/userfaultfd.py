@@ -8,13 +8,13 @@ from .era import era
 from .errno import EAGAIN, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 from .locks import down_read, spin_lock, spin_unlock, up_read
 from .machine import config
-from .memory import pte_alloc
+from .memory import pte_alloc, pte_alloc_fails
 from .mm_types import PteKind, mm_struct, page, page_table, pte_t, vm, vm_area_struct
 from .mmap import find_vma
 from .mprotect import MM_CP_TRY_CHANGE_WRITABLE, MM_CP_UFFD_WP, MM_CP_UFFD_WP_RESOLVE, change_protection
 from .pgtable import is_swap_pmd, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pte, table_is_gone
 from .rmap import page_add_new_anon_rmap
-from .slab import alloc_page, put_page
+from .slab import alloc_page, out_of_memory, put_page
 from .vma_lock import lock_vma_under_rcu, vma_end_read, vma_start_read_locked
 
 
@@ -74,13 +74,16 @@ def copy_into(vma: vm_area_struct | None, mm: mm_struct, dst_addr: int, value: i
         return -ENOENT
     if vma.vm_flags & vm.SHARED or vma.vm_file is not None:
         return -EINVAL
-    if anon_vma_prepare(vma) != 0:
+    if anon_vma_prepare(vma) != 0 or out_of_memory():
         return -ENOMEM
     p = alloc_page()
     p.data = value
     if pmd_trans_huge(pmd_offset(mm, dst_addr).pmd):
         put_page(p)
         return -EEXIST
+    if pte_alloc_fails(mm, dst_addr):
+        put_page(p)
+        return -ENOMEM
     table = pte_alloc(mm, dst_addr)
     if table is None:
         put_page(p)
@@ -140,7 +143,9 @@ def mfill_table(mm: mm_struct, addr: int) -> page_table | None:
 
 @modelled("mm/userfaultfd.c", versions="v6.4 .. v6.18", section="C.15", steps=4, omits="shmem")
 def mfill_atomic_install_pte(vma: vm_area_struct, addr: int, p: page, wp: bool) -> int:
-    """Map a new page where nothing is, or only the mark of a hole: 0 or -EEXIST. The reference goes to the mapping."""
+    """Map a new page where nothing is, or only the mark of a hole: 0, -EEXIST or -ENOMEM. The reference goes to the mapping."""
+    if pte_alloc_fails(vma.vm_mm, addr):
+        return -ENOMEM
     table = mfill_table(vma.vm_mm, addr)
     if table is None:
         return -EEXIST
@@ -187,6 +192,8 @@ def mfill_poison(vma: vm_area_struct, addr: int) -> int:
 
 
 def mfill_entry(vma: vm_area_struct, addr: int, pte: pte_t) -> int:
+    if pte_alloc_fails(vma.vm_mm, addr):
+        return -ENOMEM
     table = mfill_table(vma.vm_mm, addr)
     if table is None:
         return -EEXIST

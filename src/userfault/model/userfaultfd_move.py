@@ -13,7 +13,7 @@ from .huge_split import split_folio, split_huge_pmd
 from .lang import NULL, check, reached
 from .locks import down_read, down_write_trylock, lock_page, spin_lock, spin_unlock, trylock_page, unlock_page, up_read
 from .machine import config
-from .memory import pte_alloc
+from .memory import pte_alloc, pte_alloc_fails
 from .migrate import migration_entry_wait
 from .mm_types import (
     PmdKind,
@@ -660,7 +660,11 @@ def move_one(
     if src_pmdp.pmd.kind == PmdKind.NONE:
         if not mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES:
             return -ENOENT, 0, True
+        if pte_alloc_fails(mm, src_addr):
+            return -ENOMEM, 0, True
         pte_alloc(mm, src_addr)
+    if pte_alloc_fails(mm, dst_addr):
+        return -ENOMEM, 0, True
     pte_alloc(mm, dst_addr)
     # pte_offset_map_nolock: what is no table any more, or not yet, is looked at again.
     dst_table, src_table = dst_pmdp.pmd.table, src_pmdp.pmd.table

@@ -8,13 +8,14 @@ from __future__ import annotations
 from .anon_vma import anon_vma_clone, unlink_anon_vmas
 from .catalogue import modelled
 from .era import era
+from .errno import ENOMEM
 from .huge_split import split_huge_page_pmd, split_huge_pmd
-from .lang import NULL, atomic, raw
+from .lang import NULL, atomic, check, exhausted, ghost, raw
 from .locks import down_write, up_write
 from .machine import config
 from .mm_types import anon_vma, mm_struct, userfaultfd_ctx, vm, vm_area_struct
 from .pgtable import pmd_is_huge, pmd_offset
-from .slab import hpage_size, vm_area_alloc, vm_area_free
+from .slab import hpage_size, out_of_memory, vm_area_alloc, vm_area_free
 from .vma_lock import vma_start_write
 
 STICKY = int(vm.MAYBE_GUARD)
@@ -79,8 +80,10 @@ def split_huge_pmd_at(mm: mm_struct, vma: vm_area_struct, addr: int) -> None:
 @modelled(
     "mm/vma.c", function="__split_vma", versions="v3.10 (mm/mmap.c) .. v6.18", section="C.4", omits="map_count's limit"
 )
-def split_vma(mm: mm_struct, vma: vm_area_struct, addr: int) -> vm_area_struct:
-    """Cut a VMA in two at `addr` (bytes); returns the upper part, which is new. Both are in the same trees."""
+def split_vma(mm: mm_struct, vma: vm_area_struct, addr: int) -> vm_area_struct | None:
+    """Cut a VMA in two at `addr` (bytes); returns the upper part, which is new. Both are in the same trees. None: no memory."""
+    if out_of_memory():
+        return None
     new = vm_area_alloc()
     new.vm_mm = mm
     new.vm_start = addr
@@ -89,7 +92,9 @@ def split_vma(mm: mm_struct, vma: vm_area_struct, addr: int) -> vm_area_struct:
     new.vm_flags = vma.vm_flags
     new.vm_file = vma.vm_file
     new.ctx = vma.ctx
-    anon_vma_clone_split(new, vma)
+    if (era.maple_tree and out_of_memory()) or anon_vma_clone_split(new, vma) != 0:
+        vm_area_free(new)
+        return None
     vma_start_write(vma)
     vma_start_write(new)
     split_huge_pmd_at(mm, vma, addr)
@@ -100,11 +105,13 @@ def split_vma(mm: mm_struct, vma: vm_area_struct, addr: int) -> vm_area_struct:
     return new
 
 
-def anon_vma_clone_split(dst: vm_area_struct, src: vm_area_struct) -> None:
-    """Not a fork: the clone has the same anon_vma."""
+def anon_vma_clone_split(dst: vm_area_struct, src: vm_area_struct) -> int:
+    """Not a fork: the clone has the same anon_vma. 0, or -ENOMEM, and it has none."""
     dst.anon_vma = src.anon_vma
-    if src.anon_vma is not None:
-        anon_vma_clone(dst, src)
+    if src.anon_vma is not None and anon_vma_clone(dst, src) != 0:
+        dst.anon_vma = NULL
+        return -ENOMEM
+    return 0
 
 
 def is_fork_child(vma: vm_area_struct) -> bool:
@@ -152,12 +159,14 @@ def can_merge(
     versions="v6.13 .. v6.18",
     section="C.1",
     steps=4,
-    omits="failure for want of memory; special mappings",
+    omits="special mappings",
 )
 def vma_merge_existing(
     mm: mm_struct, vma: vm_area_struct, start: int, end: int, flags: int, ctx: userfaultfd_ctx, offset_of_whole: bool
-) -> vm_area_struct | None:
-    """Give [start, end) of a VMA to the neighbours that are like what it becomes. The VMA that covers it, or None.
+) -> tuple[int, vm_area_struct | None]:
+    """Give [start, end) of a VMA to the neighbours that are like what it becomes: (0, the VMA that covers it) or (0, None).
+
+    (-ENOMEM, None): they are, and nothing is changed.
 
     offset_of_whole: what is compared with the neighbours' page offsets is the whole VMA's (userfaultfd up to v6.1: F-18).
     """
@@ -189,37 +198,50 @@ def vma_merge_existing(
         vma_start_write(after)
     if prev is not None:
         vma_start_write(prev)
+    target = prev if prev is not None else after
+    if target is None:
+        return 0, None
+    giver = vma
     if prev is not None and after is not None:
         sticky |= after.vm_flags & STICKY
-        share_anon_vma(prev, after if after.anon_vma is not None else vma)
-        absorb(mm, prev, vma)
+        if after.anon_vma is not None:
+            giver = after
+    if share_anon_vma(target, giver) != 0:
+        return -ENOMEM, None
+    if whole:
+        absorb(mm, target, vma)
+    elif prev is not None:
+        move_border(mm, prev, vma, end)
+    elif after is not None:
+        move_border(mm, vma, after, start)
+    if prev is not None and after is not None:
         absorb(mm, prev, after)
-        prev.vm_flags |= sticky
-        return prev
-    if prev is not None:
-        share_anon_vma(prev, vma)
-        if whole:
-            absorb(mm, prev, vma)
-        else:
-            move_border(mm, prev, vma, end)
-        prev.vm_flags |= sticky
-        return prev
-    if after is not None:
-        share_anon_vma(after, vma)
-        if whole:
-            absorb(mm, after, vma)
-        else:
-            move_border(mm, vma, after, start)
-        after.vm_flags |= sticky
-        return after
-    return None
+    target.vm_flags |= sticky
+    return 0, target
 
 
-def share_anon_vma(dst: vm_area_struct, src: vm_area_struct) -> None:
-    """dup_anon_vma: the VMA that grows is found wherever the other one was."""
-    if dst.anon_vma is None and src.anon_vma is not None:
-        dst.anon_vma = src.anon_vma
-        anon_vma_clone(dst, src)
+@modelled(
+    "mm/vma.c", function="dup_anon_vma, commit_merge", versions="v3.10 (vma_adjust) .. v6.18", section="E.b", steps=2
+)
+def share_anon_vma(dst: vm_area_struct, src: vm_area_struct) -> int:
+    """The VMA that grows is found wherever the other one was. 0; or -ENOMEM, of this or of the growth, and nothing has changed."""
+    shared = dst.anon_vma is None and src.anon_vma is not None
+    if shared and anon_vma_clone_split(dst, src) != 0:
+        return -ENOMEM
+    if era.maple_tree and out_of_memory():
+        if shared:
+            # What was forgotten up to v6.5 (E-25): the VMA does not grow, and has no page of the other's.
+            unlink_anon_vmas(dst)
+        merge_is_undone(dst, shared)
+        return -ENOMEM
+    return 0
+
+
+@ghost
+def merge_is_undone(dst: vm_area_struct, shared: bool) -> None:
+    check(
+        not shared or len(dst.anon_vma_chain) == 0, "memory_leak", "a merge that was given up has left its links behind"
+    )
 
 
 def move_border(mm: mm_struct, low: vm_area_struct, high: vm_area_struct, border: int) -> None:
@@ -261,21 +283,29 @@ def vma_modify(
     flags: int,
     ctx: userfaultfd_ctx,
     offset_of_whole: bool = False,
-) -> vm_area_struct:
-    """The VMA for [start, end) alone, to be given new flags: merged with neighbours that have them, or split off."""
+) -> vm_area_struct | None:
+    """The VMA for [start, end) alone, to be given new flags: merged with neighbours that have them, or split off. None: -ENOMEM."""
     if flags == vma.vm_flags and ctx is vma.ctx:
         return vma
-    merged = vma_merge_existing(mm, vma, start, end, flags, ctx, offset_of_whole)
-    if merged is not None:
+    err, merged = vma_merge_existing(mm, vma, start, end, flags, ctx, offset_of_whole)
+    if merged is not None or (err != 0 and era.merge_failure_is_reported):
         return merged
+    if not config.SPLIT_VMAS:
+        # The bounds of a VMA that nothing is merged with are constants of a checked program.
+        if vma.vm_start < start or vma.vm_end > end:
+            exhausted("VMA to split")
+        return vma
     if vma.vm_start < start:
-        vma = split_vma(mm, vma, start)
-    if vma.vm_end > end:
-        split_vma(mm, vma, end)
+        upper = split_vma(mm, vma, start)
+        if upper is None:
+            return None
+        vma = upper
+    if vma.vm_end > end and split_vma(mm, vma, end) is None:
+        return None
     return vma
 
 
-@modelled("mm/vma.c", versions="v6.13 .. v6.18", section="C.1", steps=3, omits="files, failure for want of memory")
+@modelled("mm/vma.c", versions="v6.13 .. v6.18", section="C.1", steps=3, omits="files")
 def vma_merge_new_range(
     mm: mm_struct,
     copied: vm_area_struct | None,
@@ -309,11 +339,14 @@ def vma_merge_new_range(
     if after is not None:
         vma_start_write(after)
     if prev is not None:
+        giver = prev
         if after is not None:
             sticky |= after.vm_flags & STICKY
-            share_anon_vma(prev, after)
-        if copied is not None:
-            share_anon_vma(prev, copied)
+            giver = after
+        if copied is not None and giver.anon_vma is None:
+            giver = copied
+        if share_anon_vma(prev, giver) != 0:
+            return None
         lock_trees(prev)
         prev.vm_end = end
         unlock_trees(prev)
@@ -322,8 +355,8 @@ def vma_merge_new_range(
         prev.vm_flags |= sticky
         return prev
     if after is not None:
-        if copied is not None:
-            share_anon_vma(after, copied)
+        if share_anon_vma(after, copied if copied is not None else after) != 0:
+            return None
         lock_trees(after)
         mm.mmap.remove(after)
         after.vm_start = start
@@ -341,10 +374,12 @@ def copied_range_merged(mm: mm_struct, vma: vm_area_struct, start: int, end: int
 
 
 @modelled("mm/vma.c", versions="v6.8 .. v6.18", section="C.16", steps=1)
-def vma_merge_extend(mm: mm_struct, vma: vm_area_struct, delta: int) -> None:
-    """Make a VMA longer by `delta` bytes, where nothing is mapped; what is behind it then may become part of it."""
+def vma_merge_extend(mm: mm_struct, vma: vm_area_struct, delta: int) -> int:
+    """Make a VMA longer by `delta` bytes, where nothing is mapped; what is behind it then may become part of it. 0 or -ENOMEM."""
     pgoff = vma.vm_pgoff + ((vma.vm_end - vma.vm_start) >> config.PAGE_SHIFT)
-    vma_merge_new_range(mm, None, vma.anon_vma, vma.vm_end, vma.vm_end + delta, vma.vm_flags, vma.ctx, pgoff)
+    end = vma.vm_end
+    longer = vma_merge_new_range(mm, None, vma.anon_vma, end, end + delta, vma.vm_flags, vma.ctx, pgoff)
+    return 0 if longer is not None else -ENOMEM
 
 
 @modelled(
@@ -355,12 +390,14 @@ def vma_merge_extend(mm: mm_struct, vma: vm_area_struct, delta: int) -> None:
     steps=3,
     omits="files, limits, population",
 )
-def mmap_region(mm: mm_struct, start: int, end: int, flags: int) -> vm_area_struct:
-    """A new anonymous mapping where nothing is mapped: it makes a neighbour longer, or is a VMA of its own."""
+def mmap_region(mm: mm_struct, start: int, end: int, flags: int) -> vm_area_struct | None:
+    """A new anonymous mapping where nothing is mapped: it makes a neighbour longer, or is a VMA of its own. None: no memory."""
     pgoff = start >> config.PAGE_SHIFT
     merged = vma_merge_new_range(mm, None, NULL, start, end, flags, NULL, pgoff)
     if merged is not None:
         return merged
+    if out_of_memory():
+        return None
     vma = vm_area_alloc()
     vma.vm_mm = mm
     vma.vm_start = start

@@ -10,7 +10,7 @@ from .machine import config
 from .mm_types import page
 from .page_flags import PageAnon, PageKsm, page_mapped
 from .rmap import page_referenced_anon, try_to_unmap, try_to_unmap_flush, try_to_unmap_flush_dirty
-from .slab import atomic_read, free_page, put_page
+from .slab import atomic_read, free_page, out_of_memory, put_page
 from .swap import add_to_swap_cache, clear_swap_cache
 from .swapfile import get_swap_page
 
@@ -116,6 +116,11 @@ def pageout_and_unlock(p: page) -> bool:
         put_page(p)
         return False
     if p.swapcache is None and not p.lazyfree:
+        if out_of_memory():
+            # No swap, or no memory to note it: the page is kept.
+            unlock_page(p)
+            put_page(p)
+            return False
         slot = get_swap_page()
         add_to_swap_cache(p, slot)
         p.dirty = True
