@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import permutations
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from userfault.check.count import count_steps
-from userfault.check.errors import CompileError
+from userfault.check.errors import CheckError, CompileError
 
 from . import programs as p
 
@@ -72,9 +72,25 @@ def printing(s: p.shared) -> None:
     print(s)
 
 
+class wide(NamedTuple):
+    """Four integers of which no range is declared: more than the checker's words hold."""
+
+    a: int = 0
+    b: int = 0
+    c: int = 0
+    d: int = 0
+
+
+def telling(s: p.shared) -> None:
+    if wide(a=s.x) == wide(a=1):
+        s.y = 1
+
+
 def test_a_function_outside_the_subset_is_named_and_the_others_are_counted() -> None:
-    refused: dict[Callable[..., Any], CompileError] = {}
-    assert count_steps([other, printing], [printing, helper], [world()], refused=refused).keys() == {other, helper}
-    assert list(refused) == [printing] and "test_count.py" in str(refused[printing])
+    refused: dict[Callable[..., Any], CheckError] = {}
+    some = [other, printing, telling]
+    assert count_steps(some, [printing, telling, helper], [world()], refused=refused).keys() == {other, helper}
+    assert refused.keys() == {printing, telling}
+    assert "test_count.py" in str(refused[printing]) and "32 bits" in str(refused[telling])
     with pytest.raises(CompileError):
         count_steps([printing], [], [world()])

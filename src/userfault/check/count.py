@@ -9,7 +9,7 @@ from typing import Any
 
 from .analysis import in_order
 from .body import Body
-from .errors import CompileError
+from .errors import CheckError
 from .heap import Heap
 from .source import parse
 from .symbols import Frame, Label, Py, Sym, Tup, Unreachable, Val
@@ -25,14 +25,14 @@ def count_steps(
     table: Collection[Fn],
     roots: Iterable[Any],
     cpus: int = 2,
-    refused: dict[Fn, CompileError] | None = None,
+    refused: dict[Fn, CheckError] | None = None,
 ) -> dict[Fn, int]:
     """The steps (where another CPU can come in) of each function that somebody comes to from the starts.
 
     A function has the steps of its own text and those of the helpers that it calls, once for each call. Calls of functions of
     the table count for those. roots: the objects to compile for, as of compile_program; there must be one of every
     struct that the functions use. Fields that none of the functions writes are constants.
-    Raises CompileError for code outside the subset; or puts it into `refused`, by function, and leaves the function out.
+    Raises CheckError (CompileError for code outside the subset); or puts it into `refused`, by function, and leaves the function out.
     """
     unit = Unit("steps", Heap(list(roots), cpus, {}), {}, frozenset(), reuse=False)
     apart = frozenset(table)
@@ -50,7 +50,7 @@ def count_steps(
         counted[fn] = body = _Alone(unit, apart)
         try:
             body.compile(fn)
-        except CompileError as error:
+        except CheckError as error:
             if refused is None:
                 raise
             failed[fn] = error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..check.count import count_steps
-from ..check.errors import CompileError
+from ..check.errors import CheckError
 from ..litmus.build import Builder
 from ..litmus.operations import OPERATIONS
 from ..litmus.read import read
@@ -58,7 +58,7 @@ def steps_by_era() -> dict[str, Counts]:
             steps = count_steps(starts, versions, [machine])
             why_not = {fn: absent(cited, name) for fn, cited in versions.items() if fn not in steps}
             others = [fn for fn, why in why_not.items() if not why]
-            refused: dict[Fn, CompileError] = {}
+            refused: dict[Fn, CheckError] = {}
             beside = count_steps([*starts, *others], versions, [machine], refused=refused)
             for fn in others:
                 if fn in refused:
