@@ -16,7 +16,9 @@ from userfault.model.fs_userfaultfd import (
     userfaultfd_writeprotect,
     userfaultfd_zeropage,
 )
-from userfault.model.huge_split import split_huge_pmd_locked
+from userfault.model.huge_memory import VM_FAULT_OOM
+from userfault.model.huge_split import split_huge_pmd, split_huge_pmd_locked
+from userfault.model.khugepaged import collapse_huge_page
 from userfault.model.lang import WouldBlock
 from userfault.model.locks import spin_lock, spin_unlock
 from userfault.model.machine import attach, boot, config, machine, new_mm
@@ -37,10 +39,10 @@ from userfault.model.mm_types import (
     userfaultfd_ctx,
     vm,
 )
-from userfault.model.mmap import sys_mmap
+from userfault.model.mmap import do_mmap, sys_mmap
 from userfault.model.mprotect import sys_mprotect
 from userfault.model.pgtable import pmd_lockptr, ptep_get_and_clear
-from userfault.model.slab import vm_area_alloc, vm_area_free
+from userfault.model.slab import get_page, vm_area_alloc, vm_area_free
 from userfault.model.user import load, store
 from userfault.model.userfaultfd_move import uffdio_move
 from userfault.model.vma_lock import vma_start_write
@@ -403,3 +405,44 @@ def test_mincore_answers_nothing_beyond_the_users_addresses(mm: mm_struct, monke
     monkeypatch.setattr(config, "TASK_SIZE", 12)
     assert sys_mincore(mm, 0, 12) == (-ENOMEM, [False] * 8)
     assert sys_mincore(mm, 0, 13) == (-ENOMEM, [])
+
+
+# -- khugepaged ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("era", "result"), [("v6.8", -EAGAIN), ("v6.18", 0)])
+def test_khugepaged_takes_pages_of_which_none_is_writable(era: str, result: int) -> None:
+    eras.use(era)
+    boot()
+    mm = new_mm(PAGES)
+    attach(0, mm, PAGES)
+    do_mmap(mm, 0, 4, RW, 0)
+    assert store(mm, 0, 1) == 0 and store(mm, 1, 2) == 0
+    assert sys_fork(mm, new_mm(PAGES)) == 0
+    assert not pte(mm, 0).write
+    assert collapse_huge_page(mm, 0) == result
+    assert [load(mm, 0), load(mm, 1)] == [1, 2]
+    settled()
+
+
+def test_khugepaged_fills_no_hole_of_a_range_that_is_write_protected(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    mm.mmap[1].vm_flags &= ~int(vm.USERFAULT)
+    assert store(mm, 4, 1) == 0
+    assert collapse_huge_page(mm, 4) == -EAGAIN
+    assert store(mm, 5, 2) == 0
+    assert collapse_huge_page(mm, 4) == 0
+    settled()
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_khugepaged_makes_a_huge_page_of_one_that_is_mapped_part_by_part(mm: mm_struct, used: bool) -> None:
+    mm.mmap[0].vm_flags |= int(vm.HUGEPAGE)
+    assert store(mm, 0, 1) == 0 and store(mm, 1, 2) == 0
+    head = mm.pmd[0].pmd.page
+    split_huge_pmd(mm.mmap[0], mm.pmd[0])
+    if used:
+        get_page(head)
+    assert collapse_huge_page(mm, 0) == (-EAGAIN if used else 0)
+    assert [load(mm, 0), load(mm, 1)] == [1, 2]
+    assert head.allocated == used and head.locked == 0
+    settled()

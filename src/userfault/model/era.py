@@ -61,6 +61,8 @@ class Era:
     reference (v6.18)."""
     move_keeps_eagain: bool = False
     """move_pages takes an attempt's -EAGAIN for its errno, and a later attempt's success does not clear it (v6.18 to v7.1: F-10)."""
+    collapse_takes_read_only: bool = False
+    """khugepaged puts pages together of which none is writable (v6.18; v6.8 asks for one that is)."""
     move_split_is_busy: bool = False
     """UFFDIO_MOVE answers EBUSY for a huge page that can't be split, where it tried again for ever (seen on v6.18.44; the
     sources of v6.18.35 and v7.2.13 try again, and so did 6.18.15, 7.1.13 and 7.2.13: F-11)."""
@@ -157,6 +159,7 @@ V6_18 = replace(
     move_swap_cache=True,
     move_batches=True,
     move_keeps_eagain=True,
+    collapse_takes_read_only=True,
     move_split_is_busy=True,
     move_keeps_clean=True,
     huge_zero_page_is_replaced=True,

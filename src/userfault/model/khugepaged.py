@@ -7,14 +7,24 @@ from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN, EBUSY, EINVAL, ENOMEM
 from .huge_memory import mk_huge_pmd
-from .lang import BUG_ON, reached
+from .lang import BUG_ON, ghost, reached
 from .locks import down_read, down_write, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, up_write
-from .machine import config
+from .machine import this_cpu
 from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pmd_t, pte_t, vm, vm_area_struct
 from .page_flags import folio_mapcount
 from .pgtable import flush_tlb_pmd, pmd_lockptr, pmd_offset, pte_lockptr, ptep_get_and_clear, set_pmd
 from .rmap import hugepage_add_new_anon_rmap, page_remove_rmap
-from .slab import alloc_hugepage, atomic_read, compound_head, hpage_nr, hpage_size, nth_page, out_of_memory, put_page
+from .slab import (
+    alloc_hugepage,
+    atomic_read,
+    compound_head,
+    get_page,
+    hpage_nr,
+    hpage_size,
+    nth_page,
+    out_of_memory,
+    put_page,
+)
 from .swap import free_page_and_swap_cache
 from .vma_lock import mmap_write_unlock, vma_start_write
 
@@ -26,8 +36,11 @@ from .vma_lock import mmap_write_unlock, vma_start_write
     steps=9,
     omits="the scan before it, swap-in, the test of the accessed bits, memcg",
 )
-def collapse_huge_page(mm: mm_struct, addr: int) -> int:
-    """Put the small pages of one PMD together into a huge page. 0; -EAGAIN if they can't be; -ENOMEM without a huge page."""
+def collapse_huge_page(mm: mm_struct, addr: int, forced: bool = False) -> int:
+    """Put the small pages of one PMD together into a huge page. forced: MADV_COLLAPSE.
+
+    0; -EAGAIN if they can't be; -ENOMEM without a huge page.
+    """
     if out_of_memory():
         return -ENOMEM
     new = alloc_hugepage()
@@ -41,12 +54,13 @@ def collapse_huge_page(mm: mm_struct, addr: int) -> int:
         put_page(new)
         return -EAGAIN
     pmdp = pmd_offset(mm, addr)
+    vma_start_write(vma)
+    # Only now nobody changes the entry any more.
     pmd = pmdp.pmd
     if pmd.kind != PmdKind.TABLE:
-        up_write(mm.mmap_sem)
+        mmap_write_unlock(mm)
         put_page(new)
         return -EAGAIN
-    vma_start_write(vma)
     anon_vma_lock_write(vma.anon_vma)
     spin_lock(pmd_lockptr(pmdp))
     # Nobody finds the table any more; the flush's IPI waits for gup_fast.
@@ -55,7 +69,7 @@ def collapse_huge_page(mm: mm_struct, addr: int) -> int:
     spin_unlock(pmd_lockptr(pmdp))
     table = pmd.table
     spin_lock(pte_lockptr(table))
-    isolated = collapse_isolate(vma, table)
+    isolated = collapse_isolate(vma, table, forced)
     spin_unlock(pte_lockptr(table))
     if not isolated:
         spin_lock(pmd_lockptr(pmdp))
@@ -101,14 +115,14 @@ def madvise_collapse(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -
         return -EINVAL
     for addr in range(first, end, size):
         pmd = pmd_offset(mm, addr).pmd
-        if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.HUGE_ZERO:
+        if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.HUGE_ZERO or pmd.kind == PmdKind.MIGRATION:
             continue
         if pmd.kind != PmdKind.TABLE:
             return -EINVAL
         if vma.vm_flags & (vm.USERFAULT | vm.UFFD_WP) and has_hole(pmd.table):
             return -EBUSY
         up_read(mm.mmap_sem)
-        err = collapse_huge_page(mm, addr)
+        err = collapse_huge_page(mm, addr, True)
         down_read(mm.mmap_sem)
         if err != 0:
             return -ENOMEM if err == -ENOMEM else -EINVAL
@@ -133,40 +147,38 @@ def is_hole(pte: pte_t) -> bool:
     versions="v3.10 (mm/huge_memory.c) .. v6.8",
     section="C.10",
     steps=6,
-    omits="the limits (holes and shared pages are allowed without number); PTE-mapped huge pages are refused where VMAs are not "
-    "split, and not locked where they are",
+    omits="the limits (holes and shared pages are allowed without number); that small pages leave the LRU lists",
     errs="missed bug",
 )
-def collapse_isolate(vma: vm_area_struct, table: page_table) -> bool:
+def collapse_isolate(vma: vm_area_struct, table: page_table, forced: bool) -> bool:
     """Lock every page of the table; false, and none is locked, if one can't be. PTL held."""
-    # v6.18 asks for no writable page any more.
-    writable = config.SPLIT_VMAS
+    # One page must be writable, or, since v6.18, have been used lately, unless the user asks.
+    worth_it = forced and era.collapse_takes_read_only
     for at in range(hpage_nr()):
         pte = table.pte[at].pte
         if is_hole(pte):
-            if vma.vm_flags & vm.USERFAULT:
+            if vma.vm_flags & (vm.USERFAULT | vm.UFFD_WP):
                 # R26: a hole is the user's to fill.
                 release_pte_pages(table, at)
                 return False
             continue
-        if pte.kind != PteKind.PRESENT or pte.special or (not pte.write and not era.folios):
+        if pte.kind != PteKind.PRESENT or pte.special or pte.uffd_wp or (not pte.write and not era.folios):
             release_pte_pages(table, at)
             return False
-        p = pte.page
-        if config.SPLIT_VMAS and p.compound and has_no_user(compound_head(p)):
-            continue
-        if p.compound or not can_isolate(p):
+        head = compound_head(pte.page)
+        if not is_isolated(head) and not can_isolate(head):
             release_pte_pages(table, at)
             return False
-        writable = writable or pte.write
-    if not writable:
+        worth_it = worth_it or pte.write or era.collapse_takes_read_only
+    if not worth_it:
         release_pte_pages(table, hpage_nr())
-    return writable
+    return worth_it
 
 
-def has_no_user(head: page) -> bool:
-    """folio_expected_ref_count of a huge page that PTEs map."""
-    return folio_mapcount(head) == atomic_read(head.refcount)
+@ghost
+def is_isolated(head: page) -> bool:
+    """Was the huge page met by another of its parts?"""
+    return head in this_cpu().isolated
 
 
 def can_isolate(p: page) -> bool:
@@ -176,16 +188,34 @@ def can_isolate(p: page) -> bool:
     if not trylock_page(p):
         return False
     # is_refcount_suitable
-    if atomic_read(p.mapcount) + (0 if p.swapcache is None else 1) == atomic_read(p.refcount):
+    if folio_mapcount(p) + (0 if p.swapcache is None else 1) == atomic_read(p.refcount):
+        if p.compound:
+            get_page(p)
+            isolate_huge(p)
         return True
     unlock_page(p)
     return False
+
+
+@ghost
+def isolate_huge(head: page) -> None:
+    this_cpu().isolated.append(head)
 
 
 def release_pte_pages(table: page_table, count: int) -> None:
     for at in range(hpage_nr()):
         if at < count and not is_hole(table.pte[at].pte) and not table.pte[at].pte.page.compound:
             unlock_page(table.pte[at].pte.page)
+    release_huge_pages()
+
+
+def release_huge_pages() -> None:
+    """Unlock them, and let go of the reference that kept them off the lists; it may be the last."""
+    while len(this_cpu().isolated) != 0:
+        head = this_cpu().isolated[0]
+        this_cpu().isolated.remove(head)
+        unlock_page(head)
+        put_page(head)
 
 
 @modelled(
@@ -216,6 +246,7 @@ def collapse_copy(table: page_table, new: page) -> None:
             spin_unlock(pte_lockptr(table))
             if not pte.special:
                 free_page_and_swap_cache(pte.page)
+    release_huge_pages()
 
 
 def copy_part(table: page_table, at: int, new: page) -> None:

@@ -75,6 +75,7 @@ class cpu:
     flush_dirty: bool = False  # by one of them a CPU may still write
     gather: list[page] = field(default_factory=list)  # mmu_gather: pages unmapped here, to be freed after the flush
     pinned: list[page] = field(default_factory=list)  # what get_user_pages_fast gave to the caller
+    isolated: list[page] = field(default_factory=list)  # khugepaged's compound_pagelist: huge pages that it has locked
     walk_visited: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that the rmap walk under way has visited
     walk_gained: Annotated[int, Range(0, 7)] = 0  # ghost: mappings its page has gained since the walk began
     walk_expected: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that it had when the walk began
