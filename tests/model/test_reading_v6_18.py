@@ -8,7 +8,7 @@ import pytest
 
 from userfault.model import era as eras
 from userfault.model import fs_userfaultfd, locks, madvise, memory, userfaultfd, userfaultfd_move
-from userfault.model.errno import EAGAIN, EBUSY, EEXIST, ENOENT, ENOMEM
+from userfault.model.errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM
 from userfault.model.fork import sys_fork
 from userfault.model.fs_userfaultfd import (
     userfaultfd_copy,
@@ -432,6 +432,14 @@ def test_khugepaged_fills_no_hole_of_a_range_that_is_write_protected(mm: mm_stru
     assert store(mm, 5, 2) == 0
     assert collapse_huge_page(mm, 4) == 0
     settled()
+
+
+def test_a_mapping_that_was_never_written_is_not_put_together(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    """thp_vma_allowable_orders asks for an anon_vma; a fault that goes to the monitor leaves a page table all the same."""
+    assert load(mm, 4) == SIGBUS and mm.pmd[2].pmd.kind == PmdKind.TABLE
+    assert sys_madvise(mm, 4, 2, MADV.COLLAPSE) == -EINVAL
+    assert store(mm, 4, 1) == SIGBUS
+    assert sys_madvise(mm, 4, 2, MADV.COLLAPSE) == -EBUSY
 
 
 @pytest.mark.parametrize("used", [False, True])

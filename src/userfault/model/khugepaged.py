@@ -111,7 +111,7 @@ def madvise_collapse(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -
     size = hpage_size()
     last = (vma.vm_end - size) & ~(size - 1)
     first, end = (start + size - 1) & ~(size - 1), end & ~(size - 1)
-    if vma.vm_flags & vm.NOHUGEPAGE or last < vma.vm_start or end < first:
+    if vma.anon_vma is None or vma.vm_flags & vm.NOHUGEPAGE or last < vma.vm_start or end < first:
         return -EINVAL
     for addr in range(first, end, size):
         pmd = pmd_offset(mm, addr).pmd
