@@ -16,7 +16,6 @@ from userfault.model.fs_userfaultfd import (
     userfaultfd_writeprotect,
     userfaultfd_zeropage,
 )
-from userfault.model.huge_memory import VM_FAULT_OOM
 from userfault.model.huge_split import split_huge_pmd, split_huge_pmd_locked
 from userfault.model.khugepaged import collapse_huge_page
 from userfault.model.lang import WouldBlock
