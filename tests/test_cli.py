@@ -102,6 +102,28 @@ def test_output_that_can_not_be_written_is_said() -> None:
     assert done.stderr == "userfault: the output could not be written: No space left on device\n"
 
 
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (("check", "--mutant", ""), "--mutant has no name"),
+        (("model", "--section", "Z.9"), "there is no section 'Z.9'"),
+        (("litmus", "list", "nonesuch", "nor this"), "nothing in the library has 'nonesuch' or 'nor this'"),
+        (("litmus", "list", "nonesuch", "--mutants"), "nothing in the library has 'nonesuch'"),
+        (("run", "S1", "--seconds", "nan"), "nan is no duration"),
+        (("run", "S1", "--seconds", "-1"), "-1 is no duration"),
+        (("rmap", "1", "0", "--watch", "--interval", "inf"), "inf is no duration"),
+        (("conform", "--ops", "0"), "--ops"),
+        (("conform", "--jobs", "-1"), "--jobs"),
+        (("conform", "--replay", "[1,2]"), "this is no sequence"),
+        (("conform", "--replay", "["), "this is no sequence"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused(args: tuple[str, ...], why: str) -> None:
+    refused = run(*args)
+    assert refused.exit_code == 2, refused.output
+    assert why in refused.output
+
+
 @pytest.mark.parametrize("args", [("model", "--section", "C.6"), ("litmus", "list"), ("litmus", "list", "--mutants")])
 def test_the_lists_are_there(args: tuple[str, ...]) -> None:
     result = run(*args)

@@ -11,9 +11,11 @@ import pytest
 
 from userfault.cli import conform
 from userfault.cli.guest import DEATHS, EXIT_BOUND, Guest, Stage, alone
+from userfault.cli.run import raced_there
 from userfault.conform.generate import PROFILES
 from userfault.conform.panics import PANICS
 from userfault.kernel import guest
+from userfault.kernel.errors import KernelError
 from userfault.kernel.guest import Ended
 from userfault.litmus import load
 
@@ -54,6 +56,27 @@ def boots(monkeypatch: pytest.MonkeyPatch) -> Script:
 
 def several(*names: str) -> Stage:
     return Stage(names, lambda parts: ["run", *parts], lambda line: line.removeprefix("ended "))
+
+
+def test_a_line_that_a_death_cut_off_is_shown_as_it_is(boots: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = conform.profiles({"operations": 0, "name": "moves", "seeds": "1"}, ["--profile", "moves"])
+    half = '{"profile": "moves", "se'
+    boots(([half], died(PANIC)))
+    assert go(stage) == EXIT_BOUND
+    assert half in capsys.readouterr().out
+    boots((['{"test": "move+mo'], died(PANIC)))
+    assert raced_there(Guest(Path("k"), None, "tcg", 60.0, 30.0), [], [], ["move+move"], False) == EXIT_BOUND
+
+
+def test_a_guest_that_does_not_boot_is_not_said_to_have_no_surprise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*args: object, **rest: object) -> Ended:
+        raise KernelError("there is no qemu")
+
+    monkeypatch.setattr(guest, "run", run)
+    assert raced_there(Guest(Path("k"), None, "tcg", 60.0, 30.0), [], [], ["move+move"], False) == 2
+    assert "no surprise" not in capsys.readouterr().out
 
 
 def go(*stages: Stage, as_json: bool = False) -> int:

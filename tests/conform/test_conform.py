@@ -205,6 +205,8 @@ def test_of_all_profiles_one_that_can_t_be_run_is_said(monkeypatch: pytest.Monke
     invoke = CliRunner().invoke
     done = invoke(cli, ["conform", "--profile", "all", "--ops", "120"])
     assert done.exit_code == 0 and "swaps: skipped: no swap device could be made: load zram" in done.output
+    monkeypatch.setattr("userfault.conform.generate.PROFILES", {name: PROFILES[name] for name in ("swaps",)})
+    assert invoke(cli, ["conform", "--profile", "all", "--ops", "120"]).exit_code == 2
     alone = invoke(cli, ["conform", "--profile", "swaps", "--ops", "120"])
     assert alone.exit_code == 2 and "load zram" in alone.output
 

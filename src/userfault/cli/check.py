@@ -30,9 +30,7 @@ def part_of(text: str | None) -> tuple[int, int] | None:
 @click.command("check")
 @click.argument("tests", nargs=-1, metavar="[TEST]...")
 @click.option("--era", "eras", multiple=True, metavar="ERA", help="Only this kernel generation (repeatable).")
-@click.option(
-    "--mutant", default="", metavar="M", help="Drop a step of the protocol: a name from `litmus list --mutants`."
-)
+@click.option("--mutant", metavar="M", help="Drop a step of the protocol: a name from `litmus list --mutants`.")
 @click.option("--matrix", is_flag=True, help="Race every pair of operations instead of the library.")
 @click.option("--triples", is_flag=True, help="With --matrix: every triple too.")
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="With --matrix: only N of its tests, drawn.")
@@ -68,7 +66,7 @@ def part_of(text: str | None) -> tuple[int, int] | None:
 def command(
     tests: tuple[str, ...],
     eras: tuple[str, ...],
-    mutant: str,
+    mutant: str | None,
     matrix: bool,
     triples: bool,
     sample: int | None,
@@ -103,7 +101,9 @@ def command(
             raise CheckError("--triples and --sample are of the matrix: add --matrix")
         if matrix and (tests or mutant == "all"):
             raise CheckError("--matrix makes its own tests: leave out TEST, and name one mutant or none")
-        wanted = matrix_jobs(eras, 3 if triples else 2, mutant) if matrix else jobs_for(tests, eras, mutant)
+        if mutant == "":
+            raise CheckError("--mutant has no name: see `userfault litmus list --mutants`")
+        wanted = matrix_jobs(eras, 3 if triples else 2, mutant or "") if matrix else jobs_for(tests, eras, mutant or "")
         total = len(wanted)
         if sample is not None and sample < total:
             drawn = set(random.Random(seed).sample(range(total), sample))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .guest import Guest, Stage, alone, given, guest_options
+from .guest import Guest, Stage, alone, given, guest_options, row_of
 
 if TYPE_CHECKING:
     from ..conform.compare import Divergence
@@ -57,7 +57,7 @@ def profiles(asked: Mapping[str, Any], arguments: list[str]) -> Stage:
         return ["conform", *arguments, "--profile", some, "--ops", str(operations)]
 
     def ended(line: str) -> str:
-        row = json.loads(line) if line.startswith('{"profile": ') else {}
+        row = row_of(line, "profile")
         for name in names:
             if row.get("profile") == name and (row.get("seed") == last or "skipped" in row):
                 return name
@@ -74,6 +74,7 @@ def profiles(asked: Mapping[str, Any], arguments: list[str]) -> Stage:
 @click.option(
     "--ops",
     "operations",
+    type=click.IntRange(1),
     default=OPERATIONS,
     show_default=True,
     help=f"Operations to compare, of each profile; `all` does a quarter of the costly ones. With --kernel: {OPERATIONS_IN_A_GUEST}.",
@@ -87,7 +88,7 @@ def profiles(asked: Mapping[str, Any], arguments: list[str]) -> Stage:
     help="What sequences are like: one, several with commas, or `all`; `list` lists them, `freedom` what may differ, `quirks` what this "
     "kernel does otherwise.",
 )
-@click.option("--jobs", default=1, show_default=True, help="Processes; 0: one a CPU.")
+@click.option("--jobs", type=click.IntRange(0), default=1, show_default=True, help="Processes; 0: one a CPU.")
 @click.option("--resume", type=click.Path(dir_okay=False, path_type=Path), help="Keep how far the run is here, go on.")
 @click.option("--replay", default="", help="Only this sequence (what a report ends with, or a file with it).")
 @click.option("--c", "as_c", is_flag=True, help="With --replay: print the sequence as a C program instead.")
@@ -164,9 +165,10 @@ def command(
         if mutant:
             sys.exit(mutants(mutant, chosen[0], operations, as_json))
         if not replay:
+            done = 0
             for each in names:
                 for seed in chosen:
-                    wanted = operations // PROFILES[each].cost if several else operations
+                    wanted = -(-operations // PROFILES[each].cost) if several else operations
                     try:
                         if hypothesis:
                             found = draw(each, seed, wanted, as_json)
@@ -180,7 +182,8 @@ def command(
                     if found is not None:
                         show(each, found, as_json)
                         sys.exit(EXIT_DIVERGES)
-            return
+                    done += 1
+            sys.exit(0 if done else EXIT_USAGE)
         profile = profile_named(name)
         sequence = report.from_json(Path(replay).read_text() if replay[0] != "[" else replay)
         if as_c:

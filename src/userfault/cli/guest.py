@@ -7,12 +7,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+
+from .parameters import duration
 
 if TYPE_CHECKING:
     from ..kernel.guest import Ended
@@ -144,6 +147,15 @@ class Guest:
         return EXIT_BOUND
 
 
+def row_of(line: str, key: str) -> dict[str, Any]:
+    """The JSON object that a line is, if it begins with `key`; empty if not, or if the guest died in the middle of it."""
+    if line.startswith(f'{{"{key}": '):
+        with suppress(ValueError):
+            row: dict[str, Any] = json.loads(line)
+            return row
+    return {}
+
+
 def names_a_file(argument: str) -> bool:
     """A test of the library or a word is no file, whatever lies in this directory; a path or a name with a suffix is."""
     return ("/" in argument or "." in argument) and len(argument) < 256 and Path(argument).is_file()
@@ -162,9 +174,16 @@ def guest_options(
             "--modules", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its lib/modules/VERSION."
         )
         @click.option("--accelerator", type=click.Choice(["kvm", "tcg"]), help="Of qemu; kvm is tried first.")
-        @click.option("--guest-timeout", default=3600.0, show_default=True, help="Seconds until all is given up.")
+        @click.option(
+            "--guest-timeout",
+            callback=duration,
+            default=3600.0,
+            show_default=True,
+            help="Seconds until all is given up.",
+        )
         @click.option(
             "--silence",
+            callback=duration,
             default=300.0,
             show_default=True,
             help="Seconds without output until what a guest does is given up.",

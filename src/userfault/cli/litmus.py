@@ -5,8 +5,15 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ..litmus import Test
+
+EXIT_USAGE = 2
 
 
 @click.group("litmus")
@@ -36,27 +43,41 @@ def in_order(name: str) -> list[tuple[bool, int, str]]:
 @click.option("--verdicts", is_flag=True, help="What is expected of each era too.")
 def list_(words: tuple[str, ...], mutants: bool, verdicts: bool) -> None:
     """Each test and the question that it asks; with WORDs, those whose name or question has one of them."""
-    from ..litmus import library, mutant_library
+    from ..litmus import library
 
     def wanted(*texts: str) -> bool:
         return not words or any(word.lower() in text.lower() for word in words for text in texts)
 
     if mutants:
-        for mutant in sorted(mutant_library(), key=lambda each: in_order(each.name)):
-            if mutant.closes:
-                text = f"Adds {mutant.removes}. Closes {mutant.test} on {mutant.era}."
-            else:
-                text = f"Removes {mutant.removes}. Killed by {mutant.property} in {mutant.test} on {mutant.era}."
-            if wanted(mutant.name, text):
-                click.echo(entry(mutant.name, text))
-        return
-    for test in sorted(library(), key=lambda each: in_order(each.name)):
-        if not wanted(test.name, test.question):
-            continue
-        click.echo(entry(test.name, test.question))
-        if verdicts:
-            told = [f"{each.era} {each.verdict} {each.property}".rstrip() for each in test.expect]
-            click.echo(entry("", "; ".join(told) or f"on the running kernel only: {test.kernel_only}"))
+        shown = [entry(*row) for row in told_of_mutants() if wanted(*row)]
+    else:
+        tests = sorted(library(), key=lambda each: in_order(each.name))
+        shown = [told_of(test, verdicts) for test in tests if wanted(test.name, test.question)]
+    if not shown:
+        click.echo(f"userfault litmus: nothing in the library has {' or '.join(map(repr, words))}", err=True)
+        sys.exit(EXIT_USAGE)
+    click.echo("\n".join(shown))
+
+
+def told_of_mutants() -> Iterator[tuple[str, str]]:
+    """Each mutant's name, and what it drops or adds and what comes of it."""
+    from ..litmus import mutant_library
+
+    for mutant in sorted(mutant_library(), key=lambda each: in_order(each.name)):
+        if mutant.closes:
+            yield mutant.name, f"Adds {mutant.removes}. Closes {mutant.test} on {mutant.era}."
+        else:
+            text = f"Removes {mutant.removes}. Killed by {mutant.property} in {mutant.test} on {mutant.era}."
+            yield mutant.name, text
+
+
+def told_of(test: Test, verdicts: bool) -> str:
+    """A test's name and its question, and what is expected of it."""
+    lines = [entry(test.name, test.question)]
+    if verdicts:
+        told = [f"{each.era} {each.verdict} {each.property}".rstrip() for each in test.expect]
+        lines.append(entry("", "; ".join(told) or f"on the running kernel only: {test.kernel_only}"))
+    return "\n".join(lines)
 
 
 @command.command("show")

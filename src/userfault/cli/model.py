@@ -12,16 +12,18 @@ import click
 from ..model.catalogue import Citation
 
 
+def order(each: Citation) -> tuple[str, int, str]:
+    """That of the dossier's sections."""
+    letter, _, number = each.section.partition(".")
+    return letter, int("".join(c for c in number if c.isdigit()) or 0), each.function
+
+
 def table() -> list[dict[str, Any]]:
     """One row a modelled function, in the order of the dossier's sections.
 
     model_steps: by era. no_steps: why an era has no number, as a sentence of the compiler, or the versions that have it.
     """
     from .steps import catalogue, steps_by_era
-
-    def order(each: Citation) -> tuple[str, int, str]:
-        letter, _, number = each.section.partition(".")
-        return letter, int("".join(c for c in number if c.isdigit()) or 0), each.function
 
     steps = steps_by_era()
     return [
@@ -54,6 +56,12 @@ def command(section: str | None, as_json: bool, omissions: bool, diff: tuple[str
     if contrast:
         print_contrast()
         return
+    from .steps import catalogue
+
+    sections = list(dict.fromkeys(each.section for each in sorted(catalogue(), key=order)))
+    if section is not None and section not in sections:
+        click.echo(f"userfault model: there is no section {section!r}: one of {', '.join(sections)}", err=True)
+        sys.exit(2)
     rows = [row for row in table() if section is None or row["section"] == section]
     if not as_json:
         from ..model.era import ERAS

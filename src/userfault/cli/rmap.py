@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .parameters import duration
+
 if TYPE_CHECKING:
     from ..kernel.rmap import MappedPage
 
@@ -22,8 +24,15 @@ SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 @click.argument("where", metavar="ADDR|RANGE")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a page.")
 @click.option("--watch", is_flag=True, help="Look again and again, and print what changed.")
-@click.option("--interval", default=1.0, show_default=True, help="Seconds between two looks of --watch.")
-@click.option("--times", default=0, help="Looks of --watch (0: until it is interrupted, or the process ends).")
+@click.option(
+    "--interval", callback=duration, default=1.0, show_default=True, help="Seconds between two looks of --watch."
+)
+@click.option(
+    "--times",
+    type=click.IntRange(0),
+    default=0,
+    help="Looks of --watch (0: until it is interrupted, or the process ends).",
+)
 def command(pid: int, where: str, as_json: bool, watch: bool, interval: float, times: int) -> None:
     """The reverse map of real pages: every process and address that maps the pages of process PID at ADDR or in RANGE.
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .guest import Guest, Stage, given, guest_options
+from .guest import EXIT_ENVIRONMENT, Guest, Stage, given, guest_options, row_of
+from .parameters import duration
 
 if TYPE_CHECKING:
     from ..conform.races.run import Run
@@ -41,18 +42,18 @@ def raced_there(
     done: list[Run] = []
 
     def line(text: str) -> None:
-        if not text.startswith('{"test": '):
+        row = row_of(text, "test")
+        if not row:
             if text:
                 click.echo(text)
             return
-        row = json.loads(text)
         done.append(from_json(chosen[row["test"]], row))
         if comparing:
             hold_against_model(done[-1])
         show(done[-1], as_json, bool(tests))
 
     def ended(text: str) -> str:
-        return str(json.loads(text)["test"]) if text.startswith('{"test": ') else ""
+        return str(row_of(text, "test").get("test", ""))
 
     try:
         chosen = {test.name: test for test in [load(name) for name in tests] or library()}
@@ -67,7 +68,7 @@ def raced_there(
     except (CheckError, LitmusError) as error:
         click.echo(f"userfault run: {error}", err=True)
         return EXIT_USAGE
-    if not as_json:
+    if not as_json and (done or code != EXIT_ENVIRONMENT):
         conclude(done)
     return max(code, exit_code(done, bool(tests)), key=abs)
 
@@ -99,7 +100,9 @@ def exit_code(done: Sequence[Run], named: bool) -> int:
 @click.command("run")
 @click.argument("tests", nargs=-1, metavar="[TEST]...")
 @click.option("--rounds", default=10_000, show_default=True, type=click.IntRange(1), help="Rounds of each test.")
-@click.option("--seconds", default=10.0, show_default=True, help="A test ends then, whatever its rounds.")
+@click.option(
+    "--seconds", callback=duration, default=10.0, show_default=True, help="A test ends then, whatever its rounds."
+)
 @click.option("--pin/--no-pin", default=True, show_default=True, help="Bind each thread to a CPU of its own.")
 @click.option("--compare", "comparing", is_flag=True, help="Every outcome must be one that the model allows.")
 @click.option("--seed", default=1, show_default=True, help="Of the delays.")

@@ -100,7 +100,7 @@ def to_json(sequence: tuple[Op, ...]) -> str:
 
 def from_json(given: str) -> tuple[Op, ...]:
     """The sequence that to_json wrote. Raises ValueError."""
-    out = []
-    for process, name, *args in json.loads(given):
-        out.append(Op(process, name, tuple(args)))
-    return tuple(out)
+    try:
+        return tuple(Op(int(process), str(name), tuple(args)) for process, name, *args in json.loads(given))
+    except (TypeError, ValueError):
+        raise ValueError('this is no sequence: expected a list of [process, "operation", arguments...]') from None
