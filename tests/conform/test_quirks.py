@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from userfault.conform import panics
+from userfault.conform import panics, quirks
 from userfault.conform import words as w
 from userfault.conform.compare import Step, perform
 from userfault.conform.generate import FILLS, PROFILES, Generator
@@ -20,6 +20,7 @@ from userfault.conform.operations import Op, Outcome
 from userfault.conform.quirks import KERNELS, QUIRKS, Quirks, lines, running, table
 from userfault.conform.world import Window, World
 from userfault.kernel.agent import VM_FLAGS
+from userfault.kernel.errors import Unavailable
 from userfault.model.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 from userfault.model.fs_userfaultfd import UNWRITTEN
 
@@ -45,6 +46,17 @@ def test_the_running_kernel_has_an_answer_for_each(cannot_run: Callable[[str, st
     except OSError as error:
         cannot_run(f"no userfaultfd ({error})", "see `userfault probe`")
     assert len(lines(found)) == len(QUIRKS) + len(found.without)
+
+
+def test_what_a_user_may_not_ask_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> NoReturn:
+        raise Unavailable("/proc/kpagecount: Permission denied", "run as root")
+
+    first, *others = QUIRKS
+    monkeypatch.setattr(quirks, "QUIRKS", (first._replace(ask=refused, need=""), *others))
+    found = running.__wrapped__()
+    assert first.field in found.unasked
+    assert any(line.startswith(f"not asked {first.field}") for line in lines(found))
 
 
 BASE = 1 << 40
@@ -130,7 +142,7 @@ def test_what_is_left_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     said = lines(gone)
     assert "left out: no move (no move in sequences); remedy: a kernel of v6.8 or later with userfaultfd" in said
     assert any("WRITTEN" in line and "not compared" in line for line in said)
-    assert any(line.startswith("not applicable fills_replace_guards") for line in said)
+    assert any(line.startswith("not asked fills_replace_guards") for line in said)
 
 
 MAPPED = Op(0, "mmap", (0, 4 * PAGE, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from errno import EPERM
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -18,7 +19,7 @@ from userfault.conform.races import eras
 from userfault.conform.races.compare import Comparison, compare
 from userfault.conform.races.histogram import make_histogram, render
 from userfault.conform.races.lower import Unrunnable, lower
-from userfault.conform.races.needs import borrowed
+from userfault.conform.races.needs import borrowed, require
 from userfault.conform.races.report import report, summary
 from userfault.conform.races.run import Run, from_json, hold_against_model, run_test
 from userfault.kernel.race import WAITS, Outcomes
@@ -297,3 +298,12 @@ def test_a_hang_is_explained_by_an_older_era_only_where_that_one_has_it() -> Non
     explained = Run(load("THP-pinned"), era="v6.18", hang=hang)
     unexplained = Run(load("move+move"), era="v6.18", hang=hang)
     assert not explained.bound and unexplained.bound and unexplained.hang_era == ""
+
+
+def test_a_user_without_userfaultfd_is_not_told_that_the_kernel_has_no_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eras, "_moves_zero_page", lambda: -EPERM)
+    found = eras.running_era.__wrapped__()
+    assert "this user may not use userfaultfd" in found.known
+    monkeypatch.setattr("userfault.conform.races.needs.missing", lambda need: f"no {need}")
+    with pytest.raises(Unrunnable, match="no userfaultfd: run as root"):
+        require(lower(load("move+load")))

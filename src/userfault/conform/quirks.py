@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..kernel import memory
+from ..kernel.errors import Unavailable
 from ..kernel.maps import vma_at
 from ..kernel.memory import Mapping
 from ..kernel.pagemap import Frames, Pagemap
@@ -53,7 +54,7 @@ class Quirks:
     without: frozenset[str] = frozenset()
     """The needs (needs.py) that the kernel does not meet."""
     unasked: frozenset[str] = frozenset()
-    """The fields that could not be asked: what they are about is not there."""
+    """The fields that could not be asked: what they are about is not there, or this user may not look at it."""
 
     @property
     def operations(self) -> frozenset[str]:
@@ -461,9 +462,18 @@ def table() -> list[str]:
 
 @cache
 def running() -> Quirks:
-    """What the running kernel does. Raises OSError where it has no userfaultfd."""
+    """What the running kernel does. What this user may not ask is among `unasked`. Raises OSError where there is no userfaultfd."""
     without = needs.left_out()
-    asked = {quirk.field: None if quirk.need in without else quirk.ask() for quirk in QUIRKS}
+
+    def asked_of(quirk: Quirk) -> bool | None:
+        if quirk.need in without:
+            return None
+        try:
+            return quirk.ask()
+        except (Unavailable, PermissionError):
+            return None
+
+    asked = {quirk.field: asked_of(quirk) for quirk in QUIRKS}
     answers = {name: answer for name, answer in asked.items() if answer is not None}
     return Quirks(**answers, without=without, unasked=frozenset(asked.keys() - answers.keys()))
 
@@ -473,7 +483,7 @@ def lines(quirks: Quirks) -> list[str]:
 
     def answer(quirk: Quirk) -> str:
         if quirk.field in quirks.unasked:
-            return "not applicable"
+            return "not asked"
         return "yes" if getattr(quirks, quirk.field) else "no"
 
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from errno import EBUSY, EEXIST
+from errno import EACCES, EBUSY, EEXIST, EPERM
 from functools import cache
 
 from ...kernel.race import Op, Race, run_race
@@ -14,6 +14,7 @@ from .. import quirks
 from .lower import BLOCK, MISSING, READ, SMALL, WRITE
 
 NO_MOVE = "this kernel has no UFFDIO_MOVE, whose tests are skipped; see `userfault conform --profile quirks` for what else differs"
+NOT_ALLOWED = "this user may not use userfaultfd, whose tests are skipped; as root, more is known of this kernel"
 DIFFERENCES = {
     "v6.8": "a shared zero page does not move, a missing VMA is EINVAL, per-VMA locks are not modelled",
 }
@@ -39,7 +40,7 @@ def running_era() -> RunningEra:
     """
     moved = _moves_zero_page()
     if moved < 0 and moved != -EBUSY:
-        return RunningEra("v6.18", NO_MOVE, _differences("v6.18"))
+        return RunningEra("v6.18", NOT_ALLOWED if moved in (-EPERM, -EACCES) else NO_MOVE, _differences("v6.18"))
     # To v6.8 the zero page is busy; later it moves like any other.
     if moved == 1:
         return RunningEra("v6.18", "", _differences("v6.18", **split_while_held()))
@@ -48,7 +49,8 @@ def running_era() -> RunningEra:
 
 def _differences(name: str, **found: bool) -> Mapping[str, bool]:
     """What was found, and the quirks that are the model's, as far as the era has them otherwise."""
-    found |= {each: getattr(quirks.running(), each) for each in quirks.IN_THE_MODEL}
+    running = quirks.running()
+    found |= {each: getattr(running, each) for each in quirks.IN_THE_MODEL if each not in running.unasked}
     return {field: answer for field, answer in found.items() if answer != getattr(ERAS[name], field)}
 
 

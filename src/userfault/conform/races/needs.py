@@ -11,6 +11,8 @@ from ...litmus import Test
 from ..needs import NEEDS, missing
 from .lower import Lowered, Unrunnable, lower
 
+OF_USERFAULTFD = {"move", "wp", "poison"}
+
 
 @contextmanager
 def borrowed(tests: Iterable[Test]) -> Iterator[None]:
@@ -44,7 +46,8 @@ def borrowed(tests: Iterable[Test]) -> Iterator[None]:
 
 
 def require(lowered: Lowered) -> None:
-    """Raises Unrunnable for the first thing that is missing."""
-    for need in sorted(lowered.needs):
+    """Raises Unrunnable for the first thing that is missing; for userfaultfd rather than for what is asked of it."""
+    wanted = lowered.needs | {"userfaultfd" for each in lowered.needs if each in OF_USERFAULTFD}
+    for need in sorted(wanted, key=lambda each: (each != "userfaultfd", each)):
         if problem := missing(need):
             raise Unrunnable(problem, NEEDS[need].remedy)
