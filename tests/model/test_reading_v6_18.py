@@ -13,6 +13,7 @@ from userfault.model.fork import sys_fork
 from userfault.model.fs_userfaultfd import (
     userfaultfd_copy,
     userfaultfd_register,
+    userfaultfd_release,
     userfaultfd_writeprotect,
     userfaultfd_zeropage,
 )
@@ -453,3 +454,45 @@ def test_khugepaged_makes_a_huge_page_of_one_that_is_mapped_part_by_part(mm: mm_
     assert [load(mm, 0), load(mm, 1)] == [1, 2]
     assert head.allocated == used and head.locked == 0
     settled()
+
+
+# -- a userfaultfd is closed ----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_closed_userfaultfd_had_is_ordinary_memory_again(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    other = userfaultfd_ctx(mm=mm)
+    assert sys_mmap(mm, 8, 2, RW) == 0 and userfaultfd_register(other, 8, 2, 1)[0] == 0
+    assert userfaultfd_zeropage(ctx, 5, 1, 0) == (0, 1)
+    assert userfaultfd_writeprotect(ctx, 4, 2, 1) == 0
+    assert (store(mm, 5, 1), load(mm, 6)) == (SIGBUS, SIGBUS)
+    userfaultfd_release(ctx)
+    assert not pte(mm, 5).uffd_wp
+    assert (store(mm, 5, 1), load(mm, 6)) == (0, 0)
+    assert [(each.vm_start, each.vm_end, each.ctx) for each in mm.mmap] == [(0, 8, None), (8, 10, other)]
+    assert load(mm, 8) == SIGBUS
+    userfaultfd_release(ctx)
+    settled()
+
+
+def test_a_close_waits_for_the_faults_under_the_locks_of_its_vmas(
+    mm: mm_struct, ctx: userfaultfd_ctx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "PER_VMA_LOCKS", True)
+    mm.mmap[1].vm_refcnt = 1
+    with pytest.raises(WouldBlock):
+        userfaultfd_release(ctx)
+
+
+def test_an_address_space_that_is_gone_has_nothing_to_close(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+    mm.allocated = False
+    userfaultfd_release(ctx)
+    assert mm.mmap_sem.writer == 0 and mm.mmap[1].ctx is ctx
+
+
+@pytest.mark.parametrize(("length", "result"), [(4, 0), (2, -ENOMEM)])
+def test_a_vma_leaves_its_userfaultfd_whole_without_memory(
+    mm: mm_struct, ctx: userfaultfd_ctx, monkeypatch: pytest.MonkeyPatch, length: int, result: int
+) -> None:
+    monkeypatch.setattr(fs_userfaultfd, "vma_modify", lambda *_: None)
+    assert fs_userfaultfd.userfaultfd_unregister(ctx, 4, length) == result
+    assert (mm.mmap[1].ctx is None) == (result == 0)

@@ -177,17 +177,46 @@ def userfaultfd_unregister(ctx: userfaultfd_ctx, start: int, length: int) -> int
 
 @modelled("mm/userfaultfd.c", versions="v6.13 .. v6.18", section="F.1", steps=2)
 def userfaultfd_clear_vma(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> vm_area_struct | None:
-    """Take a part of a VMA from its context, and with it the write-protection. None: no memory."""
+    """Take a part of a VMA from its context, and with it the write-protection. None: no memory, which a whole VMA never wants."""
     if vma.vm_flags & vm.UFFD_WP:
         uffd_wp_range(vma, start, end, False)
     changed = vma_modify(mm, vma, start, end, vma.vm_flags & ~UFFD_FLAGS, NULL, not era.uffd_merges_rear)
     if changed is None:
-        return None
+        if start != vma.vm_start or end != vma.vm_end:
+            return None
+        # give_up_on_oom: only the merge with a neighbour failed, which is not needed.
+        changed = vma
     vma = changed
     vma_start_write(vma)
     vma.ctx = NULL
     vma.vm_flags = vma.vm_flags & ~UFFD_FLAGS
     return vma
+
+
+@modelled(
+    "fs/userfaultfd.c, mm/userfaultfd.c",
+    function="userfaultfd_release, userfaultfd_release_all",
+    versions="v4.3 .. v6.18",
+    section="F.1",
+    steps=3,
+    omits="waking who waits for a fault, or for an event to be read (a child's userfaultfd that nobody took goes with it)",
+    errs="missed bug",
+)
+def userfaultfd_release(ctx: userfaultfd_ctx) -> None:
+    """The last descriptor is closed, so that nobody is in an ioctl: no VMA is registered any more. Faults fill holes again."""
+    mm = ctx.mm
+    if not mm.allocated:
+        return
+    down_write(mm.mmap_sem)
+    while True:
+        registered: vm_area_struct | None = None
+        for vma in mm.mmap:
+            if registered is None and vma.ctx is ctx:
+                registered = vma
+        if registered is None:
+            break
+        userfaultfd_clear_vma(mm, registered, registered.vm_start, registered.vm_end)
+    mmap_write_unlock(mm)
 
 
 @modelled("fs/userfaultfd.c", versions="v6.8 .. v6.18", section="F.1", steps=3, omits="waking who waits; a dying mm")
