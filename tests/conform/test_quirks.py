@@ -10,7 +10,9 @@ from signal import SIGSEGV
 from typing import Any, NoReturn
 
 import pytest
+from click.testing import CliRunner
 
+from userfault.cli import cli
 from userfault.conform import panics, quirks
 from userfault.conform import words as w
 from userfault.conform.compare import Step, perform
@@ -20,7 +22,7 @@ from userfault.conform.operations import Op, Outcome
 from userfault.conform.quirks import KERNELS, QUIRKS, Quirks, lines, running, table
 from userfault.conform.world import Window, World
 from userfault.kernel.agent import VM_FLAGS
-from userfault.kernel.errors import Unavailable
+from userfault.kernel.errors import KernelError, Unavailable
 from userfault.model.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 from userfault.model.fs_userfaultfd import UNWRITTEN
 
@@ -57,6 +59,15 @@ def test_what_a_user_may_not_ask_is_not_asked(monkeypatch: pytest.MonkeyPatch) -
     found = running.__wrapped__()
     assert first.field in found.unasked
     assert any(line.startswith(f"not asked {first.field}") for line in lines(found))
+
+
+def test_where_nothing_can_be_asked_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_core() -> NoReturn:
+        raise KernelError("there is no native core")
+
+    monkeypatch.setattr("userfault.conform.races.eras.running_era", no_core)
+    told = CliRunner().invoke(cli, ["conform", "--profile", "quirks"])
+    assert told.exit_code == 2 and told.output == "userfault conform: there is no native core\n"
 
 
 BASE = 1 << 40

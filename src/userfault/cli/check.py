@@ -91,7 +91,7 @@ def command(
     from .show import best_of, line, print_trace, progress, summary
 
     if engine == "auto" and not native.available():
-        click.echo(f"userfault check: {native.why_missing()}", err=True)
+        click.echo(f"userfault check: {native.why_missing()} Meanwhile the slower Python engine runs.", err=True)
     options = Options(max_states=max_states)
     if no_reduction:
         options = options.unreduced()

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,17 +143,11 @@ def command(
         for free in FREEDOM:
             click.echo(f"{free.what}: {free.why} {free.instead}")
         return
-    if name == "quirks":
-        from ..conform.races.eras import running_era
-
-        era = running_era()
-        click.echo(f"era of the litmus tests: {era.name}{f' stands in: {era.known}' if era.known else ''}")
-        for flag, answer in era.differences.items():
-            click.echo(f"the kernel differs from it: {flag}={answer}")
-        for line in quirks.lines(quirks.running()):
-            click.echo(line)
-        return
     try:
+        if name == "quirks":
+            for line in about_this_kernel():
+                click.echo(line)
+            return
         chosen = seeds_of(seeds)
         names, several = names_of(name), name == "all" or "," in name
         if hypothesis and (replay or resume or jobs != 1 or mutant):
@@ -199,6 +193,18 @@ def command(
     except (ConformError, KernelError, OSError, ValueError) as error:
         click.echo(f"userfault conform: {error}", err=True)
         sys.exit(EXIT_USAGE)
+
+
+def about_this_kernel() -> Iterator[str]:
+    """The lines of `--profile quirks`."""
+    from ..conform import quirks
+    from ..conform.races.eras import running_era
+
+    era = running_era()
+    yield f"era of the litmus tests: {era.name}{f' stands in: {era.known}' if era.known else ''}"
+    for flag, answer in era.differences.items():
+        yield f"the kernel differs from it: {flag}={answer}"
+    yield from quirks.lines(quirks.running())
 
 
 def skipped(name: str, why: str, as_json: bool) -> None:

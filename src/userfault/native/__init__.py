@@ -20,21 +20,20 @@ def _load() -> tuple[CDLL | None, str]:
     path = Path(__file__).with_name("_userfault.so")
     if not path.exists():
         return None, (
-            "The native core was not built at installation (no working C compiler), so the slower Python "
-            "engine runs: install a compiler (`apt-get install gcc libc6-dev`) and reinstall userfault."
+            "The native core was not built at installation (no working C compiler): install a compiler "
+            "(`apt-get install gcc libc6-dev`) and reinstall userfault."
         )
     try:
         lib = CDLL(str(path), use_errno=True)
         if not _is_of(lib, path.parent):
             return None, (
-                f"The native core is of other C sources than those in {path.parent}, so the slower Python engine runs: "
+                f"The native core is of other C sources than those in {path.parent}: "
                 "reinstall userfault (in a checkout: `make check`) to build it anew."
             )
         return lib, ""
     except OSError as error:
         return None, (
-            f"The native core can't be loaded ({error}), so the slower Python engine runs: "
-            "reinstall userfault on this machine to build it anew."
+            f"The native core can't be loaded ({error}): reinstall userfault on this machine to build it anew."
         )
 
 
