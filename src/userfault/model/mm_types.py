@@ -165,6 +165,9 @@ class vm_area_struct:
     anon_vma: anon_vma_p = NULL  # NULL -> x once: mmap_sem R + page_table_lock + rwsem W
     anon_vma_chain: list[anon_vma_chain_p] = field(default_factory=list)  # mmap_sem + root->rwsem; newest first
     vm_file: address_space = NULL  # const
+    cursor: Annotated[int, Range(0, 0)] = (
+        0  # vm_private_data of a nonlinear VMA: where the next sweep begins; i_mmap_mutex
+    )
     vm_refcnt: Annotated[int, Range(0, 7)] = 0  # readers of the VMA's own lock, since v6.4
     vm_write_locked: bool = False  # until mmap_sem is let go, which its writer holds
     detached: Annotated[int, CpuId(owned=True)] = 0  # whose munmap has taken it out of its mm
