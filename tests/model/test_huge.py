@@ -14,7 +14,7 @@ from userfault.model.khugepaged import collapse_huge_page
 from userfault.model.lang import ModelError
 from userfault.model.locks import trylock_page, unlock_page
 from userfault.model.machine import machine, new_mm
-from userfault.model.madvise import madvise_dontneed, madvise_nouserfault
+from userfault.model.madvise import MADV, madvise_dontneed, madvise_nouserfault, sys_madvise
 from userfault.model.mm_types import PmdKind, PteKind, anon_vma, mm_struct, vm
 from userfault.model.mmap import do_mmap, sys_munmap
 from userfault.model.page_flags import folio_mapcount
@@ -356,3 +356,29 @@ def test_a_huge_page_is_not_freed_while_a_part_is_mapped(era: str) -> None:
     put_page(p)
     with pytest.raises(ModelError, match="bad_free"):
         put_page(p)
+
+
+def test_a_huge_page_is_paged_out_by_its_parts() -> None:
+    mm, p = huge("v6.18")
+    assert sys_madvise(mm, 0, 2, MADV.PAGEOUT) == 0
+    assert [pte_at(mm, addr).kind for addr in (0, 1)] == [PteKind.SWAP] * 2
+    assert not p.allocated
+    run_in(mm)
+    assert [read(mm, 0), read(mm, 1)] == [CONTENT, b"second part"]
+    settled()
+
+
+def test_a_part_is_paged_out_alone_and_a_shared_or_pinned_huge_page_not() -> None:
+    mm, p = huge("v6.18")
+    assert sys_madvise(mm, 1, 1, MADV.PAGEOUT) == 0
+    assert [pte_at(mm, addr).kind for addr in (0, 1)] == [PteKind.PRESENT, PteKind.SWAP]
+    settled()
+    for holder in ("child", "device"):
+        mm, p = huge("v6.18")
+        if holder == "child":
+            sys_fork(mm, new_mm(PAGES))
+        else:
+            pin(mm, 0)
+        assert sys_madvise(mm, 0, 2, MADV.PAGEOUT) == 0
+        assert mm.pmd[0].pmd.page is p
+        settled()

@@ -10,9 +10,20 @@ from .era import era
 from .errno import EAGAIN, EFAULT, EHWPOISON, EINVAL, ENOMEM
 from .events import handle_userfault, userfaultfd_remove
 from .ghost import walk_put_back
+from .huge_split import split_folio
 from .khugepaged import madvise_collapse
 from .lang import reached
-from .locks import down_read, down_write, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, up_write
+from .locks import (
+    down_read,
+    down_write,
+    lock_page,
+    spin_lock,
+    spin_unlock,
+    trylock_page,
+    unlock_page,
+    up_read,
+    up_write,
+)
 from .machine import config
 from .memory import handle_mm_fault, pte_alloc, pte_alloc_fails, tlb_finish_mmu, zap_page_range
 from .mm_types import (
@@ -22,15 +33,19 @@ from .mm_types import (
     PmdKind,
     PteKind,
     mm_struct,
+    pmd_slot,
     pte_slot,
     pte_t,
     vm,
     vm_area_struct,
 )
 from .mmap import find_vma
+from .page_flags import folio_mapcount
 from .pgtable import (
     flush_tlb_batched_pending,
     flush_tlb_range,
+    pmd_is_huge,
+    pmd_lockptr,
     pmd_offset,
     pte_lockptr,
     pte_offset,
@@ -39,7 +54,7 @@ from .pgtable import (
     table_is_gone,
 )
 from .pt_reclaim import free_emptied_tables
-from .slab import atomic_read, hpage_size
+from .slab import atomic_read, get_page, hpage_nr, hpage_size, put_page
 from .swap import free_swap_and_cache, try_to_free_swap
 from .vma import vma_modify
 from .vma_lock import lock_vma_under_rcu, mmap_write_unlock, vma_end_read, vma_start_write
@@ -418,13 +433,26 @@ def advised_flags(flags: int, advice: int) -> int:
     versions="v5.4 .. v6.18",
     section="C.7",
     steps=3,
-    omits="isolation of the whole range before the first page is written; pages that are not on the LRU lists yet",
+    omits="isolation of the whole range before the first page is written; pages that are not on the LRU lists yet; huge pages that "
+    "stay whole in swap (here they are split first, as without CONFIG_THP_SWAP), or that PTEs map",
+    errs="missed bug",
 )
 def madvise_pageout(mm: mm_struct, start: int, end: int) -> None:
     """Reclaim the pages of the range that nobody else maps."""
+    done = 0
     for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
+        # A huge page that stays takes us further.
+        if number < done:
+            continue
         addr = number << config.PAGE_SHIFT
-        pmd = pmd_offset(mm, addr).pmd
+        pmdp = pmd_offset(mm, addr)
+        pmd = pmdp.pmd
+        if pmd_is_huge(pmd):
+            whole = addr & (hpage_size() - 1) == 0 and addr + hpage_size() <= end
+            if not split_to_reclaim(pmdp, whole):
+                done = (number & -hpage_nr()) + hpage_nr()
+                continue
+            pmd = pmdp.pmd
         if pmd.kind == PmdKind.TABLE:
             spin_lock(pte_lockptr(pmd.table))
             pte = pte_offset(pmd.table, addr).pte
@@ -432,6 +460,31 @@ def madvise_pageout(mm: mm_struct, start: int, end: int) -> None:
             spin_unlock(pte_lockptr(pmd.table))
             if wanted:
                 shrink_page(pte.page)
+
+
+def split_to_reclaim(pmdp: pmd_slot, whole: bool) -> bool:
+    """Split a huge page that nobody else maps, to swap its parts out. False: it stays as it is.
+
+    whole: reclaim would not wait for it.
+    """
+    spin_lock(pmd_lockptr(pmdp))
+    pmd = pmdp.pmd
+    p = pmd.page
+    wanted = pmd.kind == PmdKind.HUGE and folio_mapcount(p) == 1
+    if wanted:
+        get_page(p)
+    spin_unlock(pmd_lockptr(pmdp))
+    if not wanted:
+        return False
+    if whole and not trylock_page(p):
+        put_page(p)
+        return False
+    if not whole:
+        lock_page(p)
+    err = split_folio(p)
+    unlock_page(p)
+    put_page(p)
+    return err == 0
 
 
 @modelled("mm/madvise.c", versions="v6.13 .. v6.18", section="C.4", steps=5, omits="restarting after too many retries")
