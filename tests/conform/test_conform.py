@@ -115,10 +115,24 @@ def test_the_agent_sees_what_pagemap_and_kpageflags_say() -> None:
     assert seen.contents[1] == 0
 
 
+SEEDS = {
+    "account": 6,
+    "batch-occupied": 2,
+    "collapse-compound": 3,
+    "fault-flags": 8,
+    "free-shared-cache": 5,
+    "free-written": 6,
+    "merge-registered": 2,
+    "swapin-write-protected": 8,
+    "upgrade-shared": 8,
+}
+"""With the first seed these take thousands of operations, with these some hundred."""
+
+
 @pytest.mark.parametrize("mutant", mutant_library(), ids=[mutant.name for mutant in mutant_library()])
 def test_a_mutant_of_the_model_is_found(mutant: Mutant) -> None:
     with mutated(mutant):
-        found = [each for each in run(mutant.test, 1, 20000) if isinstance(each, Divergence)]
+        found = [each for each in run(mutant.test, SEEDS.get(mutant.name, 1), 20000) if isinstance(each, Divergence)]
     assert found
 
 

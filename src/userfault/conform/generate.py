@@ -257,7 +257,11 @@ class Generator:
 
     def __init__(self, profile: Profile, rng: random.Random, world: World) -> None:
         self.profile, self.rng, self.world = profile, rng, world
-        weights = {name: weight for name, weight in profile.weights.items() if name not in world.quirks.operations}
+        weights = {
+            name: weight
+            for name, weight in profile.weights.items()
+            if name.removeprefix("meanwhile_") not in world.quirks.operations
+        }
         self.names, self.totals = list(weights), list(weights.values())
         self.watched = profile.contexts is WATCHED
         self.process = 0
