@@ -40,6 +40,12 @@ def test_an_example_is_short(path: Path) -> None:
     assert len(code_lines(path.read_text())) <= LINES_MAX
 
 
+@pytest.mark.parametrize("name", ["copy_on_write_view.py", "lazy_weights.py"])
+def test_an_example_that_is_told_nothing_says_what_it_takes(name: str) -> None:
+    done = subprocess.run([sys.executable, str(EXAMPLES / name)], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("usage: ")
+
+
 @pytest.mark.usefixtures("can_page")
 def test_a_function_is_a_source() -> None:
     first, second, stats = run("function_as_source.py")
@@ -79,6 +85,6 @@ def test_a_copy_on_write_view(tmp_path: Path) -> None:
     file.write_bytes(content)
     assert run("copy_on_write_view.py", str(file)) == [
         "120 KiB differ from the file",
-        "still 255 255 after leaving memory",
+        "still 255 after leaving memory",
     ]
     assert file.read_bytes() == content

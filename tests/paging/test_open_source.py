@@ -64,6 +64,8 @@ def test_functions_zeros_servers_and_sources() -> None:
         ("redis://host/0", {}, ValueError, "say which data"),
         ("s3://bucket/key", {"size_bytes": 1}, TypeError, "takes no size_bytes"),
         ("file://host/x", {}, ValueError, "a file URL is file:///PATH"),
+        (None, {"size_bytes": -1}, ValueError, "size_bytes=-1 is no whole number"),
+        (None, {"size_bytes": "8 GiB"}, ValueError, "size_bytes='8 GiB' is no whole number"),
         ("x", {"size_bytes": -1}, ValueError, "neither can be negative"),
         (b"abc", {"writable": True}, TypeError, "read-only"),
         (ZeroSource(1), {"writable": True}, ValueError, "can't be written back"),

@@ -70,6 +70,8 @@ def test_will_need_and_the_working_set() -> None:
             seen = memory.working_set()
         assert seen == [60, 40, 41, 42, 7]
         with paging.open(DATA, prefetch_units=0) as memory:
+            with pytest.raises(ValueError, match="unit -1"):
+                memory.replay([-1])
             memory.replay(seen)
             assert settle(memory, 5)
             for unit in seen:

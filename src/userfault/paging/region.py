@@ -259,7 +259,9 @@ class Region(mmap.mmap):
             return list(dict.fromkeys(units))
 
     def replay(self, working_set: list[int]) -> None:
-        """Fetch a working set of an earlier run in the background, in its order."""
+        """Fetch a working set of an earlier run in the background, in its order. Raises ValueError for units that there are not."""
+        if working_set and min(working_set) < 0:
+            raise ValueError(f"unit {min(working_set)}: units count from 0")
         start = previous = -2
         for unit in [*working_set, -2]:
             if unit != previous + 1 or unit < 0:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 from urllib.parse import unquote, urlsplit
 
 from .blosc2 import Blosc2Source, Blosc2Store
@@ -117,7 +118,9 @@ def _size(size_bytes: int | None, what: str, options: dict[str, Any]) -> int:
     if size_bytes is None:
         raise ValueError(f"{what}: say how many bytes there are, with size_bytes=")
     _no_options(what, None, options)
-    return size_bytes
+    if not isinstance(size_bytes, SupportsIndex) or index(size_bytes) < 0:
+        raise ValueError(f"{what}: size_bytes={size_bytes!r} is no whole number of bytes, 0 or more")
+    return index(size_bytes)
 
 
 def _no_options(what: object, size_bytes: int | None, options: dict[str, Any]) -> None:
