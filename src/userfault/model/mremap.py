@@ -55,6 +55,10 @@ def copy_vma(mm: mm_struct, vma: vm_area_struct, addr: int) -> vm_area_struct | 
     if anon_vma_clone(new, vma) != 0:
         vm_area_free(new)
         return None
+    if era.maple_tree and out_of_memory():
+        unlink_anon_vmas(new)
+        vm_area_free(new)
+        return None
     vma_start_write(new)
     vma_link(mm, new)
     return new
@@ -239,6 +243,10 @@ def copy_or_merge_vma(vma: vm_area_struct, addr: int, length: int, pgoff: int) -
     new.vm_file = vma.vm_file
     new.ctx = vma.ctx
     if anon_vma_clone_split(new, vma) != 0:
+        vm_area_free(new)
+        return None
+    if era.maple_tree and out_of_memory():
+        unlink_anon_vmas(new)
         vm_area_free(new)
         return None
     vma_start_write(new)
