@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..kernel.guest import Ended
 
 EXIT_ENVIRONMENT, EXIT_BOUND = 2, 3
-OWN = {"kernel", "modules", "guest_timeout", "silence", "accelerator"}
+OWN = {"kernel", "modules", "guest_timeout", "silence", "accelerator", "cpus"}
 DEATHS = 3
 """So many deaths in a row, with nothing done between them, and no guest is booted again."""
 
@@ -58,6 +58,7 @@ class Guest:
     accelerator: str
     timeout_s: float
     silence_s: float
+    cpus: int = 1
 
     def run(self, stages: Sequence[Stage], show: Callable[[str], None] = click.echo, as_json: bool = False) -> int:
         """Run the commands there, each line that they print to `show`. The exit code of the worst of them.
@@ -119,6 +120,7 @@ class Guest:
             [[str(files.get(each, each)) for each in command] for command in commands],
             modules=self.modules,
             accelerator=self.accelerator,
+            cpus=self.cpus,
             timeout_s=timeout_s,
             silence_s=self.silence_s,
             show=line,
@@ -174,6 +176,7 @@ def guest_options(
             "--modules", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its lib/modules/VERSION."
         )
         @click.option("--accelerator", type=click.Choice(["kvm", "tcg"]), help="Of qemu; kvm is tried first.")
+        @click.option("--cpus", default=1, show_default=True, type=click.IntRange(1), help="Of the guest.")
         @click.option(
             "--guest-timeout",
             callback=duration,
@@ -193,6 +196,7 @@ def guest_options(
             kernel: Path | None,
             modules: Path | None,
             accelerator: str | None,
+            cpus: int,
             guest_timeout: float,
             silence: float,
             **rest: Any,
@@ -200,7 +204,7 @@ def guest_options(
             if kernel is None:
                 function(**rest)
                 return
-            guest = Guest(kernel, modules, accelerator or "", guest_timeout, silence)
+            guest = Guest(kernel, modules, accelerator or "", guest_timeout, silence, cpus)
             sys.exit(inside(guest, click.get_current_context()))
 
         return wrapper

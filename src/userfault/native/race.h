@@ -70,6 +70,7 @@ struct shared {
     int64_t delay_ns[MAX_THREADS], took_ns[MAX_THREADS];
     _Atomic int32_t setting_up, at[MAX_THREADS]; // the operation that setup, or a thread, stands in, from 1
     _Atomic int32_t waited_at[MAX_THREADS];      // the one in which a thread stood when it was let go
+    int32_t tid[MAX_THREADS];
     int32_t field[MAX_FIELDS];
     // Results, read from outside as well.
     int64_t rounds, failures, failure, unblocked, ns;

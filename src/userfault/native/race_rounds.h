@@ -40,6 +40,7 @@ static void pin_to(int number)
 static void take_part(char *base, int number, uint32_t round)
 {
     unsigned spun = 0;
+    shared->tid[number] = (int32_t)syscall(SYS_gettid);
     atomic_fetch_add(&shared->arrived, 1);
     while (atomic_load_explicit(&shared->go, memory_order_acquire) != round) pause_a_little(&spun);
     // All are on a CPU before anybody's delay begins: whoever slept at the gate would always be the last.

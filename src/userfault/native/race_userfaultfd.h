@@ -151,11 +151,29 @@ OP(event)
 OP(unregister) { return unregister(base + x, (uint64_t)y); }
 
 //= rescue: unregistering event place
+// Does every thread that is not done sleep? Then nobody comes to wake them. One that only had no CPU yet does not sleep.
+static int all_asleep(void)
+{
+    int standing = 0;
+    for (int t = 0; t < test->threads; t++) {
+        if (!atomic_load(&shared->at[t])) continue;
+        char line[512], *name_ends;
+        snprintf(line, sizeof line, "/proc/%d/stat", (int)shared->tid[t]);
+        int fd = open(line, O_RDONLY | O_CLOEXEC);
+        ssize_t length = fd < 0 ? -1 : read(fd, line, sizeof line - 1);
+        if (fd >= 0) close(fd);
+        line[length < 0 ? 0 : length] = 0;
+        if (!(name_ends = strrchr(line, ')')) || !strchr("SD", name_ends[2])) return 0;
+        standing++;
+    }
+    return standing;
+}
+
 // Who waits for a page, or for an event to be read, and nobody comes, is let go.
 static void *rescuer(void *unused)
 {
     uint32_t round = 0;
-    for (int same = 0;; same = number_of_round == round ? same + 1 : 0) {
+    for (int same = 0;; same = number_of_round == round && all_asleep() ? same + 1 : 0) {
         round = number_of_round;
         usleep(20000);
         if (same < 50 || uffd < 0) continue;
