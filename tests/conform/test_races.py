@@ -106,8 +106,8 @@ def test_a_kernel_between_eras_is_held_against_what_it_was_found_to_be() -> None
     ("moved", "found"),
     [
         (-16, {"move_split_is_busy": True}),
-        (-17, {"move_split_is_busy": False, "move_keeps_eagain": True, "move_batches": True}),
-        (1, {"move_split_is_busy": False, "move_keeps_eagain": False, "move_batches": False}),
+        (-17, {"move_split_is_busy": False, "move_keeps_eagain": True}),
+        (1, {"move_split_is_busy": False, "move_keeps_eagain": False}),
         (-1, {}),
     ],
 )

@@ -50,6 +50,9 @@ def running_era() -> RunningEra:
 def _differences(name: str, **found: bool) -> Mapping[str, bool]:
     """What was found, and the quirks that are the model's, as far as the era has them otherwise."""
     running = quirks.running()
+    # One change brought the batches and the forgetting, after another that frees page tables: who does not forget has batches still
+    # where tables are freed.
+    found["move_batches"] = found.get("move_keeps_eagain", True) or running.empty_tables_are_freed
     found |= {each: getattr(running, each) for each in quirks.IN_THE_MODEL if each not in running.unasked}
     return {field: answer for field, answer in found.items() if answer != getattr(ERAS[name], field)}
 
@@ -93,6 +96,4 @@ def split_while_held() -> dict[str, bool]:
         return {"move_split_is_busy": True}
     if moved not in (1, -EEXIST):
         return {}  # No huge page, or nobody to hold it: not asked.
-    # One change brought both the batches and the forgetting. Who does not forget may have them or not: page by page allows more.
-    forgets = moved == -EEXIST
-    return {"move_split_is_busy": False, "move_keeps_eagain": forgets, "move_batches": forgets}
+    return {"move_split_is_busy": False, "move_keeps_eagain": moved == -EEXIST}
