@@ -359,6 +359,24 @@ def test_a_full_swap_disk_is_loud_and_loses_nothing() -> None:
     check(child)
 
 
+@pytest.mark.parametrize("successor", [True, False])
+def test_a_region_ends_without_its_guardian(successor: bool) -> None:
+    """It has just died, or nobody could be put in its place."""
+
+    def child() -> None:
+        for _ in range(3):
+            memory = paging.open(DATA, **BOUNDED)
+            with contextlib.ExitStack() as stack:
+                if not successor:
+                    failed = stack.enter_context(inject(memory, "spawn", "errno", errno.EAGAIN, times=1 << 20))
+                died = stack.enter_context(inject(memory, "tick", "die"))
+                while not died.struck_count or not (successor or failed.struck_count):
+                    time.sleep(0.001)
+                memory.close()
+
+    check(child)
+
+
 def test_a_stall_is_named() -> None:
     def child() -> None:
         with (

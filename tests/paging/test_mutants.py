@@ -104,6 +104,12 @@ MUTANTS = {
         "false, &done)",
         "test_region.py::test_dirty_is_exact",
     ),
+    "who ends a region waits for a guardian that is dead": Mutant(
+        "pager_threads.c",
+        "if (guardian_is_lost(p)) {",
+        "if (0) {",
+        "test_inject.py::test_a_region_ends_without_its_guardian",
+    ),
     "the budget is not looked at": Mutant(
         "pager_evict.c",
         "    while (p->budget_units && (count = atomic_load(&p->resident_units)) > p->budget_units) {",

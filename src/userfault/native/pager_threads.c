@@ -232,6 +232,15 @@ static void stalls(pager *p) {
     }
 }
 
+// Whoever still holds his mutex still uses the control block.
+static void await_others(pager *p) {
+    for (u32 i = BACKGROUND; i < MAX_SERVICE; i++) {
+        while (atomic_load(&p->slots[i].alive) == STARTING) sched_yield();
+        lock_robust(&p->life[i]);
+        pthread_mutex_unlock(&p->life[i]);
+    }
+}
+
 static void guardian(pager *p, slot *s) {
     for (u32 i = BACKGROUND; i < MAX_SERVICE; i++)
         if (needed(p, i) && atomic_load(&p->slots[i].alive) == NOT_THERE) spawn(p, i);
@@ -255,12 +264,7 @@ static void guardian(pager *p, slot *s) {
         stalls(p);
         bus_tick();
     }
-    // The last one out: whoever still holds his mutex still uses the control block.
-    for (u32 i = BACKGROUND; i < MAX_SERVICE; i++) {
-        while (atomic_load(&p->slots[i].alive) == STARTING) sched_yield();
-        lock_robust(&p->life[i]);
-        pthread_mutex_unlock(&p->life[i]);
-    }
+    await_others(p); // the last one out
 }
 
 void enqueue(pager *p, u64 unit, u64 count) {
@@ -354,7 +358,7 @@ static void *service_main(void *argument) {
     else if (index == RECEIVER) receiver_main(p);
     else handler(p, s);
     atomic_store(&s->owner, 0);
-    atomic_store(&s->alive, NOT_THERE);
+    if (index != GUARDIAN) atomic_store(&s->alive, NOT_THERE); // one that is not there is one that died, see stop_threads
     pthread_mutex_unlock(&p->life[index]);
     if (index == GUARDIAN) { atomic_store(&p->started, 2); futex_wake(&p->started); }
     return NULL;
@@ -378,11 +382,30 @@ int start_threads(pager *p) {
     return code;
 }
 
+// It died, or could not be started anew, and nobody will try now. False as well where somebody is at it.
+static bool guardian_is_lost(pager *p) {
+    u32 alive = atomic_load(&p->slots[GUARDIAN].alive);
+    if (alive == RUNNING) {
+        int code = pthread_mutex_trylock(&p->life[GUARDIAN]);
+        if (code == EOWNERDEAD) pthread_mutex_consistent(&p->life[GUARDIAN]);
+        if (code == 0 || code == EOWNERDEAD) pthread_mutex_unlock(&p->life[GUARDIAN]);
+        if (code != EOWNERDEAD) return false;
+    }
+    // Whoever looks after it, too late to see that all ends, finds that somebody else does.
+    return alive != STARTING && atomic_compare_exchange_strong(&p->slots[GUARDIAN].alive, &alive, STARTING);
+}
+
 void stop_threads(pager *p) {
     atomic_store(&p->stopping, 1);
     u64 one = 1;
     if (write(p->event_fd, &one, sizeof one) < 0) {} // closed by the application: they look every fraction of a second
     atomic_fetch_add(&p->queue_bell, 1);
     futex_wake(&p->queue_bell);
-    while (atomic_load(&p->started) != 2) futex_wait(&p->started, 1, 100000000ull);
+    while (atomic_load(&p->started) != 2) {
+        futex_wait(&p->started, 1, 100000000ull);
+        if (guardian_is_lost(p)) {
+            await_others(p);
+            return;
+        }
+    }
 }
