@@ -17,6 +17,7 @@ from userfault.model.fs_userfaultfd import (
     userfaultfd_writeprotect,
     userfaultfd_zeropage,
 )
+from userfault.model.gup import get_user_page
 from userfault.model.huge_split import split_huge_pmd, split_huge_pmd_locked
 from userfault.model.khugepaged import collapse_huge_page
 from userfault.model.lang import WouldBlock
@@ -42,7 +43,7 @@ from userfault.model.mm_types import (
 from userfault.model.mmap import do_mmap, sys_mmap
 from userfault.model.mprotect import sys_mprotect
 from userfault.model.pgtable import pmd_lockptr, ptep_get_and_clear
-from userfault.model.slab import get_page, vm_area_alloc, vm_area_free
+from userfault.model.slab import get_page, nth_page, vm_area_alloc, vm_area_free
 from userfault.model.user import load, store
 from userfault.model.userfaultfd_move import uffdio_move
 from userfault.model.vma_lock import vma_start_write
@@ -496,3 +497,14 @@ def test_a_vma_leaves_its_userfaultfd_whole_without_memory(
     monkeypatch.setattr(fs_userfaultfd, "vma_modify", lambda *_: None)
     assert fs_userfaultfd.userfaultfd_unregister(ctx, 4, length) == result
     assert (mm.mmap[1].ctx is None) == (result == 0)
+
+
+# -- references for reading ---------------------------------------------------------------------------------------------------
+
+
+def test_a_reference_for_reading_is_to_a_part_of_a_huge_page_too(mm: mm_struct) -> None:
+    mm.mmap[0].vm_flags |= int(vm.HUGEPAGE)
+    assert get_user_page(mm, 1) == (True, None) and mm.pmd[0].pmd.kind == PmdKind.HUGE_ZERO
+    assert store(mm, 1, 1) == 0
+    head = mm.pmd[0].pmd.page
+    assert get_user_page(mm, 1) == (True, nth_page(head, 1)) and head.refcount.counter == 2

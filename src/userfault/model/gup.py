@@ -346,11 +346,15 @@ def get_user_page(mm: mm_struct, addr: int) -> tuple[bool, page | None]:
             if pte.kind == PteKind.PRESENT and not pte.special and not pte.protnone:
                 get_page(pte.page)
                 return True, pte.page
+        if pmd.kind == PmdKind.HUGE:
+            p = nth_page(pmd.page, (addr >> config.PAGE_SHIFT) & (hpage_nr() - 1))
+            get_page(p)
+            return True, p
         vma = find_vma(mm, addr)
         if vma is None or not vma.vm_flags & vm.READ or touch(mm, addr) != 0:
             return False, None
         pmd = pmd_offset(mm, addr).pmd
-        if pmd.kind == PmdKind.TABLE and pte_offset(pmd.table, addr).pte.special:
+        if pmd.kind == PmdKind.HUGE_ZERO or (pmd.kind == PmdKind.TABLE and pte_offset(pmd.table, addr).pte.special):
             return True, None
 
 
