@@ -18,12 +18,12 @@ from userfault.conform import words as w
 from userfault.conform.compare import Step, perform
 from userfault.conform.generate import FILLS, PROFILES, Generator
 from userfault.conform.needs import NEEDS, missing
-from userfault.conform.operations import Op, Outcome
+from userfault.conform.operations import MEANWHILES, Op, Outcome
 from userfault.conform.quirks import KERNELS, QUIRKS, Quirks, lines, running, table
-from userfault.conform.world import Window, World
-from userfault.kernel.agent import VM_FLAGS
+from userfault.conform.world import CONTEXTS, WATCHED, Window, World
+from userfault.kernel.agent import MEANWHILE_DONE, VM_FLAGS, Message
 from userfault.kernel.errors import KernelError, Unavailable
-from userfault.model.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
+from userfault.model.errno import EAGAIN, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 from userfault.model.fs_userfaultfd import UNWRITTEN
 
 
@@ -87,7 +87,8 @@ GUARD = [
 
 
 def last(operations: list[Op], quirks: Quirks) -> Step:
-    world = World(WINDOW, lambda data: 1, quirks)
+    watched = any(op.name in MEANWHILES for op in operations)
+    world = World(WINDOW, lambda data: 1, quirks, features=WATCHED if watched else CONTEXTS)
     steps = [perform(op, world) for op in operations]
     assert not steps[-1].broken
     return steps[-1]
@@ -234,6 +235,17 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
         lambda step: step.outcome.result,
         -EINVAL,
         0,
+    ),
+    "refusal_is_output": (
+        [
+            MAPPED,
+            Op(0, "register", (0, 0, PAGE, 1)),
+            Op(0, "meanwhile_zeropage", (0, 0, PAGE, 0)),
+            Op(0, "dontneed", (0, PAGE)),
+        ],
+        lambda step: step.messages[0],
+        Message(MEANWHILE_DONE, 0, -EAGAIN, -EAGAIN),
+        Message(MEANWHILE_DONE, 0, -EAGAIN, UNWRITTEN),
     ),
     "copy_checks_source": (
         [MAPPED, Op(0, "register", (0, 0, PAGE, 1)), Op(0, "copy", (0, 0, 1 << 47, PAGE, 0))],

@@ -581,7 +581,8 @@ class Generator:
         return (*self.registered(mm), self.mode(1))
 
     def draw_continue(self, mm: mm_struct) -> tuple[int, ...]:
-        return (*self.registered(mm), self.mode(3))
+        # Write-protection in it is of v6.4, and nothing that anonymous memory could have.
+        return (*self.registered(mm), self.rng.choice((0, 0, 0, 1, 4)))
 
     def draw_wake(self, mm: mm_struct) -> tuple[int, ...]:
         return self.registered(mm)

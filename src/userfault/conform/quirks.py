@@ -7,6 +7,7 @@ needs.py.
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EINVAL
@@ -45,6 +46,7 @@ class Quirks:
     unregister_asks_whose: bool = True
     uffd_merges_rear: bool = True
     copy_checks_source: bool = True
+    refusal_is_output: bool = True
     mmap_merges_both_sides: bool = True
     fills_prepare_first: bool = True
     mprotect_unaccounts: bool = True
@@ -85,6 +87,7 @@ IN_THE_MODEL = (
     "unregister_asks_whose",
     "uffd_merges_rear",
     "copy_checks_source",
+    "refusal_is_output",
     "mmap_merges_both_sides",
     "fills_prepare_first",
     "mprotect_unaccounts",
@@ -208,6 +211,18 @@ def _uffd_merges_rear() -> bool:
         uffd.unregister(area.at(1), PAGE).or_raise("UFFDIO_UNREGISTER")
         vma = vma_at(area.at(1))
         return vma is not None and area.at(2) in vma
+
+
+def _refusal_is_output() -> bool:
+    with Mapping(PAGE) as area, Userfault(Feature.EVENT_REMOVE) as uffd:
+        uffd.register(area.address, PAGE).or_raise("UFFDIO_REGISTER")
+        forgets = threading.Thread(target=area.madvise, args=(Advice.DONTNEED,))
+        forgets.start()
+        uffd.wait(5)
+        refused = uffd.zeropage(area.address, PAGE)
+        uffd.read()
+        forgets.join()
+        return refused.field is not None
 
 
 def _copy_checks_source() -> bool:
@@ -393,6 +408,14 @@ QUIRKS = (
         "fs/userfaultfd.c, userfaultfd_copy: the source is validated in 6.12.117, only looked at for a wrap in 6.1.176",
         "UFFDIO_COPY from an address that no process can have",
         _copy_checks_source,
+    ),
+    Quirk(
+        "refusal_is_output",
+        "what UFFDIO_COPY and the like refuse while an event is unread (EAGAIN) is in their output field, too",
+        "nyyyy",
+        "fs/userfaultfd.c: in 6.12.107 and 6.18.15, not in 6.1.176, as sequences with events show",
+        "UFFDIO_ZEROPAGE while MADV_DONTNEED waits for the reader of its event",
+        _refusal_is_output,
     ),
     Quirk(
         "mmap_merges_both_sides",

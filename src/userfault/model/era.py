@@ -92,6 +92,8 @@ class Era:
     uffd_merges_rear: bool = False
     """The rear part of a VMA that is registered or unregistered is merged with the neighbour behind it (seen on v6.12, not on v6.1,
     which compares the page offset of the whole VMA and so merges with the wrong one: F-18)."""
+    refusal_is_output: bool = False
+    """UFFDIO_COPY and the like write EAGAIN to their output field, too, while an event is unread (seen on v6.12, not on v6.1)."""
     copy_checks_source: bool = False
     """UFFDIO_COPY checks where it reads before anything else (seen on v6.12, not on v6.1)."""
     mmap_merges_both_sides: bool = False
@@ -175,6 +177,7 @@ V6_18 = replace(
     uffd_merges_rear=True,
     mprotect_unaccounts=True,
     fills_prepare_first=True,
+    refusal_is_output=True,
     copy_checks_source=True,
     mmap_merges_both_sides=True,
     markers=True,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
-from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOMEM, ESRCH
+from .errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM, ESRCH
 from .lang import NULL
 from .locks import down_read, down_write, up_read
 from .machine import config
 from .memory import pte_alloc, pte_alloc_fails
 from .mm_types import PmdKind, mm_struct, userfaultfd_ctx, vm, vm_area_struct
+from .mmap import find_vma
 from .pgtable import pmd_offset
 from .slab import alloc_page, out_of_memory, put_page
 from .user import peek
@@ -226,7 +227,7 @@ def userfaultfd_move(
     """UFFDIO_MOVE by a process whose address space is `current`: (0 or -errno, bytes moved or -errno)."""
     mm = ctx.mm
     if ctx.mmap_changing != 0:
-        return -EAGAIN, -EAGAIN
+        return refused()
     if mm is not current:
         return -EINVAL, UNWRITTEN
     if validate_range(dst, length) != 0 or validate_range(src, length) != 0 or mode & ~3:
@@ -235,6 +236,11 @@ def userfaultfd_move(
     if done < 0:
         return done, done
     return (0 if done == length else -EAGAIN), done
+
+
+def refused() -> tuple[int, int]:
+    """An event is unread."""
+    return -EAGAIN, -EAGAIN if era.refusal_is_output else UNWRITTEN
 
 
 def progress(done: int, length: int) -> tuple[int, int]:
@@ -248,7 +254,7 @@ def progress(done: int, length: int) -> tuple[int, int]:
 def userfaultfd_zeropage(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int]:
     """UFFDIO_ZEROPAGE: (0 or -errno, bytes done or -errno)."""
     if ctx.mmap_changing != 0:
-        return -EAGAIN, -EAGAIN
+        return refused()
     if validate_range(start, length) != 0 or mode & ~1:
         return -EINVAL, UNWRITTEN
     if not ctx.mm.allocated:
@@ -260,7 +266,7 @@ def userfaultfd_zeropage(ctx: userfaultfd_ctx, start: int, length: int, mode: in
 def userfaultfd_poison(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int]:
     """UFFDIO_POISON: (0 or -errno, bytes done or -errno)."""
     if ctx.mmap_changing != 0:
-        return -EAGAIN, -EAGAIN
+        return refused()
     if validate_range(start, length) != 0 or mode & ~1:
         return -EINVAL, UNWRITTEN
     if not ctx.mm.allocated:
@@ -294,7 +300,7 @@ def userfaultfd_copy(
     """UFFDIO_COPY from the memory of `current`: (0 or -errno, bytes done or -errno). Sequential runs only: it moves bytes."""
     mm = ctx.mm
     if ctx.mmap_changing != 0:
-        return -EAGAIN, -EAGAIN
+        return refused()
     if validate_source(src, length) != 0 or validate_range(dst, length) != 0 or mode & ~3:
         return -EINVAL, UNWRITTEN
     if not mm.allocated:
@@ -388,12 +394,16 @@ def userfaultfd_wake(ctx: userfaultfd_ctx, start: int, length: int) -> int:
 def userfaultfd_continue(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int]:
     """UFFDIO_CONTINUE, which no anonymous memory has a use for: (-errno, -errno or UNWRITTEN)."""
     if ctx.mmap_changing != 0:
-        return -EAGAIN, -EAGAIN
+        return refused()
     if validate_range(start, length) != 0 or mode & ~3:
         return -EINVAL, UNWRITTEN
     if not ctx.mm.allocated:
         return -ESRCH, UNWRITTEN
     down_read(ctx.mm.mmap_sem)
-    err, _ = mfill_vma(ctx.mm, start, length)
+    if era.fills_prepare_first:
+        err, _ = mfill_vma(ctx.mm, start, length)
+    else:
+        vma = find_vma(ctx.mm, start)
+        err = -ENOENT if vma is None or start + length > vma.vm_end or vma.ctx is None else 0
     up_read(ctx.mm.mmap_sem)
     return (err, err) if err != 0 else (-EINVAL, -EINVAL)
