@@ -43,7 +43,7 @@ SIZE = 300_000
 PAGES = -(-SIZE // 4096)
 DATA = bytes(i * 7 % 251 for i in range(SIZE))
 
-SOURCES = [*["file", "direct", "memory"] * (1 if LONG else 3), "worker", "server"]  # a process is a quarter of a second
+SOURCES = [*["file", "direct", "memory"] * 3, "worker", "server"]  # a process is a quarter of a second
 ranges = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 20_000)).map(lambda r: (r[0], min(r[1], SIZE - r[0])))
 short_ranges = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 9000)).map(lambda r: (r[0], min(r[1], SIZE - r[0])))
 
