@@ -15,11 +15,13 @@ from click.testing import CliRunner
 from userfault import litmus
 from userfault.cli import cli
 from userfault.conform import emit, operations, report, words
-from userfault.conform.compare import Divergence
+from userfault.conform.compare import Divergence, perform
 from userfault.conform.drive import ConformError, Progress, check, profile_named, run, sequence_of, shrunk, steps_of
 from userfault.conform.generate import MOVES, PROFILES
 from userfault.conform.mutants import find_mutant, mutant_library, mutated
 from userfault.conform.operations import Op
+from userfault.conform.quirks import Quirks, running
+from userfault.conform.world import World
 from userfault.kernel.agent import SYSCALL, Agent, Command
 from userfault.kernel.errors import Unavailable
 from userfault.litmus import Mutant
@@ -240,3 +242,18 @@ def test_what_a_child_may_write_only_is_looked_at_by_the_child() -> None:
     written, unreadable = ([each.contents[0] for each in record] for record in result.records[-2:])
     assert written == [agent.hash_page(bytes([value])) for value in (5, 6)]
     assert unreadable[1] == 1
+
+
+def test_the_copy_of_a_pinned_page_that_nobody_may_use_can_t_be_used_either() -> None:
+    page = MOVES.window.first * PAGE
+    sequence = (
+        Op(0, "mmap", (page, PAGE, 3)),
+        Op(0, "pin", (0, page)),
+        Op(0, "mprotect", (page, PAGE, 0)),
+        Op(0, "fork", (1,)),
+        Op(1, "hold", (1, page)),
+    )
+    world = World(MOVES.window, lambda data: 1, Quirks())
+    assert [perform(op, world).outcome.result for op in sequence] == [0, 0, 0, 0, -14]
+    if "io_uring" not in running().without:
+        assert check(MOVES, sequence) == len(sequence)

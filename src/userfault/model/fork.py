@@ -116,7 +116,7 @@ def copy_one_pte(dst: page_table, src: page_table, vma: vm_area_struct, new_vma:
                 put_page(pte.page)
                 if out_of_memory():
                     return -ENOMEM
-                copy_present_page(dst, new_vma, pte.page, addr, pte.uffd_wp and is_watched(new_vma))
+                copy_present_page(dst, new_vma, pte, addr, pte.uffd_wp and is_watched(new_vma))
                 return 0
         if pte.write:
             write_protect(src_ptep)
@@ -153,13 +153,14 @@ def folio_try_dup_anon_rmap_pte(p: page) -> bool:
     steps=3,
     omits="the page is allocated before the locks are taken",
 )
-def copy_present_page(dst: page_table, vma: vm_area_struct, p: page, addr: int, protected: bool) -> None:
+def copy_present_page(dst: page_table, vma: vm_area_struct, pte: pte_t, addr: int, protected: bool) -> None:
     """A copy for the child; both PTLs are held."""
     new = alloc_page()
-    new.data = p.data
+    new.data = pte.page.data
     page_add_new_anon_rmap(new, vma, addr)
     writable = (vma.vm_flags & vm.WRITE) != 0 and not protected
-    set_pte(pte_offset(dst, addr), pte_t(kind=PteKind.PRESENT, page=new, write=writable, dirty=True, uffd_wp=protected))
+    copy = pte_t(kind=PteKind.PRESENT, page=new, write=writable, dirty=True, uffd_wp=protected, protnone=pte.protnone)
+    set_pte(pte_offset(dst, addr), copy)
 
 
 @modelled(
