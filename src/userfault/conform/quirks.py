@@ -40,6 +40,8 @@ class Quirks:
     fills_replace_guards: bool = True
     merge_spares_fork_children: bool = True
     mremap_moves_several: bool = True
+    dontunmap_splits_locked: bool = False
+    dontunmap_resets_offset: bool = False
     mremap_drops_protection: bool = True
     populate_stops_at_holes: bool = True
     writeprotect_spans_vmas: bool = True
@@ -81,6 +83,8 @@ IN_THE_MODEL = (
     "fills_replace_guards",
     "merge_spares_fork_children",
     "mremap_moves_several",
+    "dontunmap_splits_locked",
+    "dontunmap_resets_offset",
     "mremap_drops_protection",
     "populate_stops_at_holes",
     "writeprotect_spans_vmas",
@@ -98,7 +102,7 @@ IN_THE_MODEL = (
 """The quirks that are differences of the model's eras (model/era.py), by the same name; the others change what is shown."""
 
 
-KERNELS = ("Debian 6.1.176", "Debian 6.12.107", "Debian 6.18.15", "6.18.44", "Debian 7.1.13")
+KERNELS = ("Debian 6.1.176", "Debian 6.12.107", "Debian 6.18.15", "6.18.44", "Debian 7.1.13", "Debian 7.2.13")
 """The kernels that were run, in order."""
 
 
@@ -174,6 +178,25 @@ def _mremap_moves_several() -> bool:
     with Mapping(2 * PAGE) as area, Mapping(2 * PAGE) as place:
         memory.mprotect(area.at(1), PAGE, READ).or_raise("mprotect")
         return memory.mremap(area.address, 2 * PAGE, 2 * PAGE, MOVE, place.address).ok
+
+
+def _dontunmap_splits_locked() -> bool:
+    with Mapping(2 * PAGE) as area, Mapping(PAGE) as place:
+        memory.mlock(area.address, 2 * PAGE).or_raise("mlock")
+        memory.mremap(area.at(1), PAGE, PAGE, MOVE | RemapFlag.DONTUNMAP, place.address).or_raise("mremap")
+        vma = vma_at(area.address)
+        return vma is not None and "lo" in vma.vm_flags
+
+
+def _dontunmap_resets_offset() -> bool:
+    with Mapping(2 * PAGE) as area, Mapping(PAGE) as source, Mapping(PAGE) as place:
+        memory.store(source.address, b"1")
+        memory.mremap(source.address, PAGE, PAGE, MOVE, area.at(1)).or_raise("mremap")
+        memory.mremap(area.at(1), PAGE, PAGE, MOVE | RemapFlag.DONTUNMAP, place.address).or_raise("mremap")
+        area.madvise(Advice.DONTDUMP, 0, 1).or_raise("MADV_DONTDUMP")
+        area.madvise(Advice.DODUMP, 0, 1).or_raise("MADV_DODUMP")
+        vma = vma_at(area.address)
+        return vma is not None and area.at(1) in vma
 
 
 def _mremap_drops_protection() -> bool:
@@ -304,7 +327,7 @@ QUIRKS = (
     Quirk(
         "holes_are_written",
         "PAGEMAP_SCAN calls holes below a page table, and all holes of areas registered for write-protection, written",
-        "-ynyy",
+        "-ynyyy",
         "fs/proc/task_mmu.c, pagemap_page_category: a correction that stable series got at different times",
         "PAGEMAP_SCAN of the hole beside a page that was touched",
         _holes_are_written,
@@ -313,7 +336,7 @@ QUIRKS = (
     Quirk(
         "anon_shows_ksm",
         "/proc/kpageflags has the KSM bit for every anonymous page",
-        "nyynn",
+        "nyynnn",
         "fs/proc/page.c, stable_page_flags: one of the two bits that mark a KSM page is taken for the mark (read in 6.12.117)",
         "/proc/kpageflags of a page that was touched",
         _anon_shows_ksm,
@@ -321,7 +344,7 @@ QUIRKS = (
     Quirk(
         "parts_show_huge_flags",
         "/proc/kpageflags of a part of a huge page has the flags of the huge page; its own otherwise, ANON_EXCLUSIVE among them",
-        "nyyyy",
+        "nyyyyy",
         "fs/proc/page.c, stable_page_flags: page->flags in 6.1.176, folio->flags in 6.12.117",
         "/proc/kpageflags of the second part of a huge page",
         _parts_show_huge_flags,
@@ -329,7 +352,7 @@ QUIRKS = (
     Quirk(
         "shows_lock_on_fault",
         "VmFlags of smaps has `lf` for memory that mlock2(MLOCK_ONFAULT) locked",
-        "nyyyy",
+        "nyyyyy",
         "fs/proc/task_mmu.c, show_smap_vma_flags: in 6.12.117, not in 6.1.176",
         "smaps of such memory",
         _shows_lock_on_fault,
@@ -337,7 +360,7 @@ QUIRKS = (
     Quirk(
         "fills_replace_guards",
         "UFFDIO_COPY replaces guard regions (F-14)",
-        "--yyn",
+        "--yynn",
         "mm/userfaultfd.c, mfill_atomic_install_pte: F-14",
         "UFFDIO_COPY to a guard",
         _fills_replace_guards,
@@ -346,7 +369,7 @@ QUIRKS = (
     Quirk(
         "merge_spares_fork_children",
         "memory with pages is merged with a neighbour without any that becomes like it, unless a fork may have made the pages",
-        "nnyyy",
+        "nnyyyy",
         "mm/vma.c, is_mergeable_anon_vma: 6.12.117 asks the neighbour for exactly one anon_vma, and an untouched one has none",
         "MADV_DONTDUMP of a page that was touched, behind one that was not and has it",
         _merge_spares_fork_children,
@@ -354,15 +377,31 @@ QUIRKS = (
     Quirk(
         "mremap_moves_several",
         "mremap moves all mappings of a range; EFAULT otherwise, when what was at the new place is unmapped already",
-        "nnyyy",
+        "nnyyyy",
         "mm/mremap.c, vma_to_resize: EFAULT in 6.12.117, after mremap_to unmapped the new place; remap_move in 6.18",
         "mremap of two mappings",
         _mremap_moves_several,
     ),
     Quirk(
+        "dontunmap_splits_locked",
+        "MREMAP_DONTUNMAP of a part of locked memory splits it off, and that part alone is no longer locked; all of it otherwise",
+        "nnnnny",
+        "mm/mremap.c, prep_move_vma: splits in 7.2.13, dontunmap_complete unlocks the whole VMA in 6.18",
+        "smaps of the page beside the one that MREMAP_DONTUNMAP moved",
+        _dontunmap_splits_locked,
+    ),
+    Quirk(
+        "dontunmap_resets_offset",
+        "the empty mapping that MREMAP_DONTUNMAP leaves can be merged with a neighbour, wherever its pages came from",
+        "nnnnny",
+        "mm/mremap.c, dontunmap_complete: sets the page offset in 7.2.13, not in 6.18",
+        "MADV_DODUMP of a neighbour of what MREMAP_DONTUNMAP left of a page that mremap had brought there",
+        _dontunmap_resets_offset,
+    ),
+    Quirk(
         "mremap_drops_protection",
         "mremap drops write-protection by a userfaultfd that asked for no remap events",
-        "nyyyy",
+        "nyyyyy",
         "mm/mremap.c, move_ptes: in 6.12.117, not in 6.1.176",
         "pagemap of a protected page that mremap moved",
         _mremap_drops_protection,
@@ -371,7 +410,7 @@ QUIRKS = (
     Quirk(
         "populate_stops_at_holes",
         "MADV_POPULATE_* ends at the first hole; it goes on behind it otherwise",
-        "nyyyy",
+        "nyyyyy",
         "mm/madvise.c, madvise_populate: for each VMA in 6.1.176 (madvise_walk_vmas), for the range in 6.12.117",
         "MADV_POPULATE_WRITE of a hole and the page behind it",
         _populate_stops_at_holes,
@@ -379,7 +418,7 @@ QUIRKS = (
     Quirk(
         "writeprotect_spans_vmas",
         "UFFDIO_WRITEPROTECT takes a range of several mappings; ENOENT otherwise",
-        "nyyyy",
+        "nyyyyy",
         "mm/userfaultfd.c, mwriteprotect_range: one find_dst_vma for the whole range in 6.1.176",
         "UFFDIO_WRITEPROTECT of two mappings",
         _writeprotect_spans_vmas,
@@ -388,7 +427,7 @@ QUIRKS = (
     Quirk(
         "unregister_asks_whose",
         "UFFDIO_UNREGISTER of what another userfaultfd registered is EINVAL; it is unregistered otherwise",
-        "nnyyy",
+        "nnyyyy",
         "fs/userfaultfd.c, userfaultfd_unregister: not asked in 6.12.117",
         "UFFDIO_UNREGISTER by another userfaultfd",
         _unregister_asks_whose,
@@ -396,7 +435,7 @@ QUIRKS = (
     Quirk(
         "uffd_merges_rear",
         "the rear part of a mapping that is registered or unregistered is merged with an equal one behind it",
-        "nyyyy",
+        "nyyyyy",
         "fs/userfaultfd.c, userfaultfd_unregister: 6.1.176 hands vma_merge the page offset of the whole VMA (F-18)",
         "UFFDIO_UNREGISTER of the rear page of what was registered",
         _uffd_merges_rear,
@@ -404,7 +443,7 @@ QUIRKS = (
     Quirk(
         "copy_checks_source",
         "UFFDIO_COPY checks the address of its source first: EINVAL; it is EFAULT when it is read otherwise",
-        "nyyyy",
+        "nyyyyy",
         "fs/userfaultfd.c, userfaultfd_copy: the source is validated in 6.12.117, only looked at for a wrap in 6.1.176",
         "UFFDIO_COPY from an address that no process can have",
         _copy_checks_source,
@@ -412,7 +451,7 @@ QUIRKS = (
     Quirk(
         "refusal_is_output",
         "what UFFDIO_COPY and the like refuse while an event is unread (EAGAIN) is in their output field, too",
-        "nyyyy",
+        "nyyyyy",
         "fs/userfaultfd.c: in 6.12.107 and 6.18.15, not in 6.1.176, as sequences with events show",
         "UFFDIO_ZEROPAGE while MADV_DONTNEED waits for the reader of its event",
         _refusal_is_output,
@@ -420,7 +459,7 @@ QUIRKS = (
     Quirk(
         "mmap_merges_both_sides",
         "a new mapping joins two neighbours of which one was touched; it is merged with the one behind it otherwise",
-        "nyyyy",
+        "nyyyyy",
         "mm/mmap.c, mmap_region: in 6.1.176 the neighbour before is compared with the anon_vma of the one behind",
         "mmap between a mapping that was not touched and one that was",
         _mmap_merges_both_sides,
@@ -428,7 +467,7 @@ QUIRKS = (
     Quirk(
         "fills_prepare_first",
         "UFFDIO_COPY to memory that is not registered (ENOENT) leaves an anon_vma behind, so that fewer neighbours are merged",
-        "nyyyy",
+        "nyyyyy",
         "mm/userfaultfd.c: to lock the VMA alone needs its anon_vma (6.12.117, uffd_lock_vma); 6.1.176 looks at the registration first",
         "UFFDIO_COPY to memory that is not registered, whose neighbour is then touched and becomes like it",
         _fills_prepare_first,
@@ -436,7 +475,7 @@ QUIRKS = (
     Quirk(
         "mprotect_unaccounts",
         "mprotect that makes untouched memory read-only gives its accounting back (VmFlags loses `ac`)",
-        "nyyyy",
+        "nyyyyy",
         "mm/mprotect.c, mprotect_fixup: in 6.12.117, not in 6.1.176",
         "smaps of memory that mprotect made read-only before it was touched",
         _mprotect_unaccounts,
@@ -444,7 +483,7 @@ QUIRKS = (
     Quirk(
         "empty_tables_are_freed",
         "MADV_DONTNEED of all that a page table maps frees the table",
-        "nnyyy",
+        "nnyyyy",
         "CONFIG_PT_RECLAIM: not in 6.12.117",
         "VmPTE of /proc/self/status before and after",
         _empty_tables_are_freed,
@@ -452,7 +491,7 @@ QUIRKS = (
     Quirk(
         "huge_zero_page_is_replaced",
         "a write to the huge zero page maps a huge page in its place; it maps a small page otherwise",
-        "nnyyy",
+        "nnyyyy",
         "mm/huge_memory.c, do_huge_pmd_wp_page: split in 6.12.117",
         "/proc/kpageflags of the page beside one that was read, then written, in an area for huge pages",
         _huge_zero_page_is_replaced,
@@ -460,7 +499,7 @@ QUIRKS = (
     Quirk(
         "split_maps_zero_page",
         "a huge page that is split leaves the zero page in place of small pages full of zeroes",
-        "nyyyy",
+        "nyyyyy",
         "mm/huge_memory.c, remap_page: to the shared zero page in 6.12.117, not in 6.1.176",
         "MADV_COLD of a part of a huge page, then /proc/kpageflags of another part",
         _split_maps_zero_page,

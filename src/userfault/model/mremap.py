@@ -28,7 +28,7 @@ from .pgtable import (
     set_pte,
 )
 from .slab import out_of_memory, vm_area_alloc, vm_area_free
-from .vma import anon_vma_clone_split, copied_range_merged, vma_link, vma_merge_extend
+from .vma import anon_vma_clone_split, copied_range_merged, split_vma, vma_link, vma_merge_extend
 from .vma_lock import mmap_write_unlock, vma_start_write
 
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
@@ -259,6 +259,14 @@ def move_vma(
     mm: mm_struct, vma: vm_area_struct, addr: int, new_addr: int, length: int, new_length: int, dontunmap: bool
 ) -> int:
     """Move a part of a VMA to a place where nothing is mapped, and where it may be longer. 0 or -ENOMEM."""
+    if era.dontunmap_splits_locked and dontunmap and vma.vm_flags & vm.LOCKED:
+        if vma.vm_start < addr:
+            upper = split_vma(mm, vma, addr)
+            if upper is None:
+                return -ENOMEM
+            vma = upper
+        if addr + length < vma.vm_end and split_vma(mm, vma, addr + length) is None:
+            return -ENOMEM
     vma_start_write(vma)
     pgoff = vma.vm_pgoff + ((addr - vma.vm_start) >> config.PAGE_SHIFT)
     copy = copy_or_merge_vma(vma, new_addr, new_length, pgoff)
@@ -280,6 +288,8 @@ def move_vma(
         if new is not vma and addr == vma.vm_start and addr + length == vma.vm_end:
             unlink_anon_vmas(vma)
             vma.anon_vma = NULL
+            if era.dontunmap_resets_offset:
+                vma.vm_pgoff = vma.vm_start >> config.PAGE_SHIFT
         return 0
     # If the old place can't be split off it stays mapped, and empty (vms_abort; accounting apart).
     do_munmap(mm, addr, length, LAST)
