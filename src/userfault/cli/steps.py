@@ -62,7 +62,7 @@ def steps_by_era() -> dict[str, Counts]:
             beside = count_steps([*starts, *others], versions, [machine], refused=refused)
             for fn in others:
                 if fn in refused:
-                    why_not[fn] = str(refused[fn]).splitlines()[0]
+                    why_not[fn] = reason(fn, refused[fn])
                 else:
                     steps[fn] = beside[fn]
                     del why_not[fn]
@@ -70,6 +70,14 @@ def steps_by_era() -> dict[str, Counts]:
     finally:
         eras.use(now)
     return out
+
+
+def reason(fn: Fn, error: Exception) -> str:
+    """The first line of what the compiler says, with the function's place if it names none."""
+    said = str(error).splitlines()[0]
+    if said.startswith("model/"):
+        return said
+    return f"model/{fn.__module__.rpartition('.')[2]}.py:{fn.__code__.co_firstlineno}: {said}"
 
 
 def absent(cited: str, era: str) -> str:

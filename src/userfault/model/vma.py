@@ -221,7 +221,7 @@ def vma_merge_existing(
 
 
 @modelled(
-    "mm/vma.c", function="dup_anon_vma, commit_merge", versions="v3.10 (vma_adjust) .. v6.18", section="E.b", steps=2
+    "mm/vma.c", function="dup_anon_vma, commit_merge", versions="v3.10 (vma_adjust) .. v6.18", section="C.1", steps=2
 )
 def share_anon_vma(dst: vm_area_struct, src: vm_area_struct) -> int:
     """The VMA that grows is found wherever the other one was. 0; or -ENOMEM, of this or of the growth, and nothing has changed."""
