@@ -244,6 +244,23 @@ def test_what_a_child_may_write_only_is_looked_at_by_the_child() -> None:
     assert unreadable[1] == 1
 
 
+def test_what_is_moved_onto_itself_is_gone_before_it_is_made_shorter() -> None:
+    page = MOVES.window.first * PAGE
+    sequence = (Op(0, "mmap", (page, PAGE, 0)), Op(0, "mremap", (page, -PAGE, PAGE, 3, page)))
+    world = World(MOVES.window, lambda data: 1, Quirks())
+    assert [perform(op, world).outcome.result for op in sequence] == [0, -14]
+    assert check(MOVES, sequence) == len(sequence)
+
+
+def test_reclaim_makes_a_pinned_page_that_was_written_after_madv_free_like_any_other() -> None:
+    page = MOVES.window.first * PAGE
+    advised = (Op(0, "free", (page, PAGE)), Op(0, "store", (page, 1)), Op(0, "pageout", (page, PAGE)))
+    sequence = (Op(0, "mmap", (page, PAGE, 3)), Op(0, "pin", (0, page)), *advised, Op(0, "unpin", (0,)))
+    world = World(MOVES.window, lambda data: 1, Quirks())
+    *_, last = (perform(op, world) for op in (*sequence, Op(0, "pageout", (page, PAGE))))
+    assert words.describe(last.states[0].words[0]).startswith("S ")
+
+
 def test_the_copy_of_a_pinned_page_that_nobody_may_use_can_t_be_used_either() -> None:
     page = MOVES.window.first * PAGE
     sequence = (

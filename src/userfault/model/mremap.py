@@ -469,6 +469,9 @@ def mremap_to(mm: mm_struct, addr: int, length: int, new_length: int, new_addr: 
     err = do_munmap(mm, new_addr, new_length)
     if err != 0:
         return err
+    if find_vma(mm, addr) is None:
+        # It lay where it was to go.
+        return -EFAULT
     if new_length < length:
         err = shrink_vma(mm, addr, length, new_length)
         if err != 0:

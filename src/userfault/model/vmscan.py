@@ -111,7 +111,7 @@ def pageout_and_unlock(p: page) -> bool:
         unlock_page(p)
         put_page(p)
         return False
-    if era.anon_exclusive and p.pincount > 0:
+    if era.anon_exclusive and p.pincount > 0 and p.swapcache is None and not p.lazyfree:
         unlock_page(p)
         put_page(p)
         return False
