@@ -107,7 +107,7 @@ typedef struct {
     u32 id;
     u64 unit, offset, length, next;
     u64 first_ns;
-    au32 sent;
+    au32 sent;         // the id that the worker was asked with; 0: it was not
     u32 attempts, reported, waiter_tid, ahead;
 } pending;
 

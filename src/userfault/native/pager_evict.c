@@ -14,7 +14,7 @@ int lock_robust(pthread_mutex_t *lock) {
     return code;
 }
 
-// Entries are unit + 1; a unit has at most one, and says so in QUEUED.
+// A unit has at most one entry, and says so in QUEUED.
 // False where an earlier stay of it has left one.
 bool ring_push(pager *p, u64 unit) {
     if (atomic_fetch_or(&states(p)[unit], QUEUED) & QUEUED) return false;

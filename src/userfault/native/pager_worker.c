@@ -62,11 +62,15 @@ static void ask(pager *p, slot *s, pending *w) {
         return;
     }
     if (strike(p, s, AT_SEND, &value) == DO_ERRNO) return;
-    header h = {.kind = FILL, .id = w->id, .offset = w->offset, .address = p->base + w->offset, .length = w->length,
-                .flags = (p->writable ? WRITE_PROTECT : 0) | (w->ahead ? BACKGROUND : 0)};
     lock_robust(&p->send_lock);
-    // Once only: a fill that nobody expects any more would put old content where newer may have been.
-    if (!atomic_exchange(&w->sent, 1)) send_all(p->worker_fd, &h, sizeof h); // where it fails the receiver finds out, and asks the successor
+    // Once only: a fill that nobody expects any more would put old content where newer may have been. And read under the lock: whoever
+    // saw an earlier tenant unsent must not send that one's request in this one's name.
+    if (atomic_load(&w->busy) == 2 && atomic_load(&w->sent) != w->id) {
+        header h = {.kind = FILL, .id = w->id, .offset = w->offset, .address = p->base + w->offset, .length = w->length,
+                    .flags = (p->writable ? WRITE_PROTECT : 0) | (w->ahead ? BACKGROUND : 0)};
+        atomic_store(&w->sent, w->id);
+        send_all(p->worker_fd, &h, sizeof h); // where it fails the receiver finds out, and asks the successor
+    }
     pthread_mutex_unlock(&p->send_lock);
 }
 
