@@ -91,6 +91,9 @@ class TestLocalChunks(StoreContract):
     def reopen(self, directory: Path) -> Store:
         return FsspecStore(f"local://{directory}/data")
 
+    def make_broken(self, directory: Path) -> Store:
+        return FsspecStore(f"local://{directory}/missing")
+
 
 class TestZip(SourceContract):
     """A file system without range reads of its own."""

@@ -14,6 +14,8 @@ from userfault.paging.testing import SourceContract, StoreContract
 
 
 class TestZeroSource(SourceContract):
+    test_a_failure_is_typed_and_says_what_failed = None  # type: ignore[assignment]  # it can't fail
+
     def data(self, size_bytes: int) -> bytes:
         return bytes(size_bytes)
 
@@ -23,12 +25,15 @@ class TestZeroSource(SourceContract):
 
 class TestMemorySource(SourceContract):
     sizes_bytes = (0, 1, 100_003)
+    test_a_failure_is_typed_and_says_what_failed = None  # type: ignore[assignment]  # it can't fail
 
     def make(self, data: bytes, directory: Path) -> Source:
         return MemorySource(data)
 
 
 class TestMemoryStore(StoreContract):
+    test_a_failure_is_typed_and_says_what_failed = None  # type: ignore[assignment]  # it can't fail
+
     def make(self, data: bytes, directory: Path) -> Store:
         self.kept = bytearray(data)
         return self.reopen(directory)

@@ -63,7 +63,10 @@ class SourceContract(ABC):
         """A new source, not open, that holds `data`."""
 
     def make_broken(self, directory: Path) -> Source | None:
-        """A new source whose `open` or first read fails, as it does when what is behind it is missing; None: it can't."""
+        """A new source whose `open` or first read fails, as it does when what is behind it is missing.
+
+        One that can't fail says `test_a_failure_is_typed_and_says_what_failed = None`.
+        """
         return None
 
     def data(self, size_bytes: int) -> bytes:
