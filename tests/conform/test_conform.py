@@ -212,6 +212,16 @@ def test_mincore_of_more_than_is_compared_is_refused() -> None:
     assert result.exit_code == 2 and "ask for 8 pages at most" in result.output
 
 
+def test_looking_at_a_page_leaves_no_reference_to_it() -> None:
+    """The second look is to make it active: what does that holds it until its batch drains, and the next write copied it."""
+    given = (
+        '[[0,"mmap",2088960,32768,3],[0,"store",2117632,7],[0,"fork",2],[0,"dontneed",2117632,4096],[2,"free",2109440,12288],'
+        '[2,"load",2105344],[2,"populate_write",2117632,4096],[2,"pageout",2117632,4096]]'
+    )
+    result = CliRunner().invoke(cli, ["conform", "--profile", "swaps", "--replay", given])
+    assert result.exit_code == 0 and "8 operations agree" in result.output, result.output
+
+
 def test_of_all_profiles_one_that_can_t_be_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> NoReturn:
         raise Unavailable("no swap device could be made", "load zram")

@@ -35,7 +35,7 @@ FREEDOM = (
     Free(
         "when a batch of new pages reaches the LRU lists",
         "A page in another CPU's batch has one reference more, so that a write copies it instead of reusing it.",
-        "A sequence and its processes stay on one CPU, whose batches are drained before each operation.",
+        "A sequence and its processes stay on one CPU, whose batches are drained before each operation and each look.",
     ),
     Free(
         "who else looks at a page",

@@ -908,8 +908,11 @@ EXPORT int uf_agent_run(struct agent *a, struct op *ops, struct result *results,
 		if (a->contexts)
 			wait_for_reader();
 		drain_batches();
-		if (observed)
+		if (observed) {
 			observe(a, n, records + n * a->record_bytes);
+			/* A page that was looked at twice waits to become active, by a reference that would make the next write copy it. */
+			drain_batches();
+		}
 		a->done = n + 1;
 	}
 	return 0;
