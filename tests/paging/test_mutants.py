@@ -150,7 +150,7 @@ MUTANTS = {
         "pager_evict.c",
         "STATE(word) != FILLING && STATE(word) != LIMBO)",
         "STATE(word) != FILLING)",
-        "test_limbo.py::test_a_death_at_any_step_loses_no_unit_and_no_place",
+        "test_limbo.py::test_a_death_on_the_way_back",
     ),
     "a dead thread's room is given back though its unit had it": Mutant(
         "pager_fill.c",
