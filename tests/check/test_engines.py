@@ -34,7 +34,7 @@ from .test_reuse import bump
 
 LONG = bool(os.environ.get("USERFAULT_LONG"))
 """Every test on every era, each to its end: the reference engine then takes ten minutes."""
-STATES_MAX = 1500
+STATES_MAX = 400
 
 
 def eras(test: Test) -> list[str]:
