@@ -290,6 +290,33 @@ def test_threads_of_the_program_find_the_workers_successor(mode: str) -> None:
     assert (ended.signal, ended.code) == (0, 0), ended.stderr
 
 
+def test_a_request_is_not_sent_in_the_name_of_the_next() -> None:
+    """Who is slow to send finds that another has, and that the entry is the next request's: what it had seen is nobody's any more."""
+
+    def child() -> None:
+        def fill(offset: int, view: memoryview) -> None:
+            view[:] = bytes([offset // 4096 % 256]) * len(view)
+
+        with paging.open(
+            fill, size_bytes=1 << 17, unit="4 KiB", prefetch_units=0, retry=paging.RetryPolicy(deadline_s=1.0)
+        ) as memory:
+            with (
+                inject(memory, "send", "delay", 200_000) as slow,
+                inject(memory, "send", "errno", errno.EIO, skip=1, times=1 << 20) as refused,
+            ):
+                assert memory.read_at(4096, 1) == b"\x01"
+                assert slow.struck_count == 1
+                second = threading.Thread(target=lambda: memory.read_at(8192, 1))
+                second.start()
+                while not refused.struck_count:
+                    time.sleep(0.001)
+                second.join(1.0)
+            assert memory.read_at(8192, 1) == b"\x02"
+            second.join()
+
+    check(child)
+
+
 def test_a_worker_that_says_nothing_is_replaced(tmp_path: Path) -> None:
     """Its own deadline needs its interpreter: a source that keeps that to itself, or a stopped process, is told from outside."""
 

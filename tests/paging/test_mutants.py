@@ -212,6 +212,27 @@ MUTANTS = {
         "if (0 && ",
         "test_swapped.py::test_a_page_that_could_not_be_had_is_not_a_written_one",
     ),
+    "a request is read before it is this one's turn to send": Mutant(
+        "pager_worker.c",
+        "    if (strike(p, s, AT_SEND, &value) == DO_ERRNO) return;\n"
+        "    lock_robust(&p->send_lock);\n"
+        "    if (atomic_load(&w->busy) == 2 && atomic_load(&w->sent) != w->id) {\n"
+        "        header h =",
+        "    pending seen = *w;\n"
+        "    if (strike(p, s, AT_SEND, &value) == DO_ERRNO) return;\n"
+        "    lock_robust(&p->send_lock);\n"
+        "    if (!atomic_load(&w->sent)) {\n"
+        "        pending *now = w;\n"
+        "        atomic_store(&now->sent, 1), w = &seen;\n"
+        "        header h =",
+        "test_inject.py::test_a_request_is_not_sent_in_the_name_of_the_next",
+    ),
+    "who waits for what is fetched ahead gets its error": Mutant(
+        "pager_worker.c",
+        "else if (ahead) release_unit",
+        "else if (ahead && !(atomic_load(&states(p)[unit]) & WAITED)) release_unit",
+        "test_prefetch.py::test_who_waits_for_a_fetch_ahead_that_fails_asks_anew",
+    ),
     "a policy may choose units in work": Mutant(
         "pager_evict.c",
         "n += STATE(atomic_load(&states(p)[units[n]])) == PRESENT;",

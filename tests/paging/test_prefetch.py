@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from userfault.paging.pytest_plugin import check
 pytestmark = pytest.mark.usefixtures("can_page")
 
 UNIT = 65536
+WAITED = 8
 SIZE = 64 * UNIT
 DATA = random.Random(5).randbytes(SIZE)
 
@@ -44,6 +46,38 @@ def test_a_run_is_fetched_ahead(stride: int) -> None:
             before = memory.stats().fault_count
             assert memory[at * UNIT] == DATA[at * UNIT]
             assert memory.stats().fault_count == before
+
+    check(child)
+
+
+def test_who_waits_for_a_fetch_ahead_that_fails_asks_anew(tmp_path: Path) -> None:
+    """He asked for nothing that failed: the guess of the prefetcher did."""
+
+    def child() -> None:
+        begun, go = tmp_path / "begun", tmp_path / "go"
+
+        def fill(offset: int, view: memoryview) -> None:
+            if not begun.exists():
+                begun.touch()
+                while not go.exists():
+                    time.sleep(0.001)
+                raise OSError("the first one fails")
+            view[:] = b"x" * len(view)
+
+        with paging.open(fill, size_bytes=UNIT, prefetch_units=4) as memory:
+            memory.will_need()
+            while not begun.exists():
+                time.sleep(0.001)
+            found: list[bytes] = []
+            reader = threading.Thread(target=lambda: found.append(memory.read_at(0, 1)))
+            reader.start()
+            word = ctypes.c_uint32.from_address(memory._pager + memory._control.state_offset)
+            while not word.value & WAITED:
+                time.sleep(0.001)
+            go.touch()
+            reader.join()
+            assert found == [b"x"]
+            assert memory.stats().error_count == 0
 
     check(child)
 

@@ -10,7 +10,6 @@ import mmap
 import os
 import signal
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -279,9 +278,6 @@ class RegionBesideBytes(RuleBasedStateMachine):
             self.read_or_fail(where)
         finally:
             flag.unlink()
-        # Whoever waits for what was being fetched ahead gets its error.
-        while any(self.memory.state_of(at) == "filling" for at in range(0, SIZE, self.memory.unit_bytes)):
-            time.sleep(0.001)
         assert self.memory.read_at(0, SIZE) == self.expected
         self.did()
 

@@ -61,10 +61,10 @@ static void ask(pager *p, slot *s, pending *w) {
         ring_bell(p);
         return;
     }
-    if (strike(p, s, AT_SEND, &value) == DO_ERRNO) return;
-    lock_robust(&p->send_lock);
     // Once only: a fill that nobody expects any more would put old content where newer may have been. And read under the lock: whoever
     // saw an earlier tenant unsent must not send that one's request in this one's name.
+    if (strike(p, s, AT_SEND, &value) == DO_ERRNO) return;
+    lock_robust(&p->send_lock);
     if (atomic_load(&w->busy) == 2 && atomic_load(&w->sent) != w->id) {
         header h = {.kind = FILL, .id = w->id, .offset = w->offset, .address = p->base + w->offset, .length = w->length,
                     .flags = (p->writable ? WRITE_PROTECT : 0) | (w->ahead ? BACKGROUND : 0)};
@@ -148,9 +148,8 @@ static void end_pending(pager *p, slot *s, pending *w, int code, const char *wha
         if (!ahead) record_latency(p, s, now_ns() - began);
     } else {
         atomic_store(&w->busy, 0);
-        u32 word = atomic_load(&states(p)[unit]);
         if (sys_resident(p->base + unit * p->unit) < 0) release_unit(p, s, unit, GONE);
-        else if (ahead && !(word & WAITED)) release_unit(p, s, unit, ABSENT);
+        else if (ahead) release_unit(p, s, unit, ABSENT); // nobody asked for it; who waits for it all the same asks now, and tries anew
         else give_up(p, s, unit, code, what, record, record_bytes);
         atomic_fetch_sub(&p->resident_units, 1);
     }

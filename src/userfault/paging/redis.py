@@ -143,7 +143,7 @@ class RedisStore(Store):
             if has < known and not self._loss:
                 self._loss = (
                     f"the server has {max(0, has)} of {known} writes: it was started anew without the others; "
-                    "open it again to go on with what it has"
+                    "restore its data and open them again, or open them again to go on with what it has"
                 )
             # For good: our own writes bring the count back, not the pages.
             if self._loss:
