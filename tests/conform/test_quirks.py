@@ -201,6 +201,31 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
         (0, "--P-"),
         (-EFAULT, "P---"),
     ),
+    "dontunmap_splits_locked": (
+        [MAPPED, Op(0, "mlock", (0, 2 * PAGE, 0)), Op(0, "mremap", (0, PAGE, PAGE, 7, 3 * PAGE))],
+        lambda step: [area[0] & LO for area in step.states[0].areas],
+        [0, LO, 0, LO],
+        [0, 0, LO],
+    ),
+    "dontunmap_resets_offset": (
+        [
+            MAPPED,
+            Op(0, "store", (0, 1)),
+            Op(0, "mremap", (0, PAGE, PAGE, 3, 2 * PAGE)),
+            Op(0, "mremap", (2 * PAGE, PAGE, PAGE, 7, 0)),
+            Op(0, "dontdump", (PAGE, PAGE)),
+            Op(0, "dodump", (PAGE, PAGE)),
+        ],
+        vmas,
+        [(0, 3), (3, 4)],
+        [(0, 2), (2, 3), (3, 4)],
+    ),
+    "dontunmap_keeps_source_apart": (
+        [MAPPED, Op(0, "munmap", (PAGE, PAGE)), Op(0, "mremap", (0, PAGE, PAGE, 7, PAGE))],
+        vmas,
+        [(0, 1), (1, 4)],
+        [(0, 4)],
+    ),
     "mremap_drops_protection": (
         [
             MAPPED,

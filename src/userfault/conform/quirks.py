@@ -42,6 +42,7 @@ class Quirks:
     mremap_moves_several: bool = True
     dontunmap_splits_locked: bool = False
     dontunmap_resets_offset: bool = False
+    dontunmap_keeps_source_apart: bool = False
     mremap_drops_protection: bool = True
     populate_stops_at_holes: bool = True
     writeprotect_spans_vmas: bool = True
@@ -85,6 +86,7 @@ IN_THE_MODEL = (
     "mremap_moves_several",
     "dontunmap_splits_locked",
     "dontunmap_resets_offset",
+    "dontunmap_keeps_source_apart",
     "mremap_drops_protection",
     "populate_stops_at_holes",
     "writeprotect_spans_vmas",
@@ -197,6 +199,14 @@ def _dontunmap_resets_offset() -> bool:
         area.madvise(Advice.DODUMP, 0, 1).or_raise("MADV_DODUMP")
         vma = vma_at(area.address)
         return vma is not None and area.at(1) in vma
+
+
+def _dontunmap_keeps_source_apart() -> bool:
+    with Mapping(2 * PAGE) as area:
+        memory.munmap(area.at(1), PAGE).or_raise("munmap")
+        memory.mremap(area.address, PAGE, PAGE, MOVE | RemapFlag.DONTUNMAP, area.at(1)).or_raise("mremap")
+        vma = vma_at(area.address)
+        return vma is not None and area.at(1) not in vma
 
 
 def _mremap_drops_protection() -> bool:
@@ -397,6 +407,14 @@ QUIRKS = (
         "mm/mremap.c, dontunmap_complete: sets the page offset in 7.2.13, not in 6.18",
         "MADV_DODUMP of a neighbour of what MREMAP_DONTUNMAP left of a page that mremap had brought there",
         _dontunmap_resets_offset,
+    ),
+    Quirk(
+        "dontunmap_keeps_source_apart",
+        "what MREMAP_DONTUNMAP copies of untouched memory is a mapping beside that memory's; it is merged with it otherwise",
+        "nnnnny",
+        "mm/vma.c, copy_vma: told in 7.2.13 that the source stays, and then no neighbour to merge with; not told in 6.18",
+        "smaps after MREMAP_DONTUNMAP of a page that was not touched to the place behind it",
+        _dontunmap_keeps_source_apart,
     ),
     Quirk(
         "mremap_drops_protection",

@@ -85,6 +85,8 @@ class Era:
     """MREMAP_DONTUNMAP of a part of a locked VMA splits that part off, and only it is no longer locked (seen on v7.2, not on v7.1)."""
     dontunmap_resets_offset: bool = False
     """MREMAP_DONTUNMAP of a whole VMA gives the empty one that stays the page offset of its address (seen on v7.2, not on v7.1)."""
+    dontunmap_keeps_source_apart: bool = False
+    """What MREMAP_DONTUNMAP copies of a VMA that was not touched does not make that VMA longer (seen on v7.2, not on v7.1)."""
     mremap_drops_protection: bool = False
     """mremap of memory whose monitor asked for no remap events drops write-protection by userfaultfd (seen on v6.12, not on v6.1)."""
     populate_stops_at_holes: bool = False

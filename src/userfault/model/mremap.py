@@ -224,12 +224,17 @@ def move_range(vma: vm_area_struct, old_addr: int, new_addr: int, length: int, n
     section="C.16",
     steps=3,
 )
-def copy_or_merge_vma(vma: vm_area_struct, addr: int, length: int, pgoff: int) -> vm_area_struct | None:
+def copy_or_merge_vma(
+    vma: vm_area_struct, addr: int, length: int, pgoff: int, keep_source: bool
+) -> vm_area_struct | None:
     """The VMA that will hold what moves: a neighbour of the new place made longer, or a copy. None: no memory."""
     mm = vma.vm_mm
+    apart = NULL
     if vma.anon_vma is None:
         pgoff = addr >> config.PAGE_SHIFT
-    merged = copied_range_merged(mm, vma, addr, addr + length, pgoff)
+        if keep_source and era.dontunmap_keeps_source_apart:
+            apart = vma
+    merged = copied_range_merged(mm, vma, addr, addr + length, pgoff, apart)
     if merged is not None:
         return merged
     if out_of_memory():
@@ -269,7 +274,7 @@ def move_vma(
             return -ENOMEM
     vma_start_write(vma)
     pgoff = vma.vm_pgoff + ((addr - vma.vm_start) >> config.PAGE_SHIFT)
-    copy = copy_or_merge_vma(vma, new_addr, new_length, pgoff)
+    copy = copy_or_merge_vma(vma, new_addr, new_length, pgoff, dontunmap)
     if copy is None:
         return -ENOMEM
     new = copy

@@ -315,10 +315,18 @@ def vma_merge_new_range(
     flags: int,
     ctx: userfaultfd_ctx,
     pgoff: int,
+    apart: vm_area_struct | None = None,
 ) -> vm_area_struct | None:
-    """Make neighbours longer by a range where nothing is mapped, which will hold what `copied` holds now (None: nothing)."""
+    """Make neighbours longer by a range where nothing is mapped, which will hold what `copied` holds now (None: nothing).
+
+    apart: a neighbour that stays as it is.
+    """
     pages = (end - start) >> config.PAGE_SHIFT
     prev, after = vma_before(mm, start), vma_from(mm, end)
+    if prev is apart:
+        prev = None
+    if after is apart:
+        after = None
     if after is not None and copied is None and not era.mmap_merges_both_sides:
         # A neighbour behind that fits decides for the one before it.
         if can_merge(after, copied, av, flags, ctx, pgoff + pages):
@@ -368,9 +376,11 @@ def vma_merge_new_range(
     return None
 
 
-def copied_range_merged(mm: mm_struct, vma: vm_area_struct, start: int, end: int, pgoff: int) -> vm_area_struct | None:
+def copied_range_merged(
+    mm: mm_struct, vma: vm_area_struct, start: int, end: int, pgoff: int, apart: vm_area_struct | None
+) -> vm_area_struct | None:
     """vma_merge_copied_range: the neighbour that mremap made longer, or None."""
-    return vma_merge_new_range(mm, vma, vma.anon_vma, start, end, vma.vm_flags, vma.ctx, pgoff)
+    return vma_merge_new_range(mm, vma, vma.anon_vma, start, end, vma.vm_flags, vma.ctx, pgoff, apart)
 
 
 @modelled("mm/vma.c", versions="v6.8 .. v6.18", section="C.16", steps=1)
