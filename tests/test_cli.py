@@ -101,6 +101,25 @@ def test_output_that_can_not_be_written_is_said() -> None:
     assert done.stderr == "userfault: the output could not be written: No space left on device\n"
 
 
+def test_whoever_stops_reading_learns_nothing_of_the_verdicts() -> None:
+    with subprocess.Popen([*COMMAND, "check", "S4", "S3", "--jobs", "1"], stdout=PIPE, stderr=PIPE) as started:
+        assert started.stdout is not None and started.stderr is not None
+        started.stdout.readline()
+        started.stdout.close()
+        assert started.stderr.read() == b""
+    assert started.returncode == 141
+
+
+@pytest.mark.parametrize("verb", ["check", "conform"])
+def test_what_may_have_no_end_is_not_resumed(verb: str, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in ("/dev/full", str(pipe)):
+        refused = run(verb, "--resume", path)
+        assert refused.exit_code == 2
+        assert f"{path} is no plain file" in refused.output
+
+
 @pytest.mark.parametrize(
     ("args", "why"),
     [

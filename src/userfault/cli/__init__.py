@@ -6,6 +6,7 @@ import atexit
 import errno
 import gc
 import importlib
+import os
 import sys
 
 import click
@@ -13,6 +14,8 @@ import click
 EXIT_ENVIRONMENT = 2
 EXIT_INTERRUPTED = 130
 """A shell's for SIGINT; click's own is 1, which means a surprise here."""
+EXIT_NOT_READ = 141
+"""A shell's for SIGPIPE: whoever read the output has gone, as in `| head -1`. It says nothing of what was checked."""
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 VERBS = {
@@ -46,6 +49,10 @@ class Verbs(click.Group):
         except KeyboardInterrupt:
             click.echo("\nuserfault: interrupted", err=True)
             sys.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            # What is still to be written when the interpreter leaves would fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(EXIT_NOT_READ)
         except OSError as error:
             # Of what prints: a verb says itself what is wrong with a file that it was given.
             if error.errno not in NOT_WRITTEN or error.filename is not None:
@@ -65,7 +72,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The entry point. Exit codes: 0 as expected, 1 a surprise, 2 usage or environment, 3 a bound was hit, 130 interrupted."""
+    """The entry point. Exit codes: 0 as expected, 1 a surprise, 2 usage or environment, 3 a bound was hit, 130 interrupted,
+    141 nobody reads the output any more."""
     # Imports and compilation make many objects and next to no garbage: a tenth of a first verdict went into looking for it.
     gc.set_threshold(300_000, 50, 50)
     # At the end, too: the interpreter collects before it leaves, object by object, what the process gives back at once.

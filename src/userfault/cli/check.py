@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from ..check.result import Options
+from .parameters import plain_file
 
 EXIT_SURPRISE, EXIT_USAGE, EXIT_BOUND = 1, 2, 3
 
@@ -44,6 +45,7 @@ def part_of(text: str | None) -> tuple[int, int] | None:
 @click.option(
     "--resume",
     type=click.Path(dir_okay=False, path_type=Path),
+    callback=plain_file,
     metavar="FILE",
     help="Add each outcome to FILE, and do not check again what is there, unless the model or the test has changed, or the bound grew.",
 )

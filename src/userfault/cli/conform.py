@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .guest import Guest, Stage, alone, given, guest_options, row_of
+from .parameters import plain_file
 
 if TYPE_CHECKING:
     from ..conform.compare import Divergence
@@ -89,7 +90,12 @@ def profiles(asked: Mapping[str, Any], arguments: list[str]) -> Stage:
     "kernel does otherwise.",
 )
 @click.option("--jobs", type=click.IntRange(0), default=1, show_default=True, help="Processes; 0: one a CPU.")
-@click.option("--resume", type=click.Path(dir_okay=False, path_type=Path), help="Keep how far the run is here, go on.")
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=plain_file,
+    help="Keep how far the run is here, go on.",
+)
 @click.option("--replay", default="", help="Only this sequence (what a report ends with, or a file with it).")
 @click.option("--c", "as_c", is_flag=True, help="With --replay: print the sequence as a C program instead.")
 @click.option("--mutant", default="", help="Break the model first: a name, or `all`; how many operations find it.")
