@@ -122,6 +122,17 @@ def test_what_ended_before_a_death_keeps_its_exit_code(boots: Script) -> None:
     assert go(alone("conform"), several("R25-zero", "b")) == 1
 
 
+def test_a_mismatch_wins_over_what_could_not_be_done(boots: Script) -> None:
+    boots((["ended a"], died(PANIC, 1)), (["ended c"], lived(0)))
+    assert go(alone("conform"), several("a", "b", "c")) == 1
+    boots(*[([], died(PANIC, 1))], *[([], died(PANIC))] * (DEATHS + 1))
+    assert go(alone("conform"), several(*"abcdef")) == 1
+    boots(([], lived(2, 1, 0)))
+    assert go(*map(alone, "abc")) == 1
+    boots(([], lived(2, -9, 0)))
+    assert go(*map(alone, "abc")) == -9
+
+
 def test_a_death_after_the_last_part_is_none_of_its_parts(boots: Script, capsys: pytest.CaptureFixture[str]) -> None:
     boots((["ended a", "ended b"], died(PANIC)))
     assert go(several("a", "b")) == EXIT_BOUND

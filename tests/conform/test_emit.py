@@ -16,7 +16,7 @@ from userfault.cli import cli
 from userfault.conform.needs import NEEDS, missing
 from userfault.conform.races.emit import emit
 from userfault.conform.races.lower import lower
-from userfault.kernel.race import defines, operations, pieces
+from userfault.kernel.race import crowded, defines, operations, pieces
 from userfault.litmus import load
 
 # Between them: every shape of initial state, address space, operation and final look.
@@ -51,7 +51,8 @@ def test_it_compiles_runs_and_shows_what_the_author_expects(
     for need in lower(test).needs:
         if problem := missing(need):
             cannot_run(problem, NEEDS[need].remedy)
-    done = subprocess.run([program, "20"], capture_output=True, text=True, timeout=60)
+    # The program has a limit of its own, which grows with the load.
+    done = subprocess.run([program, "20"], capture_output=True, text=True, timeout=60 * crowded())
     assert done.returncode == 0, done.stdout
     assert done.stdout.startswith(f"Test {name} Required\nHistogram (")
     assert f"Observation {name} Always 20 0" in done.stdout

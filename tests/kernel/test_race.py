@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from userfault.kernel.errors import KernelError
-from userfault.kernel.race import MAX_THREADS, Op, Race, operations, run_race
+from userfault.kernel.race import MAX_THREADS, Op, Race, crowded, operations, run_race
 from userfault.native import library
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the native core is not built: apt-get install gcc libc6-dev")
@@ -68,6 +68,13 @@ def test_a_round_that_does_not_end_is_killed_and_said() -> None:
     seen = run_race(Race((ONE,), threads, ((),), 1), 5, patience=0.3)
     assert seen.hangs == ((0, 1),)
     assert seen.rounds == 0
+
+
+def test_a_round_has_more_time_where_more_wants_to_run_than_there_are_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for load, times in ((0.5, 1.0), (2.0, 1.0), (8.0, 4.0)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert crowded() == times
 
 
 def test_no_process_is_left_behind(children: Callable[[], set[str]]) -> None:

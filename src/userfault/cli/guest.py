@@ -20,7 +20,7 @@ from .parameters import duration
 if TYPE_CHECKING:
     from ..kernel.guest import Ended
 
-EXIT_ENVIRONMENT, EXIT_BOUND = 2, 3
+EXIT_MISMATCH, EXIT_ENVIRONMENT, EXIT_BOUND = 1, 2, 3
 OWN = {"kernel", "modules", "guest_timeout", "silence", "accelerator", "cpus"}
 DEATHS = 3
 """So many deaths in a row, with nothing done between them, and no guest is booted again."""
@@ -28,6 +28,11 @@ DEATHS = 3
 
 def nothing(line: str) -> str:
     return ""
+
+
+def worst_of(*codes: int) -> int:
+    """The exit code of several commands: a mismatch, whatever else could not be done; else the one furthest from 0."""
+    return max(codes, key=lambda code: (code == EXIT_MISMATCH, abs(code)))
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Guest:
     cpus: int = 1
 
     def run(self, stages: Sequence[Stage], show: Callable[[str], None] = click.echo, as_json: bool = False) -> int:
-        """Run the commands there, each line that they print to `show`. The exit code of the worst of them.
+        """Run the commands there, each line that they print to `show`. The exit code of the worst of them (worst_of).
 
         A guest that dies, or says nothing for too long, did so in the part that it had come to. That is said, and another one does
         what is left. It counts as EXIT_BOUND, unless it is known that kernels die of it (conform/panics.py).
@@ -79,7 +84,7 @@ class Guest:
                 return EXIT_ENVIRONMENT
             for (stage, parts), code in zip(left, ended.statuses, strict=False):
                 if stage.judges or not done.issuperset(parts):
-                    worst = max(worst, code, key=abs)
+                    worst = worst_of(worst, code)
             left = left[len(ended.statuses) :]
             if not ended.why:
                 break
@@ -91,12 +96,12 @@ class Guest:
                 ]
                 if others:
                     left.insert(0, (stage, tuple(others)))
-            worst = max(worst, self.tell(part, ended, as_json), key=abs)
+            worst = worst_of(worst, self.tell(part, ended, as_json))
             in_vain = 0 if done else in_vain + 1
             if left and (ended.timed_out or in_vain == DEATHS):
                 undone = ", ".join(each for _, parts in left for each in parts)
                 click.echo(f"userfault: not done: {undone}", err=True)
-                return max(worst, EXIT_BOUND, key=abs)
+                return worst_of(worst, EXIT_BOUND)
         return worst
 
     def boot(

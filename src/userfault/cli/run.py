@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .guest import EXIT_ENVIRONMENT, Guest, Stage, given, guest_options, row_of
+from .guest import EXIT_ENVIRONMENT, EXIT_MISMATCH, Guest, Stage, given, guest_options, row_of, worst_of
 from .parameters import duration
 
 if TYPE_CHECKING:
     from ..conform.races.run import Run
 
-EXIT_MISMATCH, EXIT_USAGE, EXIT_BOUND = 1, 2, 3
+EXIT_USAGE, EXIT_BOUND = 2, 3
 
 
 def inside(guest: Guest, context: click.Context) -> int:
@@ -70,7 +70,7 @@ def raced_there(
         return EXIT_USAGE
     if not as_json and (done or code != EXIT_ENVIRONMENT):
         conclude(done)
-    return max(code, exit_code(done, bool(tests)), key=abs)
+    return worst_of(code, exit_code(done, bool(tests)))
 
 
 def show(outcome: Run, as_json: bool, named: bool) -> None:

@@ -178,8 +178,8 @@ def run_race(
     """Run a race `rounds` times, or for `seconds` if that is over first (0: no limit).
 
     pin: bind each thread to a CPU; else a busy scheduler may run them one after the other, on one. patience: seconds after
-    which a round that does not end is given up: the race is killed, and `hangs` says where its threads stood. seed: of the
-    delays.
+    which a round that does not end is given up: the race is killed, and `hangs` says where its threads stood; more where more
+    threads want to run than there are CPUs (crowded). seed: of the delays.
     Raises KernelError where the native core is missing or the race is too large.
     """
     lib = _library()
@@ -217,6 +217,11 @@ def run_race(
     return out
 
 
+def crowded() -> float:
+    """How many times more threads want to run on this machine than there are CPUs, at least 1: a round's turns take that longer."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def _wait(pid: int, results: _Results, patience: float) -> bool:
     """Wait for the end; False if a round took longer than `patience` and everything was killed."""
     rounds, since = -1, time.monotonic()
@@ -230,7 +235,7 @@ def _wait(pid: int, results: _Results, patience: float) -> bool:
         while not (done := bool(poll.poll(100))):
             if results.rounds != rounds:
                 rounds, since = results.rounds, time.monotonic()
-            elif time.monotonic() - since > patience:
+            elif time.monotonic() - since > patience * crowded():
                 break
     finally:
         os.close(pidfd)

@@ -25,6 +25,15 @@ static int more_often(const void *a, const void *b)
     return x < y ? 1 : x > y ? -1 : 0;
 }
 
+// How many times more threads want to run than there are CPUs, at least 1: a round waits for each of them to have its turn.
+static double crowded(void)
+{
+    double load = 0;
+    getloadavg(&load, 1);
+    load /= (double)sysconf(_SC_NPROCESSORS_ONLN);
+    return load > 1 ? load : 1;
+}
+
 // The rounds in a process of their own, and then what litmus7 would print. 1: what the condition rules out was seen.
 static UNUSED int run_and_report(const struct test *given, int64_t rounds)
 {
@@ -41,13 +50,14 @@ static UNUSED int run_and_report(const struct test *given, int64_t rounds)
     }
     if (pid < 0) return perror("fork"), 2;
     int64_t before = -1;
-    int same = 0;
+    int same = 0, given_up = 0;
     while (!waitpid(pid, 0, WNOHANG)) {
         usleep(100000);
         same = shared->rounds == before ? same + 1 : 0;
         before = shared->rounds;
-        if (same < 100) continue;
-        printf("Round %lld did not end within 10 s:", (long long)before + 1);
+        given_up = same >= 100 * crowded();
+        if (!given_up) continue;
+        printf("Round %lld did not end within %d s:", (long long)before + 1, same / 10);
         for (int t = 0; t < given->threads; t++)
             if (shared->at[t]) printf(" P%d in its operation %d", t, (int)shared->at[t]);
         printf("\n");
@@ -79,5 +89,5 @@ static UNUSED int run_and_report(const struct test *given, int64_t rounds)
                ok ? "" : "NOT ", given->name, !positive ? "Never" : negative ? "Sometimes" : "Always", (long long)positive,
                (long long)negative);
     printf("Time %s %.2f\n", given->name, (double)shared->ns / 1e9);
-    return !ok && strcmp(given->quantifier, "exists") ? 1 : shared->ended < 0 || same >= 100 ? 3 : 0;
+    return !ok && strcmp(given->quantifier, "exists") ? 1 : shared->ended < 0 || given_up ? 3 : 0;
 }
