@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import select
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -120,6 +124,38 @@ def test_without_qemu_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(KernelError, match="apt-get install"):
         guest.run(tmp_path / "vmlinuz", [["--version"]])
+
+
+# The root takes seconds to write, and nobody boots here.
+BOOTS = """
+from userfault.kernel import initramfs
+initramfs.write = lambda *arguments: None
+from userfault.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_guest_ends_with_whoever_booted_it(how: signal.Signals, tmp_path: Path) -> None:
+    qemu, temporary, alive = (tmp_path / name for name in ("qemu-system-x86_64", "tmp", "alive"))
+    os.mkfifo(alive)
+    qemu.write_text(f"#!/bin/sh\nexec 3>{alive}\necho up >&3\nexec sleep 60\n")
+    qemu.chmod(0o755)
+    temporary.mkdir()
+    booting = subprocess.Popen(
+        [sys.executable, "-c", BOOTS, "conform", "--kernel", str(qemu), "--accelerator", "tcg"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(temporary)},
+        stderr=subprocess.DEVNULL,
+    )
+    with open(os.open(alive, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as pipe:
+        assert select.select([pipe], [], [], 20)[0]
+        assert pipe.readline() == b"up\n"
+        booting.send_signal(how)
+        code = booting.wait(20)
+        # What stands for qemu holds the other end of the pipe.
+        assert select.select([pipe], [], [], 20)[0] and pipe.read() == b""
+    assert code == (130 if how == signal.SIGTERM else -how)
+    assert how == signal.SIGKILL or list(temporary.iterdir()) == []
 
 
 def test_a_command_runs_in_another_kernel(cannot_run: Callable[[str, str], NoReturn]) -> None:

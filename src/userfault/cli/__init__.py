@@ -7,6 +7,7 @@ import errno
 import gc
 import importlib
 import os
+import signal
 import sys
 
 import click
@@ -78,4 +79,6 @@ def main() -> None:
     gc.set_threshold(300_000, 50, 50)
     # At the end, too: the interpreter collects before it leaves, object by object, what the process gives back at once.
     atexit.register(gc.freeze)
+    # As Ctrl-C: what was borrowed is put back, and whoever was started ends.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cli(prog_name="userfault")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 
 import click
@@ -32,7 +31,6 @@ def serve(what: str, listen: str, writable: bool) -> None:
     from ..paging.sources import open_source
     from ..paging.tcp import PageServer
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         source = open_source(what, writable=writable)
         with PageServer.listen(source, listen, writable=writable) as server:

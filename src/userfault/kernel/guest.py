@@ -18,10 +18,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from . import initramfs
 from .errors import KernelError
+from .workers import end_with
 
 MODULES = ("zram", "lzo-rle", "brd")
 """What a guest may lack: a block device in memory, to swap to (up to v6.11, zram compresses by the crypto API's modules)."""
@@ -241,7 +243,13 @@ def _boot(
         each.write_bytes(b"")
     with open(directory / "qemu", "w+") as complaints:
         started = heard = time.monotonic()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=complaints, stderr=complaints)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=complaints,
+            stderr=complaints,
+            preexec_fn=partial(end_with, os.getpid()),
+        )
         boot_s, why, timed_out = 0.0, "", False
         try:
             while True:

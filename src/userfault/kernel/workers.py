@@ -35,9 +35,14 @@ def workers(count: int, initializer: Callable[[], object] | None = None) -> Iter
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(parent: int, initializer: Callable[[], object] | None) -> None:
+def end_with(parent: int) -> None:
+    """Called in a child: it is killed when the process `parent`, or the thread of it that forked, ends."""
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _begin(parent: int, initializer: Callable[[], object] | None) -> None:
+    end_with(parent)
     if initializer:
         initializer()
