@@ -164,7 +164,7 @@ class Builder:
         return self.pages[name]
 
     def flags(self, each: Vma) -> int:
-        flags = int(vm.READ) if "readonly" in each.flags else int(vm.WRITE)
+        flags = int(vm.READ) if "readonly" in each.flags else int(vm.READ | vm.WRITE)
         for name, flag in FLAGS.items():
             if name in each.flags:
                 flags |= int(flag)

@@ -102,8 +102,8 @@ def _range(
     )
 
 
-def _advice(doc: str, advice: int, need: Need | None = None) -> OperationKind:
-    return _range(doc, lambda mm, at, n: (madvise.sys_madvise, (mm, at, n, int(advice))), need)
+def _advice(doc: str, advice: int, need: Need | None = None, eras: tuple[str, ...] = ("v6.18",)) -> OperationKind:
+    return _range(doc, lambda mm, at, n: (madvise.sys_madvise, (mm, at, n, int(advice))), need, eras)
 
 
 def _mremap(mm: mm_struct, args: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -175,6 +175,9 @@ OPERATIONS: dict[str, OperationKind] = {
         eras=("v6.8", "v6.18"),
     ),
     "pageout": _advice("MADV_PAGEOUT", MADV.PAGEOUT, Need(swap_slots=1)),
+    "free": _advice("MADV_FREE", MADV.FREE, Need(), eras=("v6.8", "v6.18")),
+    "populate": _advice("MADV_POPULATE_WRITE", MADV.POPULATE_WRITE, FAULT, eras=("v6.8", "v6.18")),
+    "populateread": _advice("MADV_POPULATE_READ", MADV.POPULATE_READ, FAULT, eras=("v6.8", "v6.18")),
     "guard": _advice("MADV_GUARD_INSTALL", MADV.GUARD_INSTALL),
     "unguard": _advice("MADV_GUARD_REMOVE", MADV.GUARD_REMOVE),
     "look": OperationKind(
@@ -299,9 +302,7 @@ class KernelOperation:
 KERNEL_OPERATIONS: dict[str, KernelOperation] = {
     "wake": KernelOperation(RANGE, "UFFDIO_WAKE: START [LENGTH]"),
     "event": KernelOperation((), "read an event of the userfaultfd: 19 fork, 20 remap, 21 remove, 22 unmap"),
-    "free": KernelOperation(RANGE, "MADV_FREE: START [LENGTH]"),
     "cold": KernelOperation(RANGE, "MADV_COLD: START [LENGTH]"),
-    "populate": KernelOperation(RANGE, "MADV_POPULATE_WRITE: START [LENGTH]"),
     "lock": KernelOperation(RANGE, "mlock2(MLOCK_ONFAULT): START [LENGTH]"),
     "unlock": KernelOperation(RANGE, "munlock: START [LENGTH]"),
     "vmread": KernelOperation(("addr",), "process_vm_readv of the own process: a pin, a read, unpin"),

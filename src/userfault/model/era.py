@@ -63,6 +63,8 @@ class Era:
     """move_pages takes an attempt's -EAGAIN for its errno, and a later attempt's success does not clear it (v6.18 to v7.1: F-10)."""
     collapse_takes_read_only: bool = False
     """khugepaged puts pages together of which none is writable (v6.18; v6.8 asks for one that is)."""
+    lazyfree_is_kept_busy: bool = False
+    """A page that may be freed lazily and that somebody refers to stays one for the next reclaim (v6.18, not v6.8)."""
     move_split_is_busy: bool = False
     """UFFDIO_MOVE answers EBUSY for a huge page that can't be split, where it tried again for ever (seen on v6.18.44; the
     sources of v6.18.35 and v7.2.13 try again, and so did 6.18.15, 7.1.13 and 7.2.13: F-11)."""
@@ -169,6 +171,7 @@ V6_18 = replace(
     move_keeps_eagain=True,
     collapse_takes_read_only=True,
     move_split_is_busy=True,
+    lazyfree_is_kept_busy=True,
     move_keeps_clean=True,
     huge_zero_page_is_replaced=True,
     split_maps_zero_page=True,

@@ -10,7 +10,7 @@ from .era import era
 from .errno import EFAULT, ENOMEM
 from .huge_split import wait_split_huge_page
 from .lang import atomic, check, ghost, raw
-from .locks import down_read, spin_lock, spin_unlock, up_read
+from .locks import down_read, lock_page, spin_lock, spin_unlock, unlock_page, up_read
 from .machine import config, this_cpu
 from .memory import handle_mm_fault
 from .mm_types import VM_FAULT_OOM, PmdKind, PteKind, mm_struct, page, pmd_slot, pmd_t, vm, vm_area_struct
@@ -129,6 +129,17 @@ def unpin_user_page(p: page) -> None:
         gup_put_folio(p, 1)
     else:
         put_compound_page(p)
+
+
+@modelled("mm/gup.c", versions="v5.6 .. v6.18 (v3.10: set_page_dirty_lock, put_page)", section="C.18", steps=3)
+def unpin_user_pages_dirty_lock(p: page) -> None:
+    """The same for a page that was written: only the page says so, its entry does not."""
+    head = compound_head(p)
+    if not head.dirty:
+        lock_page(head)
+        head.dirty = True
+        unlock_page(head)
+    unpin_user_page(p)
 
 
 # -- the fast way -----------------------------------------------------------------------------------------------------
@@ -367,7 +378,7 @@ def write_pinned(value: int) -> None:
         p = taken()
         p.data = value
         pin_is_over(p)
-        unpin_user_page(p)
+        unpin_user_pages_dirty_lock(p)
 
 
 def pin_and_write(mm: mm_struct, addr: int, value: int) -> int:

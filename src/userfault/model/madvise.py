@@ -7,8 +7,8 @@ import enum
 from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
-from .errno import EAGAIN, EFAULT, EHWPOISON, EINVAL, ENOMEM
-from .events import handle_userfault, userfaultfd_remove
+from .errno import EAGAIN, EINVAL, ENOMEM
+from .events import userfaultfd_remove
 from .ghost import walk_put_back
 from .huge_split import split_folio
 from .khugepaged import madvise_collapse
@@ -25,11 +25,8 @@ from .locks import (
     up_write,
 )
 from .machine import config
-from .memory import handle_mm_fault, pte_alloc, pte_alloc_fails, tlb_finish_mmu, zap_page_range
+from .memory import pte_alloc, pte_alloc_fails, tlb_finish_mmu, zap_page_range
 from .mm_types import (
-    VM_FAULT_HWPOISON,
-    VM_FAULT_OOM,
-    VM_FAULT_USERFAULT,
     PmdKind,
     PteKind,
     mm_struct,
@@ -39,7 +36,7 @@ from .mm_types import (
     vm,
     vm_area_struct,
 )
-from .mmap import find_vma
+from .mmap import find_vma, vma_at_or_after
 from .page_flags import folio_mapcount
 from .pgtable import (
     flush_tlb_batched_pending,
@@ -53,6 +50,7 @@ from .pgtable import (
     set_pte,
     table_is_gone,
 )
+from .populate import madvise_populate, populate_vmas
 from .pt_reclaim import free_emptied_tables
 from .slab import atomic_read, get_page, hpage_nr, hpage_size, put_page
 from .swap import free_swap_and_cache, try_to_free_swap
@@ -192,89 +190,6 @@ def process_madvise(
     return length if length > 0 else err
 
 
-@modelled(
-    "mm/madvise.c, mm/gup.c",
-    function="madvise_populate, faultin_page_range",
-    versions="v5.14 .. v6.18",
-    section="C.1",
-    steps=3,
-)
-def madvise_populate(mm: mm_struct, start: int, end: int, write: bool) -> int:
-    """Fault every page of the range in. 0; -ENOMEM: not mapped; -EINVAL: not for this access; -EFAULT: a signal; -EHWPOISON."""
-    for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
-        addr = number << config.PAGE_SHIFT
-        down_read(mm.mmap_sem)
-        vma = find_vma(mm, addr)
-        err = 0
-        if vma is None:
-            err = -ENOMEM
-        elif not vma.vm_flags & (vm.WRITE if write else vm.READ):
-            err = -EINVAL
-        else:
-            err = populate_one(mm, vma, addr, write)
-        up_read(mm.mmap_sem)
-        if err != 0:
-            return err
-    return 0
-
-
-@modelled(
-    "mm/madvise.c", function="madvise_walk_vmas, madvise_populate", versions="v5.14 .. v6.1", section="C.1", steps=3
-)
-def populate_vmas(mm: mm_struct, start: int, end: int, write: bool) -> int:
-    """The same, VMA by VMA: also what lies behind a hole is faulted in."""
-    at = start
-    hole = False
-    while at < end:
-        vma = vma_at_or_after(mm, at)
-        if vma is None or vma.vm_start >= end:
-            hole = True
-            break
-        if vma.vm_start > at:
-            hole = True
-            at = vma.vm_start
-        last = min(end, vma.vm_end)
-        err = madvise_populate(mm, at, last, write)
-        if err != 0:
-            return err
-        at = last
-    return -ENOMEM if hole else 0
-
-
-def populate_one(mm: mm_struct, vma: vm_area_struct, addr: int, write: bool) -> int:
-    """Faults until the page can be accessed, or no more can be done."""
-    while not is_populated(mm, addr, write):
-        result = handle_mm_fault(vma, addr, write)
-        if config.EVENTS and result == VM_FAULT_USERFAULT:
-            up_read(mm.mmap_sem)
-            resolved = handle_userfault(vma, addr, write)
-            down_read(mm.mmap_sem)
-            if resolved:
-                continue
-        if result == VM_FAULT_HWPOISON:
-            return -EHWPOISON
-        if result == VM_FAULT_OOM:
-            return -ENOMEM
-        if result != 0:
-            return -EFAULT
-    if write and pmd_offset(mm, addr).pmd.kind == PmdKind.TABLE:
-        pte = pte_offset(pmd_offset(mm, addr).pmd.table, addr).pte
-        if pte.kind == PteKind.PRESENT and not pte.special and not pte.dirty and not pte.page.compound:
-            # follow_page_pte, for whoever writes by another way than this PTE.
-            pte.page.dirty = True
-    return 0
-
-
-def is_populated(mm: mm_struct, addr: int, write: bool) -> bool:
-    pmd = pmd_offset(mm, addr).pmd
-    if pmd.kind == PmdKind.HUGE:
-        return pmd.write or not write
-    if pmd.kind != PmdKind.TABLE:
-        return False
-    pte = pte_offset(pmd.table, addr).pte
-    return pte.kind == PteKind.PRESENT and (pte.write or not write)
-
-
 def takes_write_lock(advice: int) -> bool:
     """Does the advice change VMAs? The others work under mmap_sem for reading, since v6.17 some under the VMA's lock."""
     return advice in (
@@ -296,14 +211,6 @@ def forgets(advice: int) -> bool:
 def gathers(advice: int) -> bool:
     """What is flushed once, at the end, and needs only the lock of the VMA (since v6.16)."""
     return forgets(advice) or advice == MADV.FREE
-
-
-def vma_at_or_after(mm: mm_struct, addr: int) -> vm_area_struct | None:
-    """find_vma: the first VMA that ends above the address."""
-    for vma in mm.mmap:
-        if vma.vm_end > addr:
-            return vma
-    return None
 
 
 @modelled("mm/madvise.c", versions="v3.10 .. v6.18", section="C.4", steps=3)

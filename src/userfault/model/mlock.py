@@ -6,9 +6,9 @@ from .catalogue import modelled
 from .errno import EAGAIN, EFAULT, EINVAL, ENOMEM
 from .locks import down_read, down_write, up_read
 from .machine import config
-from .madvise import populate_one, vma_at_or_after
 from .mm_types import mm_struct, vm, vm_area_struct
-from .mmap import find_vma
+from .mmap import find_vma, vma_at_or_after
+from .populate import populate_one
 from .vma import vma_modify
 from .vma_lock import mmap_write_unlock, vma_start_write
 

@@ -25,6 +25,14 @@ def find_vma(mm: mm_struct, addr: int) -> vm_area_struct | None:
     return None
 
 
+def vma_at_or_after(mm: mm_struct, addr: int) -> vm_area_struct | None:
+    """The kernel's find_vma: the first VMA that ends above the address."""
+    for vma in mm.mmap:
+        if vma.vm_end > addr:
+            return vma
+    return None
+
+
 def do_mmap(mm: mm_struct, start: int, length: int, flags: int, pgoff: int) -> vm_area_struct:
     """An anonymous VMA at [start, start + length), to set up a machine: not raced, so without its steps."""
     vma = vm_area_alloc()

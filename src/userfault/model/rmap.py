@@ -317,11 +317,16 @@ def try_to_unmap_one(p: page, vma: vm_area_struct, addr: int, migration: bool, s
     if pte.dirty:
         compound_head(p).dirty = True
     if p.lazyfree and not migration:
-        kept = p.dirty or atomic_read(p.refcount) != 1 + atomic_read(p.mapcount)
+        # In this order: who wrote by a reference says so before it lets the page go.
+        refs = atomic_read(p.refcount)
+        maps = atomic_read(p.mapcount)
+        dirty = p.dirty
+        kept = dirty or refs != 1 + maps
         if kept:
-            # Written since, or in use: it is worth keeping, and a written one is like any other again.
-            p.lazyfree = not p.dirty
             set_pte(ptep, pte)
+            # Written since, or in use: it is worth keeping, and a written one is like any other again.
+            if dirty or not era.lazyfree_is_kept_busy:
+                p.lazyfree = False
             walk_put_back(p)
         else:
             page_remove_rmap(p)

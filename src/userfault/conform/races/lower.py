@@ -391,6 +391,7 @@ KINDS: dict[str, Kind] = {
     "guard": Kind(_range_op("advise", Advice.GUARD_INSTALL), needs=("guard",)),
     "unguard": Kind(_range_op("advise", Advice.GUARD_REMOVE), needs=("guard",)),
     "populate": Kind(_range_op("advise", Advice.POPULATE_WRITE)),
+    "populateread": Kind(_range_op("advise", Advice.POPULATE_READ)),
     "fork": Kind(_fork),
     "vmread": Kind(_page_op("vmread")),
     "vmwrite": Kind(_value_op("vmwrite")),
