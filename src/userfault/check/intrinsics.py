@@ -52,6 +52,8 @@ def intrinsic(body: Body, name: str, args: list[Sym], node: ast.AST) -> Sym:
         assert isinstance(args[0], Py)
         body.emit(Op.REACH, base=SITUATIONS(str(args[0].obj)))
         return Py(None)
+    if name == "touched":
+        return Py(None)
     if name == "choose":
         assert isinstance(args[0], Val | Py)
         count = body.convert(args[0], INT, node)

@@ -13,12 +13,13 @@ from ..model import events
 from ..model import fs_userfaultfd as uffd
 from ..model import machine as machines
 from ..model.fork import sys_fork
-from ..model.lang import check
+from ..model.lang import TOUCHED, check
 from ..model.mm_types import (
     PmdKind,
     PteKind,
     mm_struct,
     page,
+    page_table,
     pmd_t,
     pte_slot,
     stable_node,
@@ -59,6 +60,8 @@ SHOWN = tuple(
     )
 )
 """What smaps calls VM_FLAGS."""
+LAZY = 4
+"""Where an area has its pages that are lazily freed."""
 NONE, PRESENT, SWAP = PteKind.NONE, PteKind.PRESENT, PteKind.SWAP
 MARKERS = {
     PteKind.WP_MARKER: w.S | w.SWAPPED | w.W,
@@ -173,6 +176,10 @@ class World:
         self.running = -1
         self._hash_page = hash_page
         self._hashes: dict[bytes, int] = {}
+        self._filled: dict[page_table, list[tuple[int, int, pte_slot]]] = {}
+        """What each page table holds, until somebody takes its lock: see runs()."""
+        self._mapped: Sequence[object] = ()
+        self._last: list[State] = []
 
     def mm_of(self, process: int) -> mm_struct:
         """The address space of a process."""
@@ -260,17 +267,36 @@ class World:
         begin = self._observed * self._slice % self.window.pages
         looked = range(begin, min(begin + self._slice, self.window.pages))
         self._observed += 1
-        out: list[State] = []
-        seen: dict[object, int] = {}
-        for process, mm in enumerate(self.processes):
-            if mm is not None:
-                out.append(self._observe(process, mm, seen, len(out) * self.window.pages + 1, looked))
-        return out
+        alive = [(process, mm) for process, mm in enumerate(self.processes) if mm is not None]
+        mapped = [
+            (process, [(vma.vm_start, vma.vm_end, vma.vm_flags, vma.ctx) for vma in mm.mmap]) for process, mm in alive
+        ]
+        if TOUCHED or mapped != self._mapped:
+            self._forget()
+            seen: dict[object, int] = {}
+            self._last = [
+                self._observe(process, mm, seen, at * self.window.pages + 1) for at, (process, mm) in enumerate(alive)
+            ]
+            self._mapped = mapped
+            # A page that was freed lazily and is written needs no lock to be an ordinary one.
+            if not any(area[LAZY] for state in self._last for area in state.areas):
+                TOUCHED.clear()
+        return [
+            state._replace(contents=self._contents(mm, looked))
+            for state, (_, mm) in zip(self._last, alive, strict=True)
+        ]
 
-    def _observe(self, process: int, mm: mm_struct, seen: dict[object, int], offset: int, looked: range) -> State:
+    def _forget(self) -> None:
+        """What is known of page tables whose locks were taken; of all where it was a PMD's, under which tables come and go."""
+        for lock in TOUCHED:
+            if lock.within is None:
+                self._filled.clear()
+                return
+            self._filled.pop(lock.within, None)
+
+    def _observe(self, process: int, mm: mm_struct, seen: dict[object, int], offset: int) -> State:
         first, pages = self.window.first, self.window.pages
         words = array("Q", bytes(8 * pages))
-        contents = array("Q", bytes(8 * pages))
         vmas, areas = [], []
         for vma in mm.mmap:
             start, end = (vma.vm_start >> 12) - first, (vma.vm_end >> 12) - first
@@ -278,18 +304,13 @@ class World:
             shown = (1 if flags & READ else 0) | (2 if flags & WRITE else 0) | (4 if flags & EXEC else 0)
             vmas.append((start, end, shown))
             common = w.WPALLOWED if flags & UFFD_WP and vma.ctx is not None and vma.ctx.wp_async else 0
-            at, end = max(start, 0), min(end, pages)
             rss = swap = huge = lazy = 0
-            while at < end:
-                number = first + at
-                until = min(end, at + HUGE_PAGES - number % HUGE_PAGES)
-                pmd = mm.pmd[number // HUGE_PAGES].pmd
+            for pmd, part, at, until in self._parts(mm, max(start, 0), min(end, pages)):
                 if pmd.kind == PmdKind.TABLE:
-                    slots = pmd.table.pte[number % HUGE_PAGES : number % HUGE_PAGES + until - at]
-                    found = self._observe_table(slots, common, at, offset, seen, words)
+                    found = self._observe_table(pmd.table, part, common, at, until, offset, seen, words)
                     rss, swap, lazy = rss + found[0], swap + found[1], lazy + found[2]
                 elif pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.HUGE_ZERO:
-                    self._observe_huge(pmd, number % HUGE_PAGES, common, at, until, offset, seen, words)
+                    self._observe_huge(pmd, part, common, at, until, offset, seen, words)
                     if pmd.kind == PmdKind.HUGE:
                         rss, huge = rss + until - at, huge + until - at
                 elif flags & UFFD_WP and self.quirks.holes_are_written:
@@ -297,55 +318,77 @@ class World:
                     words[at:until] = array("Q", (common | w.WRITTEN,)) * (until - at)
                 elif common:
                     words[at:until] = array("Q", (common,)) * (until - at)
-                for place in range(max(at, looked.start), min(until, looked.stop)):
-                    # 1 stands for what the process may not read.
-                    contents[place] = self._content(pmd, (first + place) % HUGE_PAGES, flags & ACCESS != 0)
-                at = until
             locked = locked_kilobytes(mm, vma) if flags & LOCKED else 0
             if not self.quirks.shows_lock_on_fault:
                 flags &= ~int(vm.LOCKONFAULT)
             areas.append((shown_flags(flags), rss, swap, huge, lazy, locked))
         if self._compared != w.ALL:
             words = array("Q", (word & self._compared for word in words))
-        return State(process, tuple(vmas), words, contents, tuple(areas))
+        return State(process, tuple(vmas), words, array("Q"), tuple(areas))
 
-    def _content(self, pmd: pmd_t, at: int, readable: bool) -> int:
-        """The word that stands for the contents of a page below a PMD."""
-        if pmd.kind == PmdKind.TABLE:
-            pte = pmd.table.pte[at].pte
-            if pte.kind != PteKind.PRESENT:
-                return 0
-            p = None if pte.special else pte.page
-        elif pmd.kind == PmdKind.NONE:
-            return 0
-        else:
-            p = None if pmd.kind == PmdKind.HUGE_ZERO else machines.machine.pages[pmd.page.pfn + at]
-        return self.content(p) if readable else 1
+    def _parts(self, mm: mm_struct, at: int, end: int) -> Iterator[tuple[pmd_t, int, int, int]]:
+        """The PMDs of a range of the window's pages: each with the first of its pages there, and which of the window's those are."""
+        while at < end:
+            part = (self.window.first + at) % HUGE_PAGES
+            until = min(end, at + HUGE_PAGES - part)
+            yield mm.pmd[(self.window.first + at) // HUGE_PAGES].pmd, part, at, until
+            at = until
+
+    def _contents(self, mm: mm_struct, looked: range) -> array[int]:
+        """The words that stand for the contents of pages."""
+        out = array("Q", bytes(8 * self.window.pages))
+        first = self.window.first
+        for vma in mm.mmap:
+            start, end = max((vma.vm_start >> 12) - first, looked.start), min((vma.vm_end >> 12) - first, looked.stop)
+            readable = vma.vm_flags & ACCESS != 0
+            for pmd, part, at, until in self._parts(mm, start, end):
+                if pmd.kind == PmdKind.TABLE:
+                    for place, slot in enumerate(pmd.table.pte[part : part + until - at], at):
+                        pte = slot.pte
+                        if pte.kind is PRESENT:
+                            # 1 stands for what the process may not read.
+                            out[place] = 1 if not readable else 0 if pte.special else self.content(pte.page)
+                elif pmd.kind != PmdKind.NONE and not readable:
+                    out[at:until] = array("Q", (1,)) * (until - at)
+                elif pmd.kind == PmdKind.HUGE:
+                    pages = machines.machine.pages[pmd.page.pfn + part : pmd.page.pfn + part + until - at]
+                    out[at:until] = array("Q", [self.content(each) if each.data else 0 for each in pages])
+        return out
 
     def _observe_table(
         self,
-        slots: list[pte_slot],
+        table: page_table,
+        part: int,
         common: int,
         at: int,
+        until: int,
         offset: int,
         seen: dict[object, int],
         words: array[int],
     ) -> tuple[int, int, int]:
-        """The words of small pages from `at` on; how many are resident, swapped out, lazily freed."""
+        """The words of a page table's pages from its `part` on; how many are resident, swapped out, lazily freed."""
         rss = swap = lazy = 0
         pool = machines.machine.pages
         # A hole below a page table counts as written.
         hole = common | (w.WRITTEN if self.quirks.holes_are_written else 0)
         anon = common | self._anon
-        for place, slot in enumerate(slots, at):
+        if hole:
+            words[at:until] = array("Q", (hole,)) * (until - at)
+        filled = self._filled.get(table)
+        if filled is None:
+            filled = self._filled[table] = runs(table)
+        shift = at - part
+        for begin, end, slot in filled:
+            place, stop = max(begin + shift, at), min(end + shift, until)
+            if place >= stop:
+                continue
             pte = slot.pte
             kind = pte.kind
-            if kind is NONE:
-                words[place] = hole
-            elif kind is PRESENT:
+            if kind is PRESENT:
                 word = PROTECTED if pte.uffd_wp else UNPROTECTED
                 if pte.special:
-                    words[place] = common | word | ZERO_PAGE | seen.setdefault(ZERO_KEY, offset + place) << w.CLASS_AT
+                    word |= common | ZERO_PAGE | seen.setdefault(ZERO_KEY, offset + place) << w.CLASS_AT
+                    words[place:stop] = array("Q", (word,)) * (stop - place)
                     continue
                 p = pte.page
                 rss += 1
@@ -414,6 +457,22 @@ class World:
             words[at] ^= w.HEAD | w.TAIL
             if pmd.kind == PmdKind.HUGE and pmd.page.anon_exclusive:
                 words[at] |= w.AE
+
+
+def runs(table: page_table) -> list[tuple[int, int, pte_slot]]:
+    """What a page table holds: first place, end and first entry of each run of zero pages that show the same, or of one other entry."""
+    out: list[tuple[int, int, pte_slot]] = []
+    begin, first = 0, table.pte[0]
+    for place, slot in enumerate(table.pte):
+        pte = slot.pte
+        if pte.kind is NONE:
+            continue
+        if out and pte.special and out[-1][1] == place and first.pte.special and first.pte.uffd_wp == pte.uffd_wp:
+            out[-1] = begin, place + 1, first
+        else:
+            begin, first = place, slot
+            out.append((begin, place + 1, first))
+    return out
 
 
 def shown_flags(flags: int) -> int:

@@ -126,6 +126,16 @@ def reached(sometimes: str) -> None:
     """The situation named was reached: guards a passing test against passing for nothing."""
 
 
+TOUCHED: set[Any] = set()
+"""The locks that a sequential run has taken since this was emptied."""
+
+
+@intrinsic("touched")
+def touched(lock: Any) -> None:
+    """What this lock protects may change now: for whoever looks at a sequential run after each operation."""
+    TOUCHED.add(lock)
+
+
 @intrinsic("exhausted")
 def exhausted(what: str) -> None:
     """A pool of the checked configuration is empty: the verdict is "bound", never "holds".

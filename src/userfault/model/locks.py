@@ -7,7 +7,7 @@ writer, so a reader that would deadlock behind one is missed) and spurious failu
 
 from __future__ import annotations
 
-from .lang import atomic, check, ghost, raw, smp_processor_id, wait_until
+from .lang import atomic, check, ghost, raw, smp_processor_id, touched, wait_until
 from .machine import machine, this_cpu
 from .mm_types import LockClass, page, rw_semaphore, spinlock_t
 from .slab import any_reader
@@ -29,9 +29,8 @@ def might_sleep() -> None:
 def lockdep_order(lock_class: LockClass, nested: bool) -> None:
     """A blocking acquisition while something of the same or a higher rank is held is an inversion."""
     here = this_cpu()
-    for other in LockClass:
-        if other > lock_class or (other == lock_class and not nested):
-            check(here.held[other] == 0, "lock_order", "a lock was taken out of the documented order")
+    for other in range(lock_class + 1 if nested else lock_class, len(here.held)):
+        check(here.held[other] == 0, "lock_order", "a lock was taken out of the documented order")
 
 
 @ghost
@@ -63,6 +62,7 @@ def spin_lock(lock: spinlock_t) -> None:
     lockdep_order(lock.lock_class, False)
     lock.owner = smp_processor_id() + 1
     lockdep_acquired(lock.lock_class)
+    touched(lock)
 
 
 @atomic
@@ -73,6 +73,7 @@ def spin_lock_nested(lock: spinlock_t) -> None:
     lockdep_order(lock.lock_class, True)
     lock.owner = smp_processor_id() + 1
     lockdep_acquired(lock.lock_class)
+    touched(lock)
 
 
 @atomic

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Annotated, Any
 
-from .lang import NULL, Range, smp_processor_id, struct
+from .lang import NULL, TOUCHED, Range, smp_processor_id, struct
 from .mm_types import (
     LockClass,
     address_space,
@@ -129,6 +129,7 @@ def boot(
     config.PER_VMA_LOCKS = vma_locks
     config.BATCHED_UNMAP = batched_unmap
     config.EVENTS, config.MONITOR = monitor is not None, monitor
+    TOUCHED.clear()
     fresh = Machine(cpus=[cpu() for _ in range(cpus)], swap_lock=spinlock_t(lock_class=LockClass.SWAP))
     machine.__dict__.update(fresh.__dict__)
     for _ in range(pages):
