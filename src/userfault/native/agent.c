@@ -578,8 +578,13 @@ static void wait_for_reader(void)
 EXPORT uint64_t uf_hash_page(const void *page)
 {
 	const uint64_t *word = page;
-	uint64_t lane[4] = {0, 0, 0, 0};
+	uint64_t lane[4] = {0, 0, 0, 0}, any = 0;
 
+	/* Most of a huge page: no multiplications, and several words at once. */
+	for (int i = 0; i < PAGE / 8; i++)
+		any |= word[i];
+	if (!any)
+		return 0;
 	for (int i = 0; i < PAGE / 8; i += 4)
 		for (int k = 0; k < 4; k++)
 			lane[k] = (lane[k] ^ word[i + k]) * 0x9e3779b97f4a7c15u + (lane[k] >> 29);
