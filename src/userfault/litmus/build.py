@@ -16,6 +16,7 @@ from ..model.huge_memory import do_huge_pmd_anonymous_page
 from ..model.lang import check, reached
 from ..model.locks import check_no_locks_held
 from ..model.machine import config, machine
+from ..model.madvise import madvise_dontneed
 from ..model.memory import do_anonymous_page, pte_alloc
 from ..model.mm_types import (
     PmdKind,
@@ -58,6 +59,7 @@ class Builder:
         self.test, self.era = test, era
         self.mms: dict[str, mm_struct] = {}
         self.pages: dict[str, page] = {}
+        self.places: dict[str, int] = {}
         self.names: dict[int, str] = {}
         self.registers: dict[tuple[int, str], register] = {}
         self.ctxs: dict[str, userfaultfd_ctx] = {}
@@ -195,6 +197,7 @@ class Builder:
                 continue
             if name == "none":
                 continue
+            self.places[name] = addr
             if each.huge:
                 if each.first % 2 or each.last - each.first < 2:
                     raise self.fail(
@@ -228,6 +231,10 @@ class Builder:
             shrink_page(p)
             if cached:
                 put_page(p)
+        elif each.what == "forget":
+            mm, p = self.known_mm(each.names[0], each.at), self.known_page(each.names[1], each.at)
+            if madvise_dontneed(mm, self.places[each.names[1]], 2 if p.compound else 1) != 0:
+                raise self.fail(each.at, f"{each.names[0]} has nothing there", "fork it from who has the page")
         elif each.what == "failures":
             if not 0 < each.number <= 3:
                 raise self.fail(each.at, f"{each.number} allocations can't fail", "1 to 3")

@@ -174,7 +174,7 @@ OPERATIONS: dict[str, OperationKind] = {
         lambda mm, at, n: (mprotect.sys_mprotect, (mm, at, n, int(vm.READ | vm.WRITE))),
         eras=("v6.8", "v6.18"),
     ),
-    "pageout": _advice("MADV_PAGEOUT", MADV.PAGEOUT, Need(swap_slots=1)),
+    "pageout": _advice("MADV_PAGEOUT", MADV.PAGEOUT, Need(swap_slots=1), eras=("v6.8", "v6.18")),
     "free": _advice("MADV_FREE", MADV.FREE, Need(), eras=("v6.8", "v6.18")),
     "populate": _advice("MADV_POPULATE_WRITE", MADV.POPULATE_WRITE, FAULT, eras=("v6.8", "v6.18")),
     "populateread": _advice("MADV_POPULATE_READ", MADV.POPULATE_READ, FAULT, eras=("v6.8", "v6.18")),

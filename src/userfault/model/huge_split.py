@@ -107,12 +107,11 @@ def split_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, freeze: bool = False, p:
         set_pmd(pmdp, pmd_t(kind=PmdKind.TABLE, table=table))
     elif pmd.kind == PmdKind.HUGE and (not freeze or pmd.page is p):
         split_huge_pmd_locked(vma, pmdp, pmd, freeze)
-    elif is_swap_pmd(pmd):
-        if freeze:
-            # Another page's, under migration (CVE-2025-37958). v6.18 goes by what the walk finds.
-            check(era.split_knows_its_page, "not_present", "a migration entry was taken for the mapping of a page")
-        else:
-            split_migration_pmd(pmdp, pmd)
+    elif is_swap_pmd(pmd) and not freeze:
+        split_migration_pmd(pmdp, pmd)
+    elif not era.split_knows_its_page:
+        # v6.18 goes by what the walk finds. Another page's entry may be here, under migration (CVE-2025-37958).
+        check(not is_swap_pmd(pmd), "not_present", "a migration entry was taken for the mapping of a page")
     spin_unlock(pmd_lockptr(pmdp))
 
 
