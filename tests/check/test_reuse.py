@@ -13,7 +13,7 @@ from userfault.check import template, unit
 from userfault.check.body import Body
 from userfault.check.compile import Call, ThreadSpec, compile_program
 from userfault.check.ir import Program, Spec, Thread
-from userfault.check.template import Template
+from userfault.check.template import Template, rows_of
 from userfault.litmus import build, load
 from userfault.litmus.mutants import find_mutant
 from userfault.model.lang import atomic, smp_processor_id, wait_until
@@ -147,7 +147,7 @@ def test_equal_calls_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     place = Template.place
 
     def note(self: Template, *args: Any) -> Any:
-        placed.append("whole" if any(row[7] for row in self.rows[1:]) else "part")
+        placed.append("whole" if any(row[7] for row in list(rows_of(self.words))[1:]) else "part")
         return place(self, *args)
 
     monkeypatch.setattr(Template, "place", note)

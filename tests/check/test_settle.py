@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from userfault.check import analysis, settle
+from userfault.check import analysis, settle, template
 from userfault.check.compile import Call, ThreadSpec, compile_program
+from userfault.check.encode import words_of
 from userfault.check.heap import Heap
 from userfault.check.ir import Code, Op, Program
 from userfault.check.unit import Unit
@@ -29,7 +30,8 @@ def settled_by(native: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settle, "FEW", 0)
         if not native:
-            patch.setattr(settle, "library", lambda: None)
+            for module in (settle, template):
+                patch.setattr(module, "library", lambda: None)
         yield
 
 
@@ -72,7 +74,7 @@ def test_more_lasting_locals_than_fit_in_a_word() -> None:
     rows += [row(Op.JMP, base=1, step=True), *(row(Op.ADD, d=count, a=n, b=n) for n in range(count)), row(Op.END)]
     unit = Unit("t", Heap([], 1), {}, frozenset(), reuse=False)
     traits: Any = [((0, 1), str, False)] * (count + 1)
-    native, python = settle._settled(unit, rows, traits), analysis.settled(unit, rows, count + 1)
+    native, python = settle._settled(unit, words_of(rows), traits), analysis.settled(unit, rows, count + 1)
     assert native.lasting == python.lasting == list(range(count))
     assert native.live == python.live
     assert max(native.live.values()) == (1 << count) - 1
@@ -82,7 +84,7 @@ def test_more_lasting_locals_than_fit_in_a_word() -> None:
 def test_a_loop_of_jumps_ends() -> None:
     rows = [row(Op.JMP, base=1), row(Op.JMP, base=-1)]
     unit = Unit("t", Heap([], 1), {}, frozenset(), reuse=False)
-    assert list(settle._settled(unit, rows, []).code) == analysis.settled(unit, rows, 0).code
+    assert list(settle._settled(unit, words_of(rows), []).code) == analysis.settled(unit, rows, 0).code
 
 
 def test_instructions_are_a_sequence() -> None:

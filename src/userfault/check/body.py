@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import enum
+from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from operator import itemgetter
 from typing import Any, NoReturn
 
 from .errors import CheckError, CompileError
@@ -16,7 +16,7 @@ from .names import CONSTANTS, FAILURES, FIELDS
 from .source import NO_DEFAULT, Function, parse
 from .statements import block
 from .symbols import Frame, Label, Py, Sym, Unreachable, Val, is_data
-from .template import CALLER, Log, Row, Template, describe, share
+from .template import CALLER, WIDTH, Log, Template, describe, move, share
 from .types import (
     BOOL,
     INT,
@@ -41,8 +41,6 @@ MAX_CODE = 60_000
 _BASE, _LO = 4, 5
 """Where in a row the targets of a jump stand."""
 
-_SOURCE = itemgetter(8)
-
 
 def constant(value: int) -> int:
     """The operand for a constant."""
@@ -61,7 +59,8 @@ class Body:
         self.cpu = cpu
         self.spec = spec
         self.writes = writes
-        self.rows: list[Row] = []
+        self.words = array("i")
+        """The rows, see template.Row."""
         self.targets: list[tuple[int, int, Label]] = []
         self.locals: list[tuple[str, Scalar | NoneT]] = []
         self.frames: list[Frame] = []
@@ -71,24 +70,24 @@ class Body:
         self.dead = False
         self.hooks = 0
         self.mutable: set[int] = set()
-        self.steps = False
+        self.steps = 0
         self.asked = False
 
     # -- emission -----------------------------------------------------------------------------------------------------
 
     def emit(self, op: Op, d: int = 0, a: int = 0, b: int = 0, base: int = 0, lo: int = 0, hi: int = 0) -> None:
         if not self.dead:
-            self.rows.append((op, d, a, b, base, lo, hi, False, self.sources[-1]))
+            self.words.extend((op, d, a, b, base, lo, hi, False, self.sources[-1]))
 
     def begin_step(self) -> None:
         """What follows can be interleaved with what came before."""
         if not self.dead:
-            self.rows.append((Op.JMP, 0, 0, 0, 1, 0, 0, True, self.sources[-1]))
-            self.steps = True
+            self.words.extend((Op.JMP, 0, 0, 0, 1, 0, 0, True, self.sources[-1]))
+            self.steps += 1
 
     def label(self, target: Label) -> None:
         """The label stands here; code after it can be reached if anybody jumps to it."""
-        target.at = len(self.rows)
+        target.at = len(self.words)
         if target.used:
             self.dead = False
 
@@ -99,7 +98,7 @@ class Body:
     def jump(self, target: Label) -> None:
         if self.dead:
             return
-        self.aim(len(self.rows), _BASE, target)
+        self.aim(len(self.words), _BASE, target)
         self.emit(Op.JMP)
         self.dead = True
 
@@ -109,19 +108,16 @@ class Body:
         if cond.operand < 0:
             self.jump(yes if self.value(cond) else no)
             return
-        self.aim(len(self.rows), _BASE, yes)
-        self.aim(len(self.rows), _LO, no)
+        self.aim(len(self.words), _BASE, yes)
+        self.aim(len(self.words), _LO, no)
         self.emit(Op.BR, a=cond.operand)
         self.dead = True
 
     def resolve(self, first: int) -> None:
         """The jumps noted since then, whose labels all stand by now: from the jump to the label."""
-        rows = self.rows
         for at, slot, label in self.targets[first:]:
             assert label.at >= 0
-            row = list(rows[at])
-            row[slot] = label.at - at
-            rows[at] = tuple(row)  # type: ignore[assignment]
+            self.words[at + slot] = (label.at - at) // WIDTH
         del self.targets[first:]
 
     def finish(self) -> None:
@@ -431,7 +427,7 @@ class Body:
         if fn in self.unit.substitute:
             fn = self.unit.substitute[fn]
             self.unit.log.own = True
-        if len(self.rows) > MAX_CODE:
+        if len(self.words) > MAX_CODE * WIDTH:
             name = self.unit.name
             raise CheckError(f"{name}: a thread needs over {MAX_CODE} instructions: does a loop unroll without end?")
         known = describe(self, fn, args, kwargs) if self.unit.reuse and not self.dead else None
@@ -443,14 +439,14 @@ class Body:
             return self.record(key, params, fn, args, kwargs, node)
         self.unit.log.add(template.log)
         self.asked |= template.cpu >= 0
-        self.steps |= template.steps
-        rows, operands = template.place(params, len(self.locals), self.sources[-1])
-        self.rows.extend(rows)
+        self.steps += template.steps
+        first_local = len(self.locals)
+        template.place(self.words, params, first_local, self.sources[-1])
         self.locals += template.locals
         if template.result is None:
             self.dead = True
             raise Unreachable
-        return template.moved(template.result, operands, self.mutable)
+        return template.moved(template.result, params, first_local, self.mutable)
 
     def inline(self, fn: Callable[..., Any], args: list[Sym], kwargs: dict[str, Sym], node: ast.AST) -> Sym:
         function = parse(fn)
@@ -488,11 +484,11 @@ class Body:
     ) -> Sym:
         """Inline a call, and keep what comes of it for the next one like it."""
         unit = self.unit
-        first_row, first_local, first_target = len(self.rows), len(self.locals), len(self.targets)
+        first_word, first_local, first_target = len(self.words), len(self.locals), len(self.targets)
         outer, unit.log = unit.log, Log()
         asked, self.asked = self.asked, False
         # What is trusted first and written later, in the call itself, makes the template stale at once.
-        writes = unit.writes
+        writes, steps = unit.writes, self.steps
         self.sources.append(CALLER)
         result: Sym | None = None
         with suppress(Unreachable):
@@ -504,12 +500,13 @@ class Body:
             isinstance(arg, Py) and is_struct(type(arg.obj)) for arg in args
         )
         template = Template(
-            self.rows[first_row:],
+            self.words[first_word:],
             self.locals[first_local:],
             first_local,
             params,
             result,
             self.mutable,
+            self.steps - steps,
             unit.log,
             self.cpu if self.asked else -1,
         )
@@ -523,9 +520,7 @@ class Body:
         unit.log = outer
         source = self.sources[-1]
         if source != CALLER:
-            for at, each in enumerate(map(_SOURCE, template.rows), first_row):
-                if each == CALLER:
-                    self.rows[at] = (*self.rows[at][:8], source)
+            move(self.words, first_word, params, params, first_local, first_local, source)
         if result is None:
             raise Unreachable
         return result

@@ -78,7 +78,7 @@ def compile_program(
     program.heap, program.pools = unit.heap, pools or {}
     program.consts = list(CONSTANTS.items)
     program.sources = list(SOURCES.items)
-    settled = [settle(unit, body.rows, body.locals) for body in bodies]
+    settled = [settle(unit, body.words, body.locals) for body in bodies]
     program.threads = [
         ir.Thread(spec.name, code, variables, live)
         for spec, (code, variables, live) in zip(threads, settled, strict=False)

@@ -13,7 +13,7 @@ from .errors import CheckError
 from .heap import Heap
 from .source import parse
 from .symbols import Frame, Label, Py, Sym, Tup, Unreachable, Val
-from .template import Access, Log
+from .template import Access, Log, rows_of
 from .types import ListT, NoneT, Type
 from .unit import Unit
 
@@ -77,7 +77,7 @@ class _Alone(Body):
         self.finish()
 
     def steps_begun(self) -> int:
-        rows, _ = in_order(self.rows, self.unit)
+        rows, _ = in_order(list(rows_of(self.words)), self.unit)
         return sum(row[7] for row in rows)
 
     def call(self, fn: Fn, args: list[Sym], kwargs: dict[str, Sym], node: ast.AST) -> Sym:

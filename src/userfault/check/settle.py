@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ctypes import POINTER, c_int32, c_uint64, c_void_p
-from itertools import chain
 
 from ..native import library
 from . import ir
@@ -14,7 +13,7 @@ from .analysis import Settled, settled
 from .errors import CheckError
 from .names import FAILURES, FIELDS, SITUATIONS
 from .ranges import UNDECLARED, bound
-from .template import Row
+from .template import WIDTH, rows_of
 from .types import NoneT, Scalar
 from .unit import Traits, Unit
 
@@ -50,15 +49,15 @@ class _Settling(ctypes.Structure):
 
 
 def settle(
-    unit: Unit, rows: list[Row], variables: list[tuple[str, Scalar | NoneT]]
+    unit: Unit, words: array[int], variables: list[tuple[str, Scalar | NoneT]]
 ) -> tuple[Sequence[ir.Instr], list[ir.Local], dict[int, int]]:
     """Emitted code as instructions, its locals, and which of them are alive where (`ir.Thread.live`).
 
     The ranges of locals that are part of a state are narrowed to what their definitions give.
     """
     traits = unit.declared(kind for _, kind in variables)
-    slow = len(rows) < FEW or library() is None
-    done = settled(unit, rows, len(variables)) if slow else _settled(unit, rows, traits)
+    slow = len(words) < FEW * WIDTH or library() is None
+    done = settled(unit, list(rows_of(words)), len(variables)) if slow else _settled(unit, words, traits)
     narrowed = bound(unit.program, done.definitions, [each[0] for each in traits], done.lasting)
     kept = [
         ir.Local(name, *narrowed.get(local, declared), show, thread_id, kind)
@@ -70,12 +69,12 @@ def settle(
     return done.code, kept, done.live
 
 
-def _settled(unit: Unit, rows: list[Row], traits: list[Traits]) -> Settled:
+def _settled(unit: Unit, words: array[int], traits: list[Traits]) -> Settled:
     """As analysis.settled, by native/settle.c."""
     lib = library()
     assert lib is not None
-    flat = array("i", [*chain.from_iterable(rows)])
-    placed, place = array("i", bytes(2 * 4 * len(flat))), array("i", bytes(4 * len(rows)))
+    count = len(words) // WIDTH
+    placed, place = array("i", bytes(2 * 4 * len(words))), array("i", bytes(4 * count))
     fields = b"\xff" * (4 * len(FIELDS.items))
     numbers = [
         array("i", each)
@@ -84,30 +83,30 @@ def _settled(unit: Unit, rows: list[Row], traits: list[Traits]) -> Settled:
     spans = array("i", fields)
     met = array("i", bytes(8 * sum(len(each) for each in numbers)))
     s = _Settling(
-        rows=_at(flat), count=len(rows), placed=_at(placed), place=_at(place), spans=_at(spans), met=_at(met),
+        rows=_at(words), count=count, placed=_at(placed), place=_at(place), spans=_at(spans), met=_at(met),
         variables=len(traits), open_ended=bytes([each[0] == UNDECLARED for each in traits]),
     )  # fmt: skip
     s.numbers[:] = [_at(each) for each in numbers]
     here = ctypes.byref(s)
     name = unit.program.name
     if lib.uf_order(here):
-        raise CheckError(f"{name}: no memory for {len(rows)} instructions")
+        raise CheckError(f"{name}: no memory for {count} instructions")
     named = unit.base, unit.table, unit.situation, unit.failure
     for kind, number in zip(met[: 2 * s.met_count : 2], met[1 : 2 * s.met_count : 2], strict=True):
         numbers[kind][number] = named[kind](number)
         if kind in (_FIELD, _TABLE):
             spans[number] = unit.span(number)
     if lib.uf_settle(here):
-        raise CheckError(f"{name}: no memory for {len(rows)} instructions")
+        raise CheckError(f"{name}: no memory for {count} instructions")
     try:
-        words = s.live_words
-        live = s.live[: words * s.steps_count]
+        wide = s.live_words
+        live = s.live[: wide * s.steps_count]
         return Settled(
             ir.Code(placed[: 9 * s.placed_count]),
             s.lasting[: s.lasting_count],
             s.locals_count,
-            {pc: _joined(live[words * at : words * at + words]) for at, pc in enumerate(s.steps_at[: s.steps_count])},
-            list(_rows(s.definitions[: 9 * s.definitions_count])),
+            {pc: _joined(live[wide * at : wide * at + wide]) for at, pc in enumerate(s.steps_at[: s.steps_count])},
+            list(rows_of(s.definitions[: 9 * s.definitions_count])),
         )
     finally:
         lib.uf_unsettle(here)
@@ -122,9 +121,3 @@ def _joined(words: list[int]) -> int:
     for each in reversed(words):
         word = word << 64 | each
     return word
-
-
-def _rows(words: list[int]) -> Iterator[Row]:
-    for at in range(0, len(words), 9):
-        op, d, a, b, base, lo, hi, step, source = words[at : at + 9]
-        yield ir.OPS[op], d, a, b, base, lo, hi, bool(step), source

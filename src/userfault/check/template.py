@@ -7,12 +7,14 @@ instruction by instruction with templates and without, whatever was compiled bef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from array import array
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from ctypes import c_void_p
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from .ir import READS_A, READS_B, WRITES_D, Op
+from ..native import library
+from .ir import OPS, READS_A, READS_B, WRITES_D, Op
 from .symbols import Place, Py, Sym, Tup, Val
 from .types import NoneT, Scalar
 
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
 
 Row = tuple[Op, int, int, int, int, int, int, bool, int]
 """An instruction while it is compiled: the fields of ir.Instr, but jumps are relative (so that code can be put anywhere),
-and accesses carry the number of their field in a place that their operation leaves free."""
+and accesses carry the number of their field in a place that their operation leaves free. Many of them are one array of
+nine words each, which is copied and moved as a whole."""
+
+WIDTH = 9
+"""Words of a row."""
 
 Access = tuple[type, str, int]
 """(struct, field, object from 1, or 0 for any of them)."""
@@ -72,97 +78,94 @@ class Log:
 class Template:
     """What a call came to.
 
-    rows: its code. locals: its variables, from first_local on. params: the locals that it was given. result: None if it
-    never returns. mutable: which of the locals in the result are variables. log: what it rests on. cpu: the CPU that it
-    asked for, or -1.
+    words: its rows. locals: its variables, from first_local on. params: the locals that it was given. result: None if it
+    never returns. mutable: which of the locals in the result are variables. steps: how many it begins. log: what it rests
+    on. cpu: the CPU that it asked for, or -1.
     """
 
     def __init__(
         self,
-        rows: list[Row],
+        words: array[int],
         locals: list[tuple[str, Scalar | NoneT]],
         first_local: int,
         params: list[int],
         result: Sym | None,
         mutable: set[int],
+        steps: int,
         log: Log,
         cpu: int,
     ) -> None:
-        self.rows, self.locals, self.first_local, self.params = rows, locals, first_local, params
-        self.result, self.log, self.cpu = result, log, cpu
+        self.words, self.locals, self.first_local, self.params = words, locals, first_local, params
+        self.result, self.steps, self.log, self.cpu = result, steps, log, cpu
         self.mutable = {local for local in locals_of(result) if local in mutable}
-        self.steps = any(row[7] for row in rows)
-        self.columns: tuple[tuple[int, ...], ...] = ()
-        self.numbers: list[int] = []
-        self.deepest = 0
 
-    def relative(self, operand: int) -> int:
-        """Params first, then the call's own locals; constants stay what they are."""
-        if operand >= self.first_local:
-            return len(self.params) + operand - self.first_local
-        return operand if operand < 0 else self.params.index(operand)
+    def place(self, words: array[int], params: list[int], first_local: int, source: int) -> None:
+        """Append the code with these operands; the call stands in this line."""
+        at = len(words)
+        words.extend(self.words)
+        move(words, at, self.params, params, self.first_local, first_local, source)
 
-    def prepare(self) -> None:
-        """Columns of indices into the list that `place` makes (at the first use: most templates have none)."""
-        numbers: dict[int, int] = {}
-        plain = len(self.params) + len(self.locals)
-        shift, place_of = len(self.params) - self.first_local, {local: at for at, local in enumerate(self.params)}
-
-        def column(at: int, operands: frozenset[Op]) -> tuple[int, ...]:
-            out = []
-            for row in self.rows:
-                number = row[at]
-                if row[0] not in operands:
-                    number = plain + numbers.setdefault(number, len(numbers))
-                elif number >= self.first_local:
-                    number += shift
-                elif number >= 0:
-                    number = place_of[number]
-                out.append(number)
-            return tuple(out)
-
-        moved = [column(1, WRITES_D), column(2, READS_A), column(3, READS_B)]
-        fixed = list(zip(*self.rows, strict=True))
-        self.columns = (fixed[0], *moved, *fixed[4:])
-        self.numbers = list(numbers)
-        self.deepest = -min(0, *(min(each) for each in moved))
-
-    def place(self, params: list[int], first_local: int, source: int) -> tuple[Iterable[Row], list[int]]:
-        """The code with these operands, and the operands themselves as `moved` wants them."""
-        if self.rows and not self.columns:
-            self.prepare()
-        # A list of every operand: locals from the front, constants (which are negative) from the end.
-        operands = [
-            *params,
-            *range(first_local, first_local + len(self.locals)),
-            *self.numbers,
-            *range(-self.deepest, 0),
-        ]
-        if not self.rows:
-            return (), operands
-        op, d, a, b, base, lo, hi, step, sources = self.columns
-        own: Iterable[int] = sources
-        if min(sources) == CALLER:
-            own = repeat(source) if max(sources) == CALLER else [source if each == CALLER else each for each in sources]
-        get = operands.__getitem__
-        return zip(op, map(get, d), map(get, a), map(get, b), base, lo, hi, step, own, strict=False), operands
-
-    def moved(self, sym: Sym, operands: list[int], mutable: set[int]) -> Sym:
+    def moved(self, sym: Sym, params: list[int], first_local: int, mutable: set[int]) -> Sym:
         """The result with these operands; its variables are added to `mutable`."""
         if isinstance(sym, Val):
             if sym.operand < 0:
                 return sym
-            operand = operands[self.relative(sym.operand)]
+            operand = _operand(sym.operand, self.params, params, self.first_local, first_local)
             if sym.operand in self.mutable:
                 mutable.add(operand)
             return Val(sym.type, operand, sym.objects)
         if isinstance(sym, Py):
             return sym
         if isinstance(sym, Tup):
-            return Tup(tuple(self.moved(item, operands, mutable) for item in sym.items))
-        obj = self.moved(sym.obj, operands, mutable)
+            return Tup(tuple(self.moved(item, params, first_local, mutable) for item in sym.items))
+        obj = self.moved(sym.obj, params, first_local, mutable)
         assert isinstance(obj, Val)
         return Place(sym.struct, sym.field, sym.type, obj)
+
+
+def rows_of(words: Sequence[int]) -> Iterator[Row]:
+    """The rows in an array."""
+    for at in range(0, len(words), WIDTH):
+        op, d, a, b, base, lo, hi, step, source = words[at : at + WIDTH]
+        yield OPS[op], d, a, b, base, lo, hi, bool(step), source
+
+
+def move(
+    words: array[int], at: int, params: list[int], given: list[int], first_local: int, first_given: int, source: int
+) -> None:
+    """Rewrite the rows from word `at` on, in place: `params` become `given`, locals from first_local on those from
+    first_given on, and what stands in no line stands in this one.
+    """
+    lib = library()
+    if lib is not None:
+        operands = array("i", params + given)
+        lost = lib.uf_move(
+            c_void_p(words.buffer_info()[0] + at * words.itemsize),
+            (len(words) - at) // WIDTH,
+            c_void_p(operands.buffer_info()[0]),
+            len(params),
+            first_local,
+            first_given,
+            source,
+        )
+        assert not lost
+        return
+    for row in range(at, len(words), WIDTH):
+        for place, operations in _OPERANDS:
+            if words[row] in operations:
+                words[row + place] = _operand(words[row + place], params, given, first_local, first_given)
+        if words[row + 8] == CALLER:
+            words[row + 8] = source
+
+
+_OPERANDS = (1, WRITES_D), (2, READS_A), (3, READS_B)
+
+
+def _operand(operand: int, params: list[int], given: list[int], first_local: int, first_given: int) -> int:
+    """Constants stay what they are."""
+    if operand >= first_local:
+        return operand - first_local + first_given
+    return operand if operand < 0 else given[params.index(operand)]
 
 
 def locals_of(sym: Sym | None) -> list[int]:
@@ -188,7 +191,7 @@ def describe(
         if operand < 0 or operand in params
     ]
     raw = any(frame.raw for frame in body.frames)
-    state = (body.atomic > 0, body.ghost > 0, body.hooks > 0, body.spec, body.writes, body.steps, raw)
+    state = (body.atomic > 0, body.ghost > 0, body.hooks > 0, body.spec, body.writes, body.steps > 0, raw)
     key = (fn, state, *parts, *named, frozenset(sane))
     try:
         hash(key)
@@ -220,7 +223,7 @@ VARIANTS, LARGEST = 32, 1000
 
 def share(key: Hashable, template: Template) -> None:
     """Keep a template for other programs."""
-    if len(template.rows) > LARGEST:
+    if len(template.words) > LARGEST * WIDTH:
         return
     variants = SHARED.setdefault(key, [])
     variants.insert(0, template)

@@ -30,6 +30,35 @@ typedef struct {
     row *definitions;  // of open-ended variables, before locals are numbered anew
 } settling;
 
+// -- calls ------------------------------------------------------------------------------------------------------------
+
+// As `move` of check/template.py. operands: the `count` locals that a call was given, then those that it is given now. 0, or -1: one was not given.
+EXPORT int32_t uf_move(row *rows, int32_t rows_count, const int32_t *operands, int32_t count, int32_t first_local,
+                    int32_t first_given, int32_t source)
+{
+    for (int32_t pc = 0; pc < rows_count; pc++) {
+        row *r = &rows[pc];
+        int32_t *read[3] = {writes_d(r->op) ? &r->d : NULL, reads_a(r->op) ? &r->a : NULL, reads_b(r->op) ? &r->b : NULL};
+        for (int i = 0; i < 3; i++) {
+            if (!read[i] || *read[i] < 0)
+                continue;
+            if (*read[i] >= first_local) {
+                *read[i] += first_given - first_local;
+                continue;
+            }
+            int32_t at = 0;
+            while (at < count && operands[at] != *read[i])
+                at++;
+            if (at == count)
+                return -1;
+            *read[i] = operands[count + at];
+        }
+        if (r->source < 0)
+            r->source = source;
+    }
+    return 0;
+}
+
 // -- in order ---------------------------------------------------------------------------------------------------------
 
 typedef struct {
