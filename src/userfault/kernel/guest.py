@@ -142,7 +142,8 @@ def run(
                 *(
                     qemu,
                     "-M",
-                    "pc",
+                    # Its memory is none of ours: it would be scanned and merged with what is tested here.
+                    "pc,mem-merge=off",
                     "-accel",
                     _OPTIONS.get(each, each),
                     "-cpu",
