@@ -250,6 +250,7 @@ def test_every_function_has_its_steps_in_every_era_or_the_reason_why_not() -> No
     assert mover["model_steps"].keys() == {"v6.8"}
     assert mover["no_steps"] == {"v3.10": "since 6.8", "v3.10+seed": "since 6.8", "v6.18": "until 6.17"}
     assert of["C.11", "remap_anon_pages_pte"]["no_steps"]["v6.8"] == "seed only"
+    assert of["A.6", "try_to_unmap_file"]["model_steps"].keys() == {"v3.10", "v3.10+seed"}
     # What copies bytes of its own is no program of steps; the compiler says where.
     refused = of["F.1", "userfaultfd_copy, mfill_atomic"]["no_steps"]["v6.18"]
     assert refused.startswith("model/")

@@ -62,7 +62,8 @@ def try_to_unmap_file(p: page) -> int:
                 unmap(vma, addr, ptep)
     budget = p.mapcount.counter
     step = CLUSTER << config.PAGE_SHIFT
-    cursor = size = 0
+    cursor = 0
+    size = 0
     for vma in mapping.i_mmap_nonlinear:
         cursor = max(cursor, vma.cursor)
         size = max(size, vma.vm_end - vma.vm_start)
@@ -91,7 +92,8 @@ def try_to_unmap_file(p: page) -> int:
 )
 def try_to_unmap_cluster(vma: vm_area_struct) -> tuple[int, int]:
     """Sweep one cluster: whatever is mapped goes, unless it was used since the last sweep. (PTEs looked at, pages unmapped.)"""
-    seen = gone = 0
+    seen = 0
+    gone = 0
     first = vma.vm_start + vma.cursor
     for number in range(first >> config.PAGE_SHIFT, (first >> config.PAGE_SHIFT) + CLUSTER):
         addr = number << config.PAGE_SHIFT

@@ -234,13 +234,11 @@ class _Lowering:
             mm, page = self.places[line.names[0]]
             lists[mm].append(Op("pin", (self.at(page),)))
         elif line.what == "forget":
-            mm, page = line.names
-            if mm not in self.mms or page not in self.places:
-                raise self.fail(
-                    line, f"{mm} or {page} is not there", "an address space and a page of the initial state"
-                )
-            huge = any(vma.huge and page in vma.pages for vma in self.test.init if isinstance(vma, Vma))
-            lists[self.mms[mm]].append(Op("advise", (self.place(page), BLOCK if huge else SMALL, Advice.DONTNEED)))
+            who, what = line.names
+            if who not in self.mms or what not in self.places:
+                raise self.fail(line, f"no {what} in {who}", "an address space and a page of the initial state")
+            huge = any(vma.huge and what in vma.pages for vma in self.test.init if isinstance(vma, Vma))
+            lists[self.mms[who]].append(Op("advise", (self.place(what), BLOCK if huge else SMALL, Advice.DONTNEED)))
         elif line.what == "waiting":
             self.waiting = True
         elif line.what == "events":
