@@ -10,7 +10,7 @@ from userfault.check.engine import run
 from userfault.litmus import LitmusError, compile_test, judged, load, matrix_jobs
 from userfault.litmus.ast import WAITS, Atom, Formula
 from userfault.litmus.mutants import parse_mutant, patch
-from userfault.litmus.read import read
+from userfault.litmus.read import read, read_file
 from userfault.model.anon_vma import put_anon_vma
 
 GOOD = """userfault T
@@ -96,6 +96,13 @@ def test_what_is_not_there_is_said() -> None:
         load("matrix/page/jump+move")
     with pytest.raises(LitmusError, match=r"no era .v9\.9."):
         matrix_jobs(["v9.9"], 2)
+
+
+def test_a_file_that_is_no_text_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "t.litmus"
+    file.write_bytes(GOOD.encode()[:9] + b"\xff")
+    with pytest.raises(LitmusError, match=r"t\.litmus: is no text in UTF-8 \(byte 9\)"):
+        read_file(file)
 
 
 def test_the_matrix_holds_every_pair_once() -> None:

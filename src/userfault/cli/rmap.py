@@ -20,7 +20,7 @@ SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @click.command("rmap")
-@click.argument("pid", type=int)
+@click.argument("pid", type=click.IntRange(1))
 @click.argument("where", metavar="ADDR|RANGE")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a page.")
 @click.option("--watch", is_flag=True, help="Look again and again, and print what changed.")

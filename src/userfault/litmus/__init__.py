@@ -58,7 +58,7 @@ def load(name: str) -> Test:
     if name.startswith("matrix/"):
         return generate(name)
     path = Path(name)
-    if path.suffix == ".litmus" or path.exists():
+    if name and (path.suffix == ".litmus" or path.exists()):
         return read_file(path)
     raise LitmusError(f"there is no test {name!r} in the library and no such file: see `userfault litmus list`")
 

@@ -27,6 +27,10 @@ _FRIENDLY = {
 }
 
 
+LONGEST_BYTES = 1 << 20
+"""Of a test's text: who names a device or a core dump by mistake is told, before all of it is in memory."""
+
+
 @cache
 def _parser() -> Lark:
     grammar = files(__package__).joinpath("litmus.lark").read_text()
@@ -45,11 +49,17 @@ def read(text: str, file: str) -> Test:
 
 
 def read_file(path: Path) -> Test:
-    """Parse a file. Raises LitmusError."""
+    """Parse a file, or a pipe. Raises LitmusError."""
     try:
-        return read(path.read_text(), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise LitmusError(f"{path}: can't be read: {error}") from None
+        with path.open("rb") as file:
+            data = file.read(LONGEST_BYTES + 1)
+        if len(data) > LONGEST_BYTES:
+            raise LitmusError(f"{path}: is longer than {LONGEST_BYTES >> 20} MiB: that is no litmus test")
+        return read(data.decode(), str(path))
+    except OSError as error:
+        raise LitmusError(f"{path}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise LitmusError(f"{path}: is no text in UTF-8 (byte {error.start}): that is no litmus test") from None
 
 
 def _syntax_error(text: str, file: str, error: UnexpectedInput) -> LitmusError:
