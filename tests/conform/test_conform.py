@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -185,6 +186,30 @@ def test_a_run_of_several_profiles_and_seeds() -> None:
         assert refused.exit_code == 2 and why in refused.output
     refused = invoke(cli, ["conform", "--profile", "all", "--resume", "nowhere"])
     assert refused.exit_code == 2 and "one profile and one seed" in refused.output
+
+
+def test_what_can_t_keep_a_run_is_refused(tmp_path: Path) -> None:
+    invoke = CliRunner().invoke
+    (tmp_path / "binary").write_bytes(b"\xff")
+    for name, why in (("/dev/full", "no regular file"), (tmp_path / "no" / "where", "can't be written (No such")):
+        refused = invoke(cli, ["conform", "--ops", "100", "--resume", str(name)])
+        assert refused.exit_code == 2 and f"{name} " in refused.output and why in refused.output
+    for name, why in (("nonsense", "No such file"), (tmp_path / "binary", "no text")):
+        refused = invoke(cli, ["conform", "--replay", str(name)])
+        assert refused.exit_code == 2 and f"--replay {name} is no sequence" in refused.output and why in refused.output
+
+
+def test_a_process_that_can_t_be_set_up_is_no_divergence() -> None:
+    """An ordinary user's can't open what tells of page frames: that is for whoever runs it to change, not a bug of model or kernel."""
+
+    def forbidden() -> None:
+        raise PermissionError(errno.EPERM, "userfaultfd: Operation not permitted")
+
+    agent = Agent(MOVES.window.start, 1, 8)
+    load = operations.command(Op(0, "load", (0,)), MOVES.window.base)
+    with pytest.raises(Unavailable, match="set up: userfaultfd: Operation not permitted: run as root"):
+        agent.run([load], forbidden, seconds=5)
+    assert agent.run([load], lambda: None, seconds=5).done == 1
 
 
 def test_litmus_is_run_compare(monkeypatch: pytest.MonkeyPatch) -> None:

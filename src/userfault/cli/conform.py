@@ -185,7 +185,7 @@ def command(
                     done += 1
             sys.exit(0 if done else EXIT_USAGE)
         profile = profile_named(name)
-        sequence = report.from_json(Path(replay).read_text() if replay[0] != "[" else replay)
+        sequence = report.from_json(replay if replay.startswith("[") else text_of(replay))
         if as_c:
             title = f"userfault conform --profile {name}"
             click.echo(emit.c_program(sequence, profile, title, quirks.running().lacking), nl=False)
@@ -199,6 +199,17 @@ def command(
     except (ConformError, KernelError, OSError, ValueError) as error:
         click.echo(f"userfault conform: {error}", err=True)
         sys.exit(EXIT_USAGE)
+
+
+def text_of(path: str) -> str:
+    """Of a file with a sequence. Raises ConformError."""
+    from ..conform.drive import ConformError
+
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no text in UTF-8"
+        raise ConformError(f"--replay {path} is no sequence, and no file with one: {why}") from None
 
 
 def about_this_kernel() -> Iterator[str]:

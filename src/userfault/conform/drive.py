@@ -52,17 +52,24 @@ class Progress:
             "done": sorted(self.done),
         }
         fresh = path.with_suffix(path.suffix + ".new")
-        fresh.write_text(json.dumps(data))
-        fresh.replace(path)
+        try:
+            fresh.write_text(json.dumps(data))
+            fresh.replace(path)
+        except OSError as error:
+            raise ConformError(f"{path} can't be written ({error.strerror}): name another file") from None
 
     @staticmethod
     def load(path: Path, profile: str, seed: int) -> Progress:
-        """What was saved, or nothing done. Raises ConformError if the file is of another run."""
+        """What was saved, or nothing done. Raises ConformError if it is no file, or one of another run."""
         if not path.exists():
             return Progress(profile, seed, set())
+        if not path.is_file():
+            raise ConformError(f"{path} is no regular file: name another one")
         try:
             data = json.loads(path.read_text())
             found = Progress(data["profile"], data["seed"], set(data["done"]), data["operations"], data["unrepeated"])
+        except OSError as error:
+            raise ConformError(f"{path} can't be read ({error.strerror}): name another file") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ConformError(f"{path} is no file of a run ({error}): name another one, or remove it") from None
         if (found.profile, found.seed) != (profile, seed):

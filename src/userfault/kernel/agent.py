@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..native import library, why_missing
-from .errors import KernelError
+from .errors import KernelError, Unavailable
 from .pagemap import known_categories
 from .uapi import PageIs
 
@@ -58,6 +58,10 @@ class Command(NamedTuple):
     arguments: tuple[int, ...] = ()
     pointers: int = 0
     scratch: tuple[int, ...] = ()
+
+
+NOT_SET_UP, WHY_BYTES = 1, 512
+"""The exit code of a process that could not begin, and the room that its reason gets where records would be."""
 
 
 class Answer(NamedTuple):
@@ -193,6 +197,8 @@ class Agent:
         areas: operations between two looks at smaps, which is also looked at after the last one (0: never).
         userfaultfds: (how many, the descriptor of the first, the origin of addresses in their messages): a thread reads what they
         say, resolves faults, and leaves the userfaultfds of children at the next descriptors (0: nobody reads).
+
+        Raises AgentError for too many operations, Unavailable where this user or kernel does not have what the process needs.
         """
         if len(commands) > self.capacity:
             raise AgentError(
@@ -231,6 +237,16 @@ class Agent:
         for number in range(done):
             value, raised, *scratch = RESULT.unpack_from(self._memory, self._results_at + number * RESULT.size)
             answers.append(Answer(value, raised, tuple(scratch)))
+        if not done and os.waitstatus_to_exitcode(status) == NOT_SET_UP:
+            why = (
+                bytes(self._view[self._records_at : self._records_at + WHY_BYTES])
+                .rstrip(b"\0")
+                .decode(errors="replace")
+            )
+            raise Unavailable(
+                f"the process that operations are done to could not be set up: {why}",
+                "run as root; `userfault probe --missing` says what else is not there",
+            )
         records = [self._record(number) for number in range(done)] if observed else []
         messages = [self._messages(number) for number in range(done)] if observed else []
         return Run(answers, records, done, hung, status, messages)
@@ -239,18 +255,20 @@ class Agent:
         try:
             setup()
             failed = self._lib.uf_agent_open(ctypes.c_void_p(self._at))
-            if not failed:
-                self._lib.uf_agent_run(
-                    ctypes.c_void_p(self._at),
-                    ctypes.c_void_p(self._at + self._ops_at),
-                    ctypes.c_void_p(self._at + self._results_at),
-                    ctypes.c_void_p(self._at + self._records_at),
-                    int(observed),
-                )
-                os._exit(0)
+            if failed:
+                raise OSError(-failed, f"/proc/self/pagemap, kpagecount, kpageflags: {os.strerror(-failed)}")
         except BaseException as error:
-            os.write(2, f"userfault: the agent could not be set up: {error}\n".encode())
-        os._exit(1)
+            why = str(getattr(error, "strerror", None) or error).encode()[:WHY_BYTES]
+            self._view[self._records_at : self._records_at + WHY_BYTES] = why.ljust(WHY_BYTES, b"\0")
+            os._exit(NOT_SET_UP)
+        self._lib.uf_agent_run(
+            ctypes.c_void_p(self._at),
+            ctypes.c_void_p(self._at + self._ops_at),
+            ctypes.c_void_p(self._at + self._results_at),
+            ctypes.c_void_p(self._at + self._records_at),
+            int(observed),
+        )
+        os._exit(0)
 
     def _messages(self, number: int) -> list[Message]:
         at = self._records_at + number * self._record_bytes
