@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from userfault.cli import cli
 from userfault.cli.guest import Guest, Stage, alone
-from userfault.cli.run import raced_there
+from userfault.cli.run import exit_code, raced_there
 from userfault.conform.needs import NEEDS, missing
 from userfault.conform.races import eras
 from userfault.conform.races.compare import Comparison, compare
@@ -286,9 +286,15 @@ def test_an_outcome_of_a_guest_that_the_model_rules_out_is_a_mismatch(capsys: py
     assert "1 NOT allowed" in capsys.readouterr().out
 
 
+def test_a_run_in_which_nothing_ran_is_not_green() -> None:
+    skipped, ran = Run(load("R14-get"), skipped="no such call"), Run(load("move+move"))
+    assert exit_code([skipped]) == 2
+    assert exit_code([skipped, ran]) == 0
+
+
 def test_a_guest_that_says_why_it_skipped_is_believed(capsys: pytest.CaptureFixture[str]) -> None:
     skipped = json.dumps(Run(load("move+move"), skipped="no UFFDIO_MOVE").json())
-    assert raced_there(cast(Guest, FakeGuest(skipped)), [], [], (), False) == 0
+    assert raced_there(cast(Guest, FakeGuest(skipped)), [], [], (), False) == 2
     assert "skipped move+move: no UFFDIO_MOVE" in capsys.readouterr().out
 
 

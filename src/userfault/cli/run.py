@@ -70,7 +70,7 @@ def raced_there(
         return EXIT_USAGE
     if not as_json and (done or code != EXIT_ENVIRONMENT):
         conclude(done)
-    return worst_of(code, exit_code(done, bool(tests)))
+    return worst_of(code, exit_code(done))
 
 
 def show(outcome: Run, as_json: bool, named: bool) -> None:
@@ -89,12 +89,13 @@ def conclude(done: Sequence[Run]) -> None:
     click.echo(summary(done))
 
 
-def exit_code(done: Sequence[Run], named: bool) -> int:
+def exit_code(done: Sequence[Run]) -> int:
     if any(outcome.surprise for outcome in done):
         return EXIT_MISMATCH
     if any(outcome.bound for outcome in done):
         return EXIT_BOUND
-    return EXIT_USAGE if named and all(outcome.skipped for outcome in done) else 0
+    # A run in which nothing ran must not look like one in which nothing was wrong.
+    return EXIT_USAGE if all(outcome.skipped for outcome in done) else 0
 
 
 @click.command("run")
@@ -113,8 +114,8 @@ def command(
 ) -> None:
     """Race TESTs (library names or files; default: all that this kernel can run) on the running kernel.
 
-    Exit codes: 0 nothing that a test or the model rules out was seen, 1 something was, 2 usage or environment, 3 a round
-    did not end, or the model was not explored to its end.
+    Exit codes: 0 nothing that a test or the model rules out was seen, 1 something was, 2 usage or environment (nothing could be run), 3 a
+    round did not end, or the model was not explored to its end.
     """
     from ..check.errors import CheckError
     from ..conform.races.needs import borrowed
@@ -134,4 +135,4 @@ def command(
         sys.exit(EXIT_USAGE)
     if not as_json:
         conclude(done)
-    sys.exit(exit_code(done, bool(tests)))
+    sys.exit(exit_code(done))
