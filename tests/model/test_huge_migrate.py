@@ -123,14 +123,6 @@ def test_a_pinned_one_stays(era: str) -> None:
     settled()
 
 
-@old
-def test_v3_10_leaves_a_huge_page_where_it_is(era: str) -> None:
-    mm, p = huge(era)
-    assert migrate_page(p) == -EAGAIN
-    assert mm.pmd[0].pmd.page is p
-    settled()
-
-
 @modern
 def test_a_fault_waits_for_the_page(era: str) -> None:
     mm, p = under_migration(era)
@@ -204,6 +196,16 @@ def test_what_is_under_migration_is_no_hole_for_a_fill(era: str) -> None:
     end_migration(p)
     run_in(mm)
     assert read(mm, 0) == CONTENT
+
+
+@old
+def test_it_is_split_first_before_v4_14(era: str) -> None:
+    mm, p = huge(era)
+    assert migrate_page(p) == 0
+    assert kind_at(mm, 0) == PmdKind.TABLE
+    assert page_at(mm, 0) is not p
+    assert [read(mm, 0), read(mm, 1)] == [CONTENT, b"second part"]
+    settled()
 
 
 @modern

@@ -15,7 +15,6 @@ from .huge_migrate import unmap_parts
 from .lang import BUG_ON, NULL, atomic, check, reached, smp_processor_id
 from .locks import lock_page, lockdep_acquired, spin_lock, spin_unlock, unlock_page
 from .machine import config
-from .migrate import remove_migration_pte
 from .mm_types import (
     LockClass,
     PmdKind,
@@ -40,7 +39,7 @@ from .pgtable import (
     set_pte,
     vma_address,
 )
-from .rmap import huge_mapcount_dec, vma_overlaps
+from .rmap import huge_mapcount_dec, remove_migration_pte, vma_overlaps
 from .slab import atomic_read, get_page, hpage_nr, hpage_size, nth_page, put_page
 from .swap import free_page_and_swap_cache
 from .vmscan import page_freeze

@@ -8,19 +8,19 @@ from .era import era
 from .errno import EAGAIN, ENOMEM
 from .ghost import count_migration_entries
 from .huge_migrate import remove_migration_pmd, try_to_migrate
+from .huge_split import split_huge_page
 from .lang import NULL, atomic, check, ghost, raw, reached
 from .locks import down_read, spin_lock, spin_unlock, trylock_page, unlock_page, up_read, wait_on_page_locked
 from .machine import config
-from .mm_types import PmdKind, PteKind, anon_vma, page, page_table, pte_slot, pte_t, stable_node, vm, vm_area_struct
+from .mm_types import PteKind, anon_vma, page, page_table, pte_slot, stable_node, vm_area_struct
 from .page_flags import PageAnon, PageKsm, page_mapped
-from .pgtable import pmd_offset, pte_lockptr, pte_offset, set_pte, vma_address
-from .rmap import item_may_lie, page_mapcount_inc, try_to_unmap
+from .pgtable import pte_lockptr, vma_address
+from .rmap import item_may_lie, remove_migration_pte, try_to_unmap
 from .slab import (
     alloc_hugepage,
     alloc_page,
     atomic_read,
     compound_head,
-    get_page,
     get_page_unless_zero,
     hpage_nr,
     nth_page,
@@ -47,45 +47,6 @@ def migration_entry_wait(table: page_table, ptep: pte_slot) -> None:
     spin_unlock(pte_lockptr(table))
     wait_on_page_locked(pte.page)
     put_page(pte.page)
-
-
-@ghost
-@raw
-def is_zero_filled(p: page) -> bool:
-    """Does the page hold nothing but zeroes? (The kernel looks at it, unmapped and locked.)"""
-    return p.data == 0 or p.data == config.ZEROES
-
-
-@modelled("mm/migrate.c", versions="v3.10 .. v6.8", section="C.8", steps=4, omits="file pages, soft-dirty")
-def remove_migration_pte(old: page, new: page, vma: vm_area_struct, addr: int, use_zero_page: bool = False) -> None:
-    """One migration entry back to a present PTE; the lock is taken unconditionally: this look may not miss (E-15).
-
-    use_zero_page: a page of zeroes is not mapped again, the zero page takes its place (RMP_USE_SHARED_ZEROPAGE).
-    """
-    pmd = pmd_offset(vma.vm_mm, addr).pmd
-    if pmd.kind != PmdKind.TABLE:
-        return
-    ptep = pte_offset(pmd.table, addr)
-    spin_lock(pte_lockptr(pmd.table))
-    pte = ptep.pte
-    if pte.kind == PteKind.MIGRATION and pte.page is old:
-        if use_zero_page and is_zero_filled(new) and not vma.vm_flags & vm.LOCKED:
-            set_pte(ptep, pte_t(kind=PteKind.PRESENT, special=True, uffd_wp=pte.uffd_wp))
-            spin_unlock(pte_lockptr(pmd.table))
-            return
-        get_page(new)
-        dirty = pte.dirty and new.dirty
-        uffd_wp = pte.uffd_wp and not pte.write
-        present = pte_t(kind=PteKind.PRESENT, page=new, write=pte.write, young=pte.young, dirty=dirty, uffd_wp=uffd_wp)
-        if era.folios:
-            page_mapcount_inc(new)
-            if pte.exclusive:
-                new.anon_exclusive = True
-            set_pte(ptep, present)
-        else:
-            set_pte(ptep, present)
-            page_mapcount_inc(new)
-    spin_unlock(pte_lockptr(pmd.table))
 
 
 @modelled("mm/rmap.c", function="rmap_walk_anon", versions="v3.10 (migration only) .. v6.8", section="C.7", steps=4)
@@ -159,20 +120,26 @@ def no_migration_entry_is_left(p: page) -> None:
     versions="v3.10 .. v6.8",
     section="C.8",
     steps=7,
-    omits="file pages, writeback, balloon pages; v3.10 splits a huge page first, which is not done here",
+    omits="file pages, writeback, balloon pages",
 )
 def migrate_page(p: page) -> int:
-    """Move an anonymous page to a new one. 0; -EAGAIN: it has users that can't be told; -ENOMEM: there is no new one."""
+    """Move an anonymous page to a new one; a huge one is split first (before v4.14).
+
+    0; -EAGAIN: it has users that can't be told; -ENOMEM: there is no new one.
+    """
     if not isolate_lru_page(p):
         return -EAGAIN
     if out_of_memory():
         put_page(p)
         return -ENOMEM
+    if config.TRANSPARENT_HUGEPAGE and not era.pte_mapped_huge and p.compound and split_huge_page(p) != 0:
+        put_page(p)
+        return -EAGAIN
     if not trylock_page(p):
         put_page(p)
         return -EAGAIN
     huge = config.TRANSPARENT_HUGEPAGE and p.compound
-    if not PageAnon(p) or (PageKsm(p) and not config.CONFIG_KSM) or (huge and not era.pte_mapped_huge):
+    if not PageAnon(p) or (PageKsm(p) and not config.CONFIG_KSM):
         unlock_page(p)
         put_page(p)
         return -EAGAIN

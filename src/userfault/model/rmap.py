@@ -6,7 +6,7 @@ from .anon_vma import anon_vma_lock_read, anon_vma_unlock_read, page_lock_anon_v
 from .catalogue import modelled
 from .era import era
 from .ghost import walk_abandon, walk_begin, walk_end, walk_gained, walk_put_back, walk_visit
-from .lang import READ_ONCE, atomic, check
+from .lang import READ_ONCE, atomic, check, ghost, raw
 from .locks import spin_lock, spin_unlock
 from .machine import config, this_cpu
 from .mm_types import PmdKind, PteKind, mm_struct, page, pte_slot, pte_t, rmap_item, stable_node, vm, vm_area_struct
@@ -28,7 +28,7 @@ from .pgtable import (
     set_pte,
     vma_address,
 )
-from .slab import atomic_read, compound_head, hpage_nr, nth_page, put_page
+from .slab import atomic_read, compound_head, get_page, hpage_nr, nth_page, put_page
 from .swapfile import swap_duplicate, swap_free
 
 # -- mappings of a page -----------------------------------------------------------------------------------------------
@@ -374,6 +374,45 @@ def make_migration_entry(p: page, pte: pte_t, exclusive: bool) -> pte_t:
             uffd_wp=pte.uffd_wp,
         )
     return pte_t(kind=PteKind.MIGRATION, page=p, write=pte.write, exclusive=exclusive)
+
+
+@ghost
+@raw
+def is_zero_filled(p: page) -> bool:
+    """Does the page hold nothing but zeroes? (The kernel looks at it, unmapped and locked.)"""
+    return p.data == 0 or p.data == config.ZEROES
+
+
+@modelled("mm/migrate.c", versions="v3.10 .. v6.8", section="C.8", steps=4, omits="file pages, soft-dirty")
+def remove_migration_pte(old: page, new: page, vma: vm_area_struct, addr: int, use_zero_page: bool = False) -> None:
+    """One migration entry back to a present PTE; the lock is taken unconditionally: this look may not miss (E-15).
+
+    use_zero_page: a page of zeroes is not mapped again, the zero page takes its place (RMP_USE_SHARED_ZEROPAGE).
+    """
+    pmd = pmd_offset(vma.vm_mm, addr).pmd
+    if pmd.kind != PmdKind.TABLE:
+        return
+    ptep = pte_offset(pmd.table, addr)
+    spin_lock(pte_lockptr(pmd.table))
+    pte = ptep.pte
+    if pte.kind == PteKind.MIGRATION and pte.page is old:
+        if use_zero_page and is_zero_filled(new) and not vma.vm_flags & vm.LOCKED:
+            set_pte(ptep, pte_t(kind=PteKind.PRESENT, special=True, uffd_wp=pte.uffd_wp))
+            spin_unlock(pte_lockptr(pmd.table))
+            return
+        get_page(new)
+        dirty = pte.dirty and new.dirty
+        uffd_wp = pte.uffd_wp and not pte.write
+        present = pte_t(kind=PteKind.PRESENT, page=new, write=pte.write, young=pte.young, dirty=dirty, uffd_wp=uffd_wp)
+        if era.folios:
+            page_mapcount_inc(new)
+            if pte.exclusive:
+                new.anon_exclusive = True
+            set_pte(ptep, present)
+        else:
+            set_pte(ptep, present)
+            page_mapcount_inc(new)
+    spin_unlock(pte_lockptr(pmd.table))
 
 
 @modelled("mm/ksm.c", versions="v3.10 .. v6.8 (since v3.14 rmap_walk_ksm)", section="C.17", steps=6)
