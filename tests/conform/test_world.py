@@ -23,9 +23,10 @@ def observations(profile: Profile, seed: int) -> Iterator[tuple[list[State], lis
         step = perform(generator.draw(), world)
         assert not step.broken
         lang.TOUCHED.add(world.mm_of(0).page_table_lock)
-        yield [state._replace(contents=state.words) for state in step.states], [
-            state._replace(contents=state.words) for state in world.observe()
-        ]
+        yield (
+            [state._replace(contents=state.words) for state in step.states],
+            [state._replace(contents=state.words) for state in world.observe()],
+        )
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=list(PROFILES))
