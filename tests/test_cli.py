@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -94,9 +95,10 @@ def test_who_interrupts_a_check_does_not_wait_for_it() -> None:
     assert "checked" not in out
 
 
-def test_output_that_can_not_be_written_is_said() -> None:
+@pytest.mark.parametrize("args", [("litmus", "show", "S4"), ("--help",)])
+def test_output_that_can_not_be_written_is_said(args: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*COMMAND, "litmus", "show", "S4"], stdout=full, stderr=PIPE, text=True)
+        done = subprocess.run([*COMMAND, *args], stdout=full, stderr=PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr == "userfault: the output could not be written: No space left on device\n"
 
@@ -108,6 +110,12 @@ def test_whoever_stops_reading_learns_nothing_of_the_verdicts() -> None:
         started.stdout.close()
         assert started.stderr.read() == b""
     assert started.returncode == 141
+
+
+def test_what_is_closed_changes_no_verdict() -> None:
+    closed = f"{shlex.join([*COMMAND, 'check', 'S4', '--json', '--jobs', '1'])} <&- 2>&-"
+    done = subprocess.run(closed, shell=True, stdout=PIPE, text=True)
+    assert done.returncode == 0 and done.stdout.startswith('{"test": "S4"')
 
 
 @pytest.mark.parametrize("verb", ["check", "conform"])

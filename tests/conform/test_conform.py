@@ -191,9 +191,9 @@ def test_a_run_of_several_profiles_and_seeds() -> None:
 def test_what_can_t_keep_a_run_is_refused(tmp_path: Path) -> None:
     invoke = CliRunner().invoke
     (tmp_path / "binary").write_bytes(b"\xff")
-    for name, why in (("/dev/full", "no regular file"), (tmp_path / "no" / "where", "can't be written (No such")):
-        refused = invoke(cli, ["conform", "--ops", "100", "--resume", str(name)])
-        assert refused.exit_code == 2 and f"{name} " in refused.output and why in refused.output
+    nowhere = tmp_path / "no" / "where"
+    refused = invoke(cli, ["conform", "--ops", "100", "--resume", str(nowhere)])
+    assert refused.exit_code == 2 and f"{nowhere} can't be written (No such" in refused.output
     for name, why in (("nonsense", "No such file"), (tmp_path / "binary", "no text")):
         refused = invoke(cli, ["conform", "--replay", str(name)])
         assert refused.exit_code == 2 and f"--replay {name} is no sequence" in refused.output and why in refused.output

@@ -9,6 +9,9 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import click
 
@@ -32,6 +35,27 @@ VERBS = {
 }
 
 
+@contextmanager
+def endings() -> Iterator[None]:
+    """What ends every verb alike, and its exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("\nuserfault: interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # What is still to be written when the interpreter leaves would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_NOT_READ)
+    except OSError as error:
+        # Of what prints: a verb says itself what is wrong with a file that it was given.
+        if error.errno not in NOT_WRITTEN or error.filename is not None:
+            raise
+        with suppress(OSError):
+            click.echo(f"userfault: the output could not be written: {error.strerror}", err=True)
+        sys.exit(EXIT_ENVIRONMENT)
+
+
 class Verbs(click.Group):
     """Imports a verb only when it is used: the first verdict must not wait for the others."""
 
@@ -44,22 +68,14 @@ class Verbs(click.Group):
         command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
         return command
 
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        # It prints what --help and --version ask for.
+        with endings():
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: click.Context) -> object:
-        try:
+        with endings():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("\nuserfault: interrupted", err=True)
-            sys.exit(EXIT_INTERRUPTED)
-        except BrokenPipeError:
-            # What is still to be written when the interpreter leaves would fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(EXIT_NOT_READ)
-        except OSError as error:
-            # Of what prints: a verb says itself what is wrong with a file that it was given.
-            if error.errno not in NOT_WRITTEN or error.filename is not None:
-                raise
-            click.echo(f"userfault: the output could not be written: {error.strerror}", err=True)
-            sys.exit(EXIT_ENVIRONMENT)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -79,6 +95,10 @@ def main() -> None:
     gc.set_threshold(300_000, 50, 50)
     # At the end, too: the interpreter collects before it leaves, object by object, what the process gives back at once.
     atexit.register(gc.freeze)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Whoever started us closed it: the next file that is opened would be printed to.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (until the end)
     # As Ctrl-C: what was borrowed is put back, and whoever was started ends.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cli(prog_name="userfault")

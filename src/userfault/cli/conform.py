@@ -196,7 +196,7 @@ def command(
             show(name, result, as_json)
             sys.exit(EXIT_DIVERGES)
         click.echo(f"{result} operations agree")
-    except (ConformError, KernelError, OSError, ValueError) as error:
+    except (ConformError, KernelError, ValueError) as error:
         click.echo(f"userfault conform: {error}", err=True)
         sys.exit(EXIT_USAGE)
 

@@ -60,11 +60,9 @@ class Progress:
 
     @staticmethod
     def load(path: Path, profile: str, seed: int) -> Progress:
-        """What was saved, or nothing done. Raises ConformError if it is no file, or one of another run."""
+        """What was saved, or nothing done. Raises ConformError if it is no such file, or one of another run."""
         if not path.exists():
             return Progress(profile, seed, set())
-        if not path.is_file():
-            raise ConformError(f"{path} is no regular file: name another one")
         try:
             data = json.loads(path.read_text())
             found = Progress(data["profile"], data["seed"], set(data["done"]), data["operations"], data["unrepeated"])
