@@ -7,7 +7,16 @@ import pytest
 from userfault.model import era as eras
 from userfault.model.errno import EFAULT
 from userfault.model.fork import sys_fork, write_protect_count
-from userfault.model.gup import device_write, get_user_pages_fast, gup_fast, taken, unpin_user_page
+from userfault.model.gup import (
+    device_write,
+    get_user_pages_fast,
+    gup_fast,
+    pinned_content,
+    process_vm_read,
+    read_pin,
+    taken,
+    unpin_user_page,
+)
 from userfault.model.huge_split import split_huge_page
 from userfault.model.lang import ModelError
 from userfault.model.machine import machine, new_mm
@@ -25,6 +34,7 @@ from .scene import (
     movers,
     old,
     page_at,
+    pte_at,
     read,
     run_in,
     settled,
@@ -215,3 +225,80 @@ def test_a_pinned_huge_page_is_not_shared_by_a_fork(era: str) -> None:
     assert kind_at(mm, 0) == PmdKind.TABLE
     run_in(child)
     assert read(child, 0) == CONTENT
+
+
+# -- pins for reading -------------------------------------------------------------------------------------------------
+
+
+def shared(era: str) -> tuple[mm_struct, mm_struct]:
+    """Parent and child share what lies at 0; the CPU is the parent's."""
+    mm = start(era)
+    do_mmap(mm, 0, 4, int(vm.READ | vm.WRITE), 0)
+    write(mm, 0, CONTENT)
+    child = new_mm(PAGES)
+    sys_fork(mm, child)
+    run_in(mm)
+    return mm, child
+
+
+def vmread(mm: mm_struct, addr: int) -> object:
+    return process_vm_read(mm, addr)
+
+
+def seen() -> object:
+    return pinned_content()
+
+
+@modern
+def test_a_page_that_is_shared_is_copied_for_who_pins_it_to_read(era: str) -> None:
+    mm, child = shared(era)
+    assert read_pin(mm, 0) == 0
+    assert page_at(mm, 0) is given()[0] is not page_at(child, 0)
+    assert given()[0].anon_exclusive and not pte_at(mm, 0).write and not pte_at(mm, 0).dirty
+    write(mm, 0, b"later")
+    assert seen() == b"later"
+    let_go()
+    settled()
+
+
+@modern
+def test_the_last_who_shares_it_keeps_it(era: str) -> None:
+    mm, child = shared(era)
+    p = page_at(mm, 0)
+    sys_munmap(child, 0, 4)
+    assert read_pin(mm, 0) == 0
+    assert given() == [p] and not pte_at(mm, 0).write
+    let_go()
+    settled()
+
+
+@modern
+def test_a_huge_page_is_copied_in_part(era: str) -> None:
+    mm, p = huge(era, int(vm.READ | vm.WRITE))
+    child = new_mm(PAGES)
+    sys_fork(mm, child)
+    run_in(mm)
+    assert vmread(mm, 1) == b"second part"
+    assert page_at(mm, 0) is p and page_at(mm, 1).anon_exclusive
+    assert child.pmd[0].pmd.page is p
+    settled()
+
+
+@modern
+def test_what_is_no_page_has_no_pin(era: str) -> None:
+    mm, _ = shared(era)
+    assert vmread(mm, 1) == 0
+    assert pte_at(mm, 1).special and not given()
+    assert vmread(mm, 5) == -EFAULT
+    do_mmap(mm, 5, 1, int(vm.WRITE), 5)
+    assert vmread(mm, 5) == -EFAULT
+    settled()
+
+
+@modern
+def test_a_reader_may_pin_what_may_not_be_written(era: str) -> None:
+    mm, _ = shared(era)
+    mm.mmap[0].vm_flags = int(vm.READ)
+    assert vmread(mm, 0) == CONTENT
+    assert device_write(mm, 0, 1, 1) == -EFAULT
+    settled()

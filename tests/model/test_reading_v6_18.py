@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from userfault.model import era as eras
-from userfault.model import fs_userfaultfd, locks, madvise, memory, userfaultfd, userfaultfd_move
+from userfault.model import fs_userfaultfd, locks, madvise, memory, populate, userfaultfd, userfaultfd_move
 from userfault.model.errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM
 from userfault.model.fork import sys_fork
 from userfault.model.fs_userfaultfd import (
@@ -272,7 +272,7 @@ def test_what_is_freed_lazily_stays_so_while_it_is_on_no_list(mm: mm_struct) -> 
 
 
 def test_no_memory_is_told_from_a_signal(mm: mm_struct, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(madvise, "handle_mm_fault", lambda *_: VM_FAULT_OOM)
+    monkeypatch.setattr(populate, "handle_mm_fault", lambda *_: VM_FAULT_OOM)
     assert sys_madvise(mm, 0, 1, MADV.POPULATE_WRITE) == -ENOMEM
     assert sys_mlock(mm, 0, 1, False) == -EAGAIN
 

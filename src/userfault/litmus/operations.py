@@ -195,6 +195,26 @@ OPERATIONS: dict[str, OperationKind] = {
         lambda mm, a: (gup.pin_and_write, (mm, a[0], a[1])),
     ),
     "pin": OperationKind(("addr",), "gup_fast, and keep the pin", lambda mm, a: (pin, (mm, a[0]))),
+    "pinread": OperationKind(
+        ("addr",),
+        "a device is given a page to read, and keeps it: get_user_pages_fast without FOLL_WRITE",
+        lambda mm, a: (gup.read_pin, (mm, a[0])),
+        FAULT,
+        eras=("v6.8", "v6.18"),
+    ),
+    "pinned": OperationKind(
+        ("addr",),
+        "what lies in the page that the thread's device holds, which was at the address",
+        lambda mm, a: (gup.pinned_content, ()),
+        eras=("v6.8", "v6.18"),
+    ),
+    "vmread": OperationKind(
+        ("addr",),
+        "process_vm_readv of the own process: a pin for reading, a read, unpin",
+        lambda mm, a: (gup.process_vm_read, (mm, a[0])),
+        FAULT,
+        eras=("v6.8", "v6.18"),
+    ),
     "devwrite": OperationKind(
         ("addr", "int", "?", "int"),
         "a device's write to a range: get_user_pages_fast, write to the pages, unpin; START VALUE [LENGTH]",
@@ -305,12 +325,10 @@ KERNEL_OPERATIONS: dict[str, KernelOperation] = {
     "cold": KernelOperation(RANGE, "MADV_COLD: START [LENGTH]"),
     "lock": KernelOperation(RANGE, "mlock2(MLOCK_ONFAULT): START [LENGTH]"),
     "unlock": KernelOperation(RANGE, "munlock: START [LENGTH]"),
-    "vmread": KernelOperation(("addr",), "process_vm_readv of the own process: a pin, a read, unpin"),
     "vmwrite": KernelOperation(("addr", "int"), "process_vm_writev of the own process: a pin, a write, unpin"),
     "vmsplice": KernelOperation(("addr",), "a reference to the page into the address space's pipe"),
     "splice": KernelOperation((), "what the address space's pipe holds"),
     "unpin": KernelOperation((), "let the page of `pin` go"),
-    "pinned": KernelOperation(("addr",), "what lies in the page that `pin` holds, which was at the address"),
     "compact": KernelOperation((), "compaction of all memory"),
 }
 

@@ -5,16 +5,19 @@ The pages are given to the CPU's `pinned`, which stands for the array of the cal
 
 from __future__ import annotations
 
+from typing import cast
+
 from .catalogue import modelled
 from .era import era
 from .errno import EFAULT, ENOMEM
 from .huge_split import wait_split_huge_page
-from .lang import atomic, check, ghost, raw
+from .lang import NULL, atomic, check, ghost, raw
 from .locks import down_read, lock_page, spin_lock, spin_unlock, unlock_page, up_read
 from .machine import config, this_cpu
 from .memory import handle_mm_fault
 from .mm_types import VM_FAULT_OOM, PmdKind, PteKind, mm_struct, page, pmd_slot, pmd_t, vm, vm_area_struct
 from .mmap import find_vma
+from .page_flags import PageAnon
 from .pgtable import (
     pmd_lockptr,
     pmd_offset,
@@ -142,22 +145,37 @@ def unpin_user_pages_dirty_lock(p: page) -> None:
     unpin_user_page(p)
 
 
+@modelled(
+    "mm/internal.h",
+    versions="v5.19 (include/linux/mm.h) .. v6.18",
+    section="C.18",
+    steps=2,
+    omits="FOLL_LONGTERM, hugetlb",
+)
+def gup_must_unshare(p: page, write: bool) -> bool:
+    """Is a page that is read-only here one that a pin can't have, because a write would put another in its place?"""
+    return not write and PageAnon(p) and not p.anon_exclusive
+
+
 # -- the fast way -----------------------------------------------------------------------------------------------------
 
 
 @modelled("mm/gup.c", versions="v3.10 (arch/x86/mm/gup.c) .. v6.18", section="C.18", steps=4, function="gup_pte_range")
-def gup_pte_range(pmdp: pmd_slot, pmd: pmd_t, addr: int, nr: int) -> int:
-    """The pages below one page table, as far as they may be written: how many."""
+def gup_pte_range(pmdp: pmd_slot, pmd: pmd_t, addr: int, nr: int, write: bool) -> int:
+    """The pages below one page table, as far as they may be accessed: how many."""
     for at in range(nr):
         ptep = pte_offset(pmd.table, addr + (at << config.PAGE_SHIFT))
         pte = ptep.pte
-        if pte.kind != PteKind.PRESENT or pte.special or not pte.write:
+        if pte.kind != PteKind.PRESENT or pte.special or pte.protnone or (write and not pte.write):
             return at
         p = pte.page
         if era.anon_exclusive:
             if not try_grab_folio(p, 1):
                 return at
             if pmdp.pmd != pmd or ptep.pte != pte:
+                gup_put_folio(p, 1)
+                return at
+            if not pte.write and gup_must_unshare(p, write):
                 gup_put_folio(p, 1)
                 return at
         else:
@@ -167,15 +185,18 @@ def gup_pte_range(pmdp: pmd_slot, pmd: pmd_t, addr: int, nr: int) -> int:
 
 
 @modelled("mm/gup.c", versions="v3.10 (arch/x86/mm/gup.c) .. v6.18", section="C.18", steps=3, function="gup_huge_pmd")
-def gup_huge_pmd(pmdp: pmd_slot, pmd: pmd_t, addr: int, nr: int) -> int:
+def gup_huge_pmd(pmdp: pmd_slot, pmd: pmd_t, addr: int, nr: int, write: bool) -> int:
     """Parts of a huge page that a PMD maps, all with one count: all of them, or none."""
-    if not pmd.write:
+    if write and not pmd.write:
         return 0
     first = nth_page(pmd.page, (addr >> config.PAGE_SHIFT) & (hpage_nr() - 1))
     if era.pte_mapped_huge:
         if not try_grab_folio(first, nr):
             return 0
         if pmdp.pmd != pmd:
+            gup_put_folio(first, nr)
+            return 0
+        if not pmd.write and gup_must_unshare(pmd.page, write):
             gup_put_folio(first, nr)
             return 0
     else:
@@ -195,10 +216,10 @@ def gup_huge_pmd(pmdp: pmd_slot, pmd: pmd_t, addr: int, nr: int) -> int:
     versions="v3.10 (arch/x86/mm/gup.c) .. v6.18",
     section="C.18",
     steps=5,
-    omits="pins for reading; hugetlb, devices, the levels above",
+    omits="hugetlb, devices, the levels above",
 )
-def gup_fast(mm: mm_struct, start: int, nr: int = 1) -> int:
-    """Pin `nr` pages from `start` on for writing, by a walk with interrupts off: how many, up to the first that it can't."""
+def gup_fast(mm: mm_struct, start: int, nr: int = 1, write: bool = True) -> int:
+    """Pin `nr` pages from `start` on, by a walk with interrupts off: how many, up to the first that it can't. For reading: since v5.7."""
     seq = 0
     if era.anon_exclusive:
         seq = mm.write_protect_seq
@@ -216,9 +237,9 @@ def gup_fast(mm: mm_struct, start: int, nr: int = 1) -> int:
         pmd = pmdp.pmd
         got = 0
         if pmd.kind == PmdKind.TABLE:
-            got = gup_pte_range(pmdp, pmd, addr, wanted)
+            got = gup_pte_range(pmdp, pmd, addr, wanted, write)
         elif config.TRANSPARENT_HUGEPAGE and pmd.kind == PmdKind.HUGE:
-            got = gup_huge_pmd(pmdp, pmd, addr, wanted)
+            got = gup_huge_pmd(pmdp, pmd, addr, wanted, write)
         done = at + got
         if got < wanted:
             break
@@ -265,17 +286,27 @@ def grab_locked(p: page) -> None:
     steps=3,
     omits="marking the page dirty and used",
 )
-def follow_page_mask(vma: vm_area_struct, addr: int) -> page | None:
-    """A reference to the page that an entry lets write, taken under its lock; None: it needs a fault."""
+def follow_page_mask(vma: vm_area_struct, addr: int, write: bool) -> tuple[bool, bool, page]:
+    """A reference to the page that an entry lets access, taken under its lock.
+
+    Returns (is it there? if not, it needs a fault; one that unshares?; the page, NULL for the zero page).
+    """
     pmdp = pmd_offset(vma.vm_mm, addr)
     pmd = pmdp.pmd
-    p: page | None = None
+    found = False
+    unshare = False
+    p: page = NULL
     if pmd_trans_huge(pmd):
         spin_lock(pmd_lockptr(pmdp))
         pmd = pmdp.pmd
-        if pmd.kind == PmdKind.HUGE and pmd.write:
-            p = nth_page(pmd.page, (addr >> config.PAGE_SHIFT) & (hpage_nr() - 1))
-            grab_locked(p)
+        if pmd.kind == PmdKind.HUGE and (pmd.write or not write):
+            unshare = not pmd.write and gup_must_unshare(pmd.page, write)
+            found = not unshare
+            if found:
+                p = nth_page(pmd.page, (addr >> config.PAGE_SHIFT) & (hpage_nr() - 1))
+                grab_locked(p)
+        if pmd.kind == PmdKind.HUGE_ZERO and not write:
+            found = True
         spin_unlock(pmd_lockptr(pmdp))
         if pmd_trans_splitting(pmd):
             wait_split_huge_page(vma)
@@ -283,11 +314,17 @@ def follow_page_mask(vma: vm_area_struct, addr: int) -> page | None:
         spin_lock(pte_lockptr(pmd.table))
         pte = pte_offset(pmd.table, addr).pte
         gone = config.PT_RECLAIM and table_is_gone(vma.vm_mm, addr, pmd.table)
-        if pte.kind == PteKind.PRESENT and pte.write and not pte.special and not gone:
-            p = pte.page
-            grab_locked(p)
+        if pte.kind == PteKind.PRESENT and (pte.write or not (write or pte.protnone)) and not gone:
+            if pte.special:
+                found = not write
+            else:
+                unshare = not pte.write and gup_must_unshare(pte.page, write)
+                found = not unshare
+                if found:
+                    p = pte.page
+                    grab_locked(p)
         spin_unlock(pte_lockptr(pmd.table))
-    return p
+    return found, unshare, p
 
 
 @modelled(
@@ -298,8 +335,8 @@ def follow_page_mask(vma: vm_area_struct, addr: int) -> page | None:
     steps=4,
     omits="forced writes; a fault that lets mmap_sem go, which the caller takes again",
 )
-def get_user_pages(mm: mm_struct, start: int, nr: int, done: int) -> int:
-    """Pin the pages of the range but for the first `done`, faulting them in; mmap_sem is held for reading.
+def get_user_pages(mm: mm_struct, start: int, nr: int, done: int, write: bool = True) -> int:
+    """Pin the pages of the range but for the first `done`, faulting them in; mmap_sem is held for reading. (The zero page has no pins.)
 
     How many, up to the first that can't be had; -EFAULT or -ENOMEM if that is the first.
     """
@@ -309,33 +346,34 @@ def get_user_pages(mm: mm_struct, start: int, nr: int, done: int) -> int:
             continue
         addr = start + (at << config.PAGE_SHIFT)
         vma = find_vma(mm, addr)
-        if vma is None or not vma.vm_flags & vm.WRITE:
+        if vma is None or not vma.vm_flags & (vm.WRITE if write else vm.READ):
             return got if got > 0 else -EFAULT
         while True:
-            p = follow_page_mask(vma, addr)
-            if p is not None:
+            found, unshare, p = follow_page_mask(vma, addr, write)
+            if found:
                 break
-            fault = handle_mm_fault(vma, addr, True)
+            fault = handle_mm_fault(vma, addr, write, unshare)
             if fault != 0:
                 err = -ENOMEM if fault == VM_FAULT_OOM else -EFAULT
                 return got if got > 0 else err
-        give(p)
-        pin_is_valid(p)
+        if p is not None:
+            give(p)
+            pin_is_valid(p)
         got += 1
     return got
 
 
 @modelled("mm/gup.c", versions="v3.10 (arch/x86/mm/gup.c) .. v6.18", section="C.18", steps=3)
-def get_user_pages_fast(mm: mm_struct, start: int, nr: int) -> int:
-    """Pin the pages of a range for writing: what the fast way can't, the slow way does.
+def get_user_pages_fast(mm: mm_struct, start: int, nr: int, write: bool = True) -> int:
+    """Pin the pages of a range: what the fast way can't, the slow way does.
 
     How many, which may be fewer than asked for; -EFAULT or -ENOMEM if none.
     """
-    done = gup_fast(mm, start, nr)
+    done = gup_fast(mm, start, nr, write)
     if done == nr:
         return done
     down_read(mm.mmap_sem)
-    more = get_user_pages(mm, start, nr, done)
+    more = get_user_pages(mm, start, nr, done, write)
     up_read(mm.mmap_sem)
     if more < 0:
         # The caller has pages to let go of: it has to hear of them.
@@ -394,3 +432,42 @@ def device_write(mm: mm_struct, start: int, value: int, nr: int) -> int:
     done = get_user_pages_fast(mm, start, nr)
     write_pinned(value)
     return done
+
+
+def read_pin(mm: mm_struct, addr: int) -> int:
+    """A device is given a page to read, and keeps it: 0 or -errno."""
+    done = get_user_pages_fast(mm, addr, 1, False)
+    return 0 if done == 1 else done
+
+
+@atomic
+@raw
+def pinned_content() -> int:
+    """What a device finds in the page that it was given first."""
+    p = this_cpu().pinned[0]
+    check(p.allocated, "use_after_free", "a pinned page was freed")
+    return cast(int, p.data)
+
+
+@modelled(
+    "mm/process_vm_access.c",
+    function="process_vm_rw_single_vec, pin_user_pages_remote",
+    versions="v5.6 .. v6.18",
+    section="C.18",
+    steps=4,
+    omits="more than a page",
+)
+def process_vm_read(mm: mm_struct, addr: int) -> int:
+    """process_vm_readv of one page: a pin for reading, by the slow way only. Its content, or -EFAULT."""
+    down_read(mm.mmap_sem)
+    done = get_user_pages(mm, addr, 1, 0, False)
+    up_read(mm.mmap_sem)
+    if done < 0:
+        return -EFAULT
+    if len(this_cpu().pinned) == 0:
+        return 0
+    value = pinned_content()
+    p = taken()
+    pin_is_over(p)
+    unpin_user_page(p)
+    return value

@@ -140,14 +140,14 @@ def pgtable_free(table: page_table) -> None:
     table.allocated = False
 
 
-def do_huge_pmd_fault(vma: vm_area_struct, addr: int, write: bool, pmd: pmd_t) -> int:
+def do_huge_pmd_fault(vma: vm_area_struct, addr: int, write: bool, pmd: pmd_t, unshare: bool = False) -> int:
     """The huge part of __handle_mm_fault: an entry that was found huge without its lock."""
     pmdp = pmd_offset(vma.vm_mm, addr)
     if pmd_trans_splitting(pmd):
         return 0
-    if write and not pmd.write:
+    if (write or unshare) and not pmd.write:
         if era.pte_mapped_huge:
-            return do_huge_pmd_wp_page(vma, pmdp, addr, pmd)
+            return do_huge_pmd_wp_page(vma, pmdp, addr, pmd, unshare)
         return do_huge_pmd_wp_page_v3_10(vma, pmdp, addr, pmd)
     spin_lock(pmd_lockptr(pmdp))
     if pmdp.pmd == pmd:
@@ -190,8 +190,8 @@ def make_pmd_writable(pmdp: pmd_slot, pmd: pmd_t) -> None:
     steps=9,
     omits="huge pages in the swap cache; the fallback to a fault on the PTE is the next try of the access",
 )
-def do_huge_pmd_wp_page(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pmd_t) -> int:
-    """A write to a read-only huge entry: reuse the page if it is ours alone, or split the mapping."""
+def do_huge_pmd_wp_page(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pmd_t, unshare: bool = False) -> int:
+    """A write to a read-only huge entry: reuse the page if it is ours alone, or split the mapping. unshare: it stays read-only."""
     if orig.kind == PmdKind.HUGE_ZERO:
         if era.huge_zero_page_is_replaced:
             replaced = do_huge_zero_wp_pmd(vma, pmdp, addr, orig)
@@ -205,7 +205,8 @@ def do_huge_pmd_wp_page(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pm
         return 0
     p = orig.page
     if p.anon_exclusive:
-        make_pmd_writable(pmdp, orig)
+        if not unshare:
+            make_pmd_writable(pmdp, orig)
         spin_unlock(pmd_lockptr(pmdp))
         return 0
     if not trylock_page(p):
@@ -224,7 +225,8 @@ def do_huge_pmd_wp_page(vma: vm_area_struct, pmdp: pmd_slot, addr: int, orig: pm
             page_move_anon_rmap(p, vma)
             p.anon_exclusive = True
         unlock_page(p)
-        make_pmd_writable(pmdp, orig)
+        if not unshare:
+            make_pmd_writable(pmdp, orig)
         spin_unlock(pmd_lockptr(pmdp))
         return 0
     unlock_page(p)

@@ -187,9 +187,11 @@ def make_writable(ptep: pte_slot, pte: pte_t) -> None:
     steps=4,
     omits="shared and file mappings; the LRU drain before the reference count is trusted",
 )
-def do_wp_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot, orig: pte_t) -> int:
-    """A write to a read-only PTE: reuse the page, or copy it. The PTL is held, and let go."""
-    if era.markers and orig.uffd_wp and vma.vm_flags & vm.UFFD_WP:
+def do_wp_page(
+    vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot, orig: pte_t, unshare: bool = False
+) -> int:
+    """A write to a read-only PTE: reuse the page, or copy it. The PTL is held, and let go. unshare: it stays read-only."""
+    if era.markers and not unshare and orig.uffd_wp and vma.vm_flags & vm.UFFD_WP:
         if not vma.ctx.wp_async:
             spin_unlock(pte_lockptr(table))
             return VM_FAULT_USERFAULT
@@ -199,12 +201,14 @@ def do_wp_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot
     if not orig.special:
         if era.anon_exclusive:
             if PageAnon(old) and old.anon_exclusive:
-                make_writable(ptep, orig)
+                if not unshare:
+                    make_writable(ptep, orig)
                 spin_unlock(pte_lockptr(table))
                 return 0
             if PageAnon(old) and wp_can_reuse_anon_folio(compound_head(old), vma):
                 old.anon_exclusive = True
-                make_writable(ptep, orig)
+                if not unshare:
+                    make_writable(ptep, orig)
                 spin_unlock(pte_lockptr(table))
                 return 0
         elif PageAnon(old) and not PageKsm(old):
@@ -228,7 +232,7 @@ def do_wp_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot
             unlock_page(old)
         get_page(old)
     spin_unlock(pte_lockptr(table))
-    return wp_page_copy(vma, addr, table, ptep, orig)
+    return wp_page_copy(vma, addr, table, ptep, orig, unshare)
 
 
 @modelled("mm/memory.c", versions="v5.19 .. v6.8", section="C.2", steps=5, omits="the drain of the LRU caches")
@@ -249,8 +253,13 @@ def wp_can_reuse_anon_folio(p: page, vma: vm_area_struct) -> bool:
 
 
 @modelled("mm/memory.c", versions="v3.10 (in do_wp_page) .. v6.8", section="C.2", steps=4, omits="the mmu notifier")
-def wp_page_copy(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot, orig: pte_t) -> int:
-    """Copy the page (a reference keeps it) and put the copy in its place, if the PTE is still the same."""
+def wp_page_copy(
+    vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot, orig: pte_t, unshare: bool = False
+) -> int:
+    """Copy the page (a reference keeps it) and put the copy in its place, if the PTE is still the same.
+
+    unshare: the copy is the process's own, and as read-only as the page was.
+    """
     old = orig.page
     if anon_vma_prepare(vma) != 0 or out_of_memory():
         if not orig.special:
@@ -266,7 +275,11 @@ def wp_page_copy(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
     if copied:
         ptep_clear_flush(vma.vm_mm, addr, ptep)
         page_add_new_anon_rmap(new, vma, addr)
-        set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=new, write=True, dirty=True, young=True))
+        present = pte_t(kind=PteKind.PRESENT, page=new, young=True)
+        if unshare:
+            set_pte(ptep, present._replace(uffd_wp=orig.uffd_wp))
+        else:
+            set_pte(ptep, present._replace(write=True, dirty=True))
         if not orig.special:
             # Only after the new PTE is visible: the old page may be reused the moment nobody maps it.
             page_remove_rmap(old)
@@ -299,8 +312,11 @@ def huge_range_fits(vma: vm_area_struct, addr: int) -> bool:
     section="C.1",
     omits="NUMA hints, file pages",
 )
-def handle_mm_fault(vma: vm_area_struct, addr: int, write: bool) -> int:
-    """One fault; mmap_sem is held for reading. Returns 0 (the access is retried) or VM_FAULT_*."""
+def handle_mm_fault(vma: vm_area_struct, addr: int, write: bool, unshare: bool = False) -> int:
+    """One fault; mmap_sem is held for reading. Returns 0 (the access is retried) or VM_FAULT_*.
+
+    unshare: a read that wants a page which is nobody else's (FAULT_FLAG_UNSHARE, since v5.19).
+    """
     pmd = pmd_offset(vma.vm_mm, addr).pmd
     if pmd.kind == PmdKind.NONE:
         if config.TRANSPARENT_HUGEPAGE and huge_range_fits(vma, addr):
@@ -312,12 +328,12 @@ def handle_mm_fault(vma: vm_area_struct, addr: int, write: bool) -> int:
         pmd_migration_entry_wait(pmd_offset(vma.vm_mm, addr))
         return 0
     if pmd_trans_huge(pmd):
-        return do_huge_pmd_fault(vma, addr, write, pmd)
-    return handle_pte_fault(vma, addr, pmd.table, write)
+        return do_huge_pmd_fault(vma, addr, write, pmd, unshare)
+    return handle_pte_fault(vma, addr, pmd.table, write, unshare)
 
 
 @modelled("mm/memory.c", versions="v3.10 .. v6.8", section="C.1", omits="NUMA hints, file pages")
-def handle_pte_fault(vma: vm_area_struct, addr: int, table: page_table, write: bool) -> int:
+def handle_pte_fault(vma: vm_area_struct, addr: int, table: page_table, write: bool, unshare: bool = False) -> int:
     """A fault below a page table: what to do depends on the PTE, read without its lock and compared under it."""
     ptep = pte_offset(table, addr)
     pte = ptep.pte
@@ -344,8 +360,8 @@ def handle_pte_fault(vma: vm_area_struct, addr: int, table: page_table, write: b
     if ptep.pte != pte:
         spin_unlock(pte_lockptr(table))
         return 0
-    if write and not pte.write:
-        return do_wp_page(vma, addr, table, ptep, pte)
+    if (write or unshare) and not pte.write:
+        return do_wp_page(vma, addr, table, ptep, pte, unshare)
     if write:
         # ptep_set_access_flags of x86. A read leaves the entry to the hardware, which may be setting its bits.
         set_pte(ptep, pte._replace(young=True, dirty=True))
