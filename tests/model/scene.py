@@ -13,7 +13,7 @@ from userfault.model.locks import check_no_locks_held
 from userfault.model.machine import attach, boot, machine, new_mm
 from userfault.model.madvise import madvise_userfault
 from userfault.model.mm_types import PmdKind, mm_struct, page, pte_t, tlb_t, vm
-from userfault.model.mmap import do_mmap
+from userfault.model.mmap import do_mmap, sys_mmap
 from userfault.model.properties import ALWAYS
 from userfault.model.user import load, store
 from userfault.model.userfaultfd_move import uffdio_move
@@ -23,6 +23,8 @@ every_era = pytest.mark.parametrize("era", list(eras.ERAS))
 movers = pytest.mark.parametrize("era", ["v3.10+seed", "v6.8", "v6.18"])
 modern = pytest.mark.parametrize("era", [name for name, era in eras.ERAS.items() if era.pte_mapped_huge])
 old = pytest.mark.parametrize("era", [name for name, era in eras.ERAS.items() if not era.pte_mapped_huge])
+SIGBUS, SIGSEGV = -7, -11
+RW = int(vm.READ | vm.WRITE)
 CONTENT = b"what was written".ljust(4096, b"\0")
 
 
@@ -31,6 +33,17 @@ def start(era: str, *, ksm: bool = False) -> mm_struct:
     boot(cpus=1, ksm=ksm)
     mm = new_mm(PAGES)
     attach(0, mm, PAGES)
+    return mm
+
+
+def two_vmas(pages: int, length: int) -> mm_struct:
+    """v6.18 as user space sees it, with memory at 0 and another VMA of the same length behind; addresses count pages."""
+    eras.use("v6.18")
+    boot(split_vmas=True, synchronous_swap=True)
+    mm = new_mm(pages)
+    attach(0, mm, pages)
+    assert sys_mmap(mm, 0, length, RW) == 0
+    assert sys_mmap(mm, length, length, RW) == 0
     return mm
 
 

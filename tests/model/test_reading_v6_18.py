@@ -48,23 +48,15 @@ from userfault.model.user import load, store
 from userfault.model.userfaultfd_move import uffdio_move
 from userfault.model.vma_lock import vma_start_write
 
-from .scene import settled
+from .scene import RW, SIGBUS, SIGSEGV, pte_at, settled, two_vmas
 
 PAGES = 16
-SIGBUS, SIGSEGV = -7, -11
-RW = int(vm.READ | vm.WRITE)
 
 
 @pytest.fixture
 def mm() -> mm_struct:
     """Pages 0-3 plain, 4-7 registered for missing pages and for write-protection; addresses count pages."""
-    eras.use("v6.18")
-    boot(split_vmas=True, synchronous_swap=True)
-    made = new_mm(PAGES)
-    attach(0, made, PAGES)
-    assert sys_mmap(made, 0, 4, RW) == 0
-    assert sys_mmap(made, 4, 4, RW) == 0
-    return made
+    return two_vmas(PAGES, 4)
 
 
 @pytest.fixture
@@ -72,10 +64,6 @@ def ctx(mm: mm_struct) -> userfaultfd_ctx:
     made = userfaultfd_ctx(mm=mm)
     assert userfaultfd_register(made, 4, 4, 3)[0] == 0
     return made
-
-
-def pte(mm: mm_struct, addr: int) -> pte_t:
-    return mm.pmd[addr >> 1].pmd.table.pte[addr & 1].pte
 
 
 def changes_while_it_waits(monkeypatch: pytest.MonkeyPatch, module: object, mm: mm_struct) -> None:
@@ -128,7 +116,7 @@ def test_what_comes_into_a_place_is_young(mm: mm_struct, ctx: userfaultfd_ctx) -
         slot.pte = slot.pte._replace(young=False)
     assert uffdio_move(mm, 4, 0, 3, 0, ctx) == 3
     assert userfaultfd_zeropage(ctx, 7, 1, 0) == (0, 1)
-    assert [pte(mm, addr).young for addr in (4, 5, 6, 7)] == [True] * 4
+    assert [pte_at(mm, addr).young for addr in (4, 5, 6, 7)] == [True] * 4
 
 
 def test_a_pinned_page_is_put_back_without_a_flush(
@@ -145,7 +133,7 @@ def test_a_pinned_page_is_put_back_without_a_flush(
     monkeypatch.setattr(userfaultfd_move, "ptep_get_and_clear", pinned_in_time)
     monkeypatch.setattr(userfaultfd_move, "flush_tlb_range", lambda *_: flushed.append(1))
     assert uffdio_move(mm, 4, 0, 1, 0, ctx) == -EBUSY
-    assert pte(mm, 0).kind == PteKind.PRESENT and flushed == []
+    assert pte_at(mm, 0).kind == PteKind.PRESENT and flushed == []
 
 
 def test_the_lock_is_let_go_before_the_huge_zero_page_moves(
@@ -162,7 +150,7 @@ def test_the_lock_is_let_go_before_the_huge_zero_page_moves(
 
     monkeypatch.setattr(userfaultfd_move, "spin_unlock", a_fill_is_faster)
     assert uffdio_move(mm, 4, 0, 2, 0, ctx) == -EEXIST
-    assert pte(mm, 4).special
+    assert pte_at(mm, 4).special
 
 
 @pytest.mark.parametrize("access", [int(vm.READ), 0])
@@ -195,16 +183,16 @@ def test_the_huge_page_is_split_to_be_write_protected(mm: mm_struct, ctx: userfa
     mm.mmap[1].vm_flags &= ~int(vm.USERFAULT)
     assert store(mm, 4, 1) == 0 and mm.pmd[2].pmd.kind == PmdKind.HUGE
     assert userfaultfd_writeprotect(ctx, 4, 2, 1) == 0
-    assert [pte(mm, addr).uffd_wp and not pte(mm, addr).write for addr in (4, 5)] == [True] * 2
+    assert [pte_at(mm, addr).uffd_wp and not pte_at(mm, addr).write for addr in (4, 5)] == [True] * 2
 
 
 def test_a_write_protected_page_is_not_dirty_when_it_comes_back(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
     mm.mmap[1].vm_flags &= ~int(vm.USERFAULT)
     assert store(mm, 4, 1) == 0
     assert userfaultfd_writeprotect(ctx, 4, 1, 1) == 0
-    assert sys_madvise(mm, 4, 1, MADV.PAGEOUT) == 0 and pte(mm, 4).kind == PteKind.SWAP
+    assert sys_madvise(mm, 4, 1, MADV.PAGEOUT) == 0 and pte_at(mm, 4).kind == PteKind.SWAP
     assert store(mm, 4, 2) == SIGBUS
-    back = pte(mm, 4)
+    back = pte_at(mm, 4)
     assert back == pte_t(kind=PteKind.PRESENT, page=back.page, young=True, uffd_wp=True)
 
 
@@ -265,7 +253,7 @@ def test_memory_that_is_not_needed_is_flushed_once_at_the_end(
 
 def test_what_is_freed_lazily_stays_so_while_it_is_on_no_list(mm: mm_struct) -> None:
     assert store(mm, 0, 1) == 0
-    p = pte(mm, 0).page
+    p = pte_at(mm, 0).page
     assert sys_madvise(mm, 0, 1, MADV.FREE) == 0 and p.lazyfree
     p.lru = False
     assert sys_madvise(mm, 0, 1, MADV.FREE) == 0 and p.lazyfree
@@ -381,7 +369,7 @@ def test_a_huge_entry_that_is_split_keeps_what_was_noted_since_it_was_looked_at(
     spin_lock(pmd_lockptr(pmdp))
     split_huge_pmd_locked(mm.mmap[0], pmdp, pmdp.pmd._replace(dirty=False), False)
     spin_unlock(pmd_lockptr(pmdp))
-    assert pte(mm, 0).dirty and pte(mm, 0).page.dirty
+    assert pte_at(mm, 0).dirty and pte_at(mm, 0).page.dirty
 
 
 def test_a_read_fault_at_a_page_that_is_there_leaves_its_entry_alone(mm: mm_struct) -> None:
@@ -420,7 +408,7 @@ def test_khugepaged_takes_pages_of_which_none_is_writable(era: str, result: int)
     do_mmap(mm, 0, 4, RW, 0)
     assert store(mm, 0, 1) == 0 and store(mm, 1, 2) == 0
     assert sys_fork(mm, new_mm(PAGES)) == 0
-    assert not pte(mm, 0).write
+    assert not pte_at(mm, 0).write
     assert collapse_huge_page(mm, 0) == result
     assert [load(mm, 0), load(mm, 1)] == [1, 2]
     settled()
@@ -467,7 +455,7 @@ def test_what_a_closed_userfaultfd_had_is_ordinary_memory_again(mm: mm_struct, c
     assert userfaultfd_writeprotect(ctx, 4, 2, 1) == 0
     assert (store(mm, 5, 1), load(mm, 6)) == (SIGBUS, SIGBUS)
     userfaultfd_release(ctx)
-    assert not pte(mm, 5).uffd_wp
+    assert not pte_at(mm, 5).uffd_wp
     assert (store(mm, 5, 1), load(mm, 6)) == (0, 0)
     assert [(each.vm_start, each.vm_end, each.ctx) for each in mm.mmap] == [(0, 8, None), (8, 10, other)]
     assert load(mm, 8) == SIGBUS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from userfault.model import era as eras
 from userfault.model.errno import EAGAIN, EBUSY, EEXIST, EFAULT, EHWPOISON, EINVAL, ENOENT, ENOMEM
 from userfault.model.fork import sys_fork
 from userfault.model.fs_userfaultfd import (
@@ -17,33 +16,25 @@ from userfault.model.fs_userfaultfd import (
     userfaultfd_writeprotect,
     userfaultfd_zeropage,
 )
-from userfault.model.machine import attach, boot, new_mm
+from userfault.model.machine import new_mm
 from userfault.model.madvise import MADV, sys_madvise
 from userfault.model.mincore import sys_mincore
 from userfault.model.mlock import sys_mlock, sys_munlock
-from userfault.model.mm_types import PteKind, mm_struct, pte_t, userfaultfd_ctx, vm
+from userfault.model.mm_types import PteKind, mm_struct, userfaultfd_ctx, vm
 from userfault.model.mmap import sys_mmap, sys_munmap
 from userfault.model.mprotect import sys_mprotect
 from userfault.model.mremap import mremap_fixed
 from userfault.model.user import load, peek, poke, store
 
-from .scene import settled
+from .scene import RW, SIGBUS, SIGSEGV, pte_at, settled, two_vmas
 
 PAGES = 32
-SIGBUS, SIGSEGV = -7, -11
-RW = int(vm.READ | vm.WRITE)
 
 
 @pytest.fixture
 def mm() -> mm_struct:
     """Pages 0-7 plain, 8-15 registered for missing pages with the context of `ctx`; addresses count pages."""
-    eras.use("v6.18")
-    boot(split_vmas=True, synchronous_swap=True)
-    made = new_mm(PAGES)
-    attach(0, made, PAGES)
-    assert sys_mmap(made, 0, 8, RW) == 0
-    assert sys_mmap(made, 8, 8, RW) == 0
-    return made
+    return two_vmas(PAGES, 8)
 
 
 @pytest.fixture
@@ -51,10 +42,6 @@ def ctx(mm: mm_struct) -> userfaultfd_ctx:
     made = userfaultfd_ctx(mm=mm)
     assert userfaultfd_register(made, 8, 8, 1) == (0, 0x13C)
     return made
-
-
-def pte(mm: mm_struct, addr: int) -> pte_t:
-    return mm.pmd[addr >> 1].pmd.table.pte[addr & 1].pte
 
 
 def layout(mm: mm_struct) -> list[tuple[int, int]]:
@@ -136,7 +123,7 @@ def test_write_protection(mm: mm_struct) -> None:
     assert userfaultfd_writeprotect(ctx, 8, 2, 1) == 0
     assert store(mm, 8, 2) == SIGBUS
     assert load(mm, 8) == 1
-    assert pte(mm, 9).kind == PteKind.WP_MARKER
+    assert pte_at(mm, 9).kind == PteKind.WP_MARKER
     assert load(mm, 9) == 0
     assert store(mm, 9, 2) == SIGBUS
     assert userfaultfd_writeprotect(ctx, 8, 2, 0) == 0
@@ -163,13 +150,13 @@ def test_a_swap_entry_is_exclusive_until_it_is_shared(mm: mm_struct, ctx: userfa
     store(mm, 0, 1)
     store(mm, 1, 2)
     assert sys_madvise(mm, 0, 2, MADV.PAGEOUT) == 0
-    assert pte(mm, 0).kind == PteKind.SWAP and pte(mm, 0).exclusive
+    assert pte_at(mm, 0).kind == PteKind.SWAP and pte_at(mm, 0).exclusive
     assert userfaultfd_move(ctx, mm, 8, 0, 1, 0) == (0, 1)
     child = new_mm(PAGES)
     sys_fork(mm, child)
     assert userfaultfd_move(ctx, mm, 9, 1, 1, 0) == (-EBUSY, -EBUSY)
     assert (load(mm, 8), load(mm, 1)) == (1, 2)
-    assert pte(mm, 1).page.swapcache is not None, "the child's entry keeps the page in the swap cache"
+    assert pte_at(mm, 1).page.swapcache is not None, "the child's entry keeps the page in the swap cache"
     settled()
 
 
@@ -181,15 +168,15 @@ def test_protections_are_the_entries_too(mm: mm_struct) -> None:
     assert load(mm, 0) == 1
     assert store(mm, 0, 2) == SIGSEGV
     assert sys_mprotect(mm, 0, 1, RW) == 0
-    assert pte(mm, 0).write, "a page that is the process's alone is made writable at once"
+    assert pte_at(mm, 0).write, "a page that is the process's alone is made writable at once"
     settled()
 
 
 def test_a_mapping_moves_with_its_pages(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
     store(mm, 0, 1)
-    page = pte(mm, 0).page
+    page = pte_at(mm, 0).page
     assert mremap_fixed(mm, 0, 2, 3, 20) == 0
-    assert pte(mm, 20).page is page and load(mm, 20) == 1
+    assert pte_at(mm, 20).page is page and load(mm, 20) == 1
     assert load(mm, 0) == SIGSEGV
     assert layout(mm) == [(2, 8), (8, 16), (20, 22)]
     assert mremap_fixed(mm, 20, 2, 7, 24) == 0
@@ -224,7 +211,7 @@ def test_mincore_tells_pages_from_entries_and_markers(mm: mm_struct) -> None:
 
 def test_locked_pages_are_there_and_stay(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
     assert sys_mlock(mm, 0, 2, False) == 0
-    assert pte(mm, 1).kind == PteKind.PRESENT
+    assert pte_at(mm, 1).kind == PteKind.PRESENT
     assert sys_madvise(mm, 0, 2, MADV.PAGEOUT) == -EINVAL
     assert sys_madvise(mm, 0, 2, MADV.DONTNEED) == -EINVAL
     assert userfaultfd_move(ctx, mm, 8, 0, 1, 0) == (-EINVAL, -EINVAL), "locked and not locked"
@@ -238,9 +225,9 @@ def test_locked_pages_are_there_and_stay(mm: mm_struct, ctx: userfaultfd_ctx) ->
 
 def test_populate(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
     assert sys_madvise(mm, 0, 2, MADV.POPULATE_READ) == 0
-    assert pte(mm, 1).special
+    assert pte_at(mm, 1).special
     assert sys_madvise(mm, 0, 2, MADV.POPULATE_WRITE) == 0
-    assert not pte(mm, 1).special
+    assert not pte_at(mm, 1).special
     assert sys_madvise(mm, 7, 2, MADV.POPULATE_WRITE) == -EFAULT
     assert sys_madvise(mm, 15, 2, MADV.POPULATE_READ) == -EFAULT
     assert userfaultfd_poison(ctx, 8, 1, 0) == (0, 1)
