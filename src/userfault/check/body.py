@@ -326,15 +326,7 @@ class Body:
             never_null = isinstance(scalar, RefT) and 0 not in values
             return Val(scalar, d, values if never_null else None)
         number = FIELDS((struct, name))
-        if not (self.atomic or self.ghost):
-            self.begin_step()
-        if "__on_access__" in struct.__dict__:
-            self.atomic += 1
-            try:
-                self.hook(struct, obj, node)
-            finally:
-                self.atomic -= 1
-        index, lo, hi, shift = self.address(obj, at, length)
+        index, lo, hi, shift = self.access(struct, obj, at, length, node)
         d = self.local(name, scalar)
         self.emit(Op.LOAD, d=d, a=index.operand, b=number, base=shift, lo=lo, hi=hi)
         return Val(scalar, d)
@@ -351,6 +343,11 @@ class Body:
         if not self.dead:
             unit.note_written(struct, name, known)
         number = FIELDS((struct, name))
+        index, lo, hi, shift = self.access(struct, obj, at, length, node)
+        self.emit(Op.STORE, d=number, a=index.operand, b=value.operand, base=shift, lo=lo, hi=hi)
+
+    def access(self, struct: type, obj: Val, at: Val | None, length: int, node: ast.AST) -> tuple[Val, int, int, int]:
+        """What is shared is accessed here: `address`, in a step of its own unless an atomic one is under way."""
         if not (self.atomic or self.ghost):
             self.begin_step()
         if "__on_access__" in struct.__dict__:
@@ -359,8 +356,7 @@ class Body:
                 self.hook(struct, obj, node)
             finally:
                 self.atomic -= 1
-        index, lo, hi, shift = self.address(obj, at, length)
-        self.emit(Op.STORE, d=number, a=index.operand, b=value.operand, base=shift, lo=lo, hi=hi)
+        return self.address(obj, at, length)
 
     def address(self, obj: Val, at: Val | None, length: int) -> tuple[Val, int, int, int]:
         """(index operand, its least and greatest legal value, what to add to the base).

@@ -84,23 +84,11 @@ def compare(agent: Agent, profile: Profile, steps: Sequence[Step]) -> Divergence
         if step.broken:
             return Divergence(done, at, f"{op.name}: the model broke", None, kernel, note=step.broken)
         seen, told = run.records[at], tuple(run.messages[at])
-        if step.outcome != kernel:
+        if step.outcome != kernel or step.messages != told:
             return Divergence(
                 done,
                 at,
-                f"{op.name}: result",
-                step.outcome,
-                kernel,
-                step.states,
-                kept(seen),
-                model_messages=step.messages,
-                kernel_messages=told,
-            )
-        if step.messages != told:
-            return Divergence(
-                done,
-                at,
-                f"{op.name}: messages",
+                f"{op.name}: {'result' if step.outcome != kernel else 'messages'}",
                 step.outcome,
                 kernel,
                 step.states,
