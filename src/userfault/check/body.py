@@ -42,9 +42,13 @@ _BASE, _LO = 4, 5
 """Where in a row the targets of a jump stand."""
 
 
+_NOWHERE, _THERE = ast.parse("def f(): pass\nf()").body
+"""In place of the text that makes the calls of a thread, and of a call."""
+
+
 def constant(value: int) -> int:
     """The operand for a constant."""
-    return -1 - CONSTANTS(value)
+    return -1 - CONSTANTS[value]
 
 
 class Body:
@@ -71,6 +75,7 @@ class Body:
         self.hooks = 0
         self.mutable: set[int] = set()
         self.steps = 0
+        self.raw = 0
         self.asked = False
 
     # -- emission -----------------------------------------------------------------------------------------------------
@@ -134,7 +139,7 @@ class Body:
 
     def value(self, val: Val) -> int:
         """The compile-time value of a constant."""
-        return CONSTANTS.items[-1 - val.operand]
+        return CONSTANTS.named[-1 - val.operand]
 
     def shared(self) -> bool:
         """Does the next access begin a step?"""
@@ -288,7 +293,7 @@ class Body:
         hook = struct.__dict__.get("__on_access__")
         if hook is None or self.hooks or self.spec:
             return
-        if any(f.raw or (struct, obj.operand) in f.sane for f in self.frames):
+        if self.raw or any((struct, obj.operand) in frame.sane for frame in self.frames):
             return
         self.hooks += 1
         try:
@@ -320,12 +325,12 @@ class Body:
             # Even where the value is known, the pointer may be NULL: the look-up finds out.
             index, lo, hi, shift = self.address(obj, at, length)
             d = self.local(name, scalar)
-            self.emit(Op.LOADK, d=d, a=index.operand, base=FIELDS((struct, name)), lo=lo, hi=hi, b=shift)
+            self.emit(Op.LOADK, d=d, a=index.operand, base=FIELDS[struct, name], lo=lo, hi=hi, b=shift)
             if fixed is not None:
                 return fixed
             never_null = isinstance(scalar, RefT) and 0 not in values
             return Val(scalar, d, values if never_null else None)
-        number = FIELDS((struct, name))
+        number = FIELDS[struct, name]
         index, lo, hi, shift = self.access(struct, obj, at, length, node)
         d = self.local(name, scalar)
         self.emit(Op.LOAD, d=d, a=index.operand, b=number, base=shift, lo=lo, hi=hi)
@@ -342,7 +347,7 @@ class Body:
             raise Unreachable
         if not self.dead:
             unit.note_written(struct, name, known)
-        number = FIELDS((struct, name))
+        number = FIELDS[struct, name]
         index, lo, hi, shift = self.access(struct, obj, at, length, node)
         self.emit(Op.STORE, d=number, a=index.operand, b=value.operand, base=shift, lo=lo, hi=hi)
 
@@ -373,7 +378,7 @@ class Body:
         return self.binary(Op.ADD, scaled, at), length, length - 1, -length
 
     def fail(self, property: str, message: str) -> None:
-        self.emit(Op.FAIL, base=FAILURES(Failure(property, message)))
+        self.emit(Op.FAIL, base=FAILURES[Failure(property, message)])
         self.dead = True
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -400,18 +405,17 @@ class Body:
 
     def call_toplevel(self, fn: Callable[..., Any], given: Sequence[Any], into: tuple[Any, str] | None) -> None:
         """An operation of a thread; its result goes to a field of a struct object."""
-        node = ast.parse("f()").body[0]
         args: list[Sym] = [Py(arg) for arg in given]
-        wrapper = Function(fn, fn.__name__, "", 1, [""], 0, ast.parse("def f(): pass").body[0], {}, {})  # type: ignore[arg-type]
+        wrapper = Function(fn, fn.__name__, "", 1, [""], 0, _NOWHERE, {}, {})  # type: ignore[arg-type]
         self.frames.append(Frame(wrapper, {}, Label()))
         try:
-            result = self.call(fn, args, {}, node)
+            result = self.call(fn, args, {}, _THERE)
             if into is not None:
                 obj, name = into
                 kind = struct_fields(type(obj))[name]
-                target = self.lift(Py(obj), node)
+                target = self.lift(Py(obj), _THERE)
                 with self.no_step():
-                    self.store(type(obj), name, kind, target, None, self.convert(result, kind, node), node)
+                    self.store(type(obj), name, kind, target, None, self.convert(result, kind, _THERE), _THERE)
         except Unreachable:
             pass
         self.frames.pop()
@@ -453,14 +457,17 @@ class Body:
         is_ghost = getattr(fn, "__ghost__", False)
         if self.shared() and (is_atomic or (is_ghost and not self.steps)):
             self.begin_step()
-        frame = Frame(function, {}, Label(), raw=getattr(fn, "__raw__", False))
+        is_raw = getattr(fn, "__raw__", False)
+        frame = Frame(function, {}, Label(), raw=is_raw)
         self.bind(frame, args, kwargs, node)
         self.frames.append(frame)
+        self.raw += is_raw
         self.atomic += is_atomic
         self.ghost += is_ghost
         if is_atomic:
             self.sanitize_once(frame, node)
         block(self, function.node.body)
+        self.raw -= is_raw
         self.atomic -= is_atomic
         self.ghost -= is_ghost
         self.label(frame.exit)

@@ -76,8 +76,8 @@ def compile_program(
     bodies = _bodies(unit, makers)
     program = unit.program
     program.heap, program.pools = unit.heap, pools or {}
-    program.consts = list(CONSTANTS.items)
-    program.sources = list(SOURCES.items)
+    program.consts = list(CONSTANTS.named)
+    program.sources = list(SOURCES.named)
     settled = [settle(unit, body.words, body.locals) for body in bodies]
     program.threads = [
         ir.Thread(spec.name, code, variables, live)

@@ -50,7 +50,7 @@ def intrinsic(body: Body, name: str, args: list[Sym], node: ast.AST) -> Sym:
         raise Unreachable
     if name == "reached":
         assert isinstance(args[0], Py)
-        body.emit(Op.REACH, base=SITUATIONS(str(args[0].obj)))
+        body.emit(Op.REACH, base=SITUATIONS[str(args[0].obj)])
         return Py(None)
     if name == "touched":
         return Py(None)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from .ir import Failure, Source
 
 T = TypeVar("T")
 
 
-class Names(Generic[T]):
-    """Things by number, in the order in which they were first asked for."""
+class Names(dict[T, int]):
+    """Things and their numbers, in the order in which they were first asked for."""
 
     def __init__(self) -> None:
-        self.numbers: dict[T, int] = {}
-        self.items: list[T] = []
+        self.named: list[T] = []
 
-    def __call__(self, item: T) -> int:
-        number = self.numbers.get(item)
-        if number is None:
-            number = self.numbers[item] = len(self.items)
-            self.items.append(item)
+    def __missing__(self, item: T) -> int:
+        number = self[item] = len(self.named)
+        self.named.append(item)
         return number
 
 

@@ -55,7 +55,7 @@ def settle(
 
     The ranges of locals that are part of a state are narrowed to what their definitions give.
     """
-    traits = unit.declared(kind for _, kind in variables)
+    traits = unit.declared([kind for _, kind in variables])
     slow = len(words) < FEW * WIDTH or library() is None
     done = settled(unit, list(rows_of(words)), len(variables)) if slow else _settled(unit, words, traits)
     narrowed = bound(unit.program, done.definitions, [each[0] for each in traits], done.lasting)
@@ -75,10 +75,10 @@ def _settled(unit: Unit, words: array[int], traits: list[Traits]) -> Settled:
     assert lib is not None
     count = len(words) // WIDTH
     placed, place = array("i", bytes(2 * 4 * len(words))), array("i", bytes(4 * count))
-    fields = b"\xff" * (4 * len(FIELDS.items))
+    fields = b"\xff" * (4 * len(FIELDS.named))
     numbers = [
         array("i", each)
-        for each in (fields, fields, b"\xff" * (4 * len(SITUATIONS.items)), b"\xff" * (4 * len(FAILURES.items)))
+        for each in (fields, fields, b"\xff" * (4 * len(SITUATIONS.named)), b"\xff" * (4 * len(FAILURES.named)))
     ]
     spans = array("i", fields)
     met = array("i", bytes(8 * sum(len(each) for each in numbers)))

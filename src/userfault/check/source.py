@@ -42,6 +42,8 @@ class Function:
     """The names that each loop assigns."""
     numbers: dict[int, int] = field(default_factory=dict)
     """Its lines in names.SOURCES."""
+    declared: dict[ast.AnnAssign, Type] = field(default_factory=dict)
+    """The types of its annotated variables, as they were met."""
 
     def text(self, line: int) -> str:
         return self.lines[line - self.first_line] if 0 <= line - self.first_line < len(self.lines) else ""

@@ -31,7 +31,7 @@ def block(body: Body, statements: Sequence[ast.stmt]) -> None:
 def source_number(function: Function, line: int) -> int:
     """A line of a function, by number."""
     if line not in function.numbers:
-        function.numbers[line] = SOURCES(Source(function.file, line, function.name, function.text(line).strip()))
+        function.numbers[line] = SOURCES[Source(function.file, line, function.name, function.text(line).strip())]
     return function.numbers[line]
 
 
@@ -136,8 +136,10 @@ def _annassign(body: Body, node: ast.AnnAssign) -> None:
     if node.value is None:
         return
     function = body.frames[-1].function
-    hint = eval(compile(ast.Expression(node.annotation), "<annotation>", "eval"), function.scope)
-    assign(body, node.target, expr(body, node.value), from_hint(hint, function.name))
+    if node not in function.declared:
+        hint = eval(compile(ast.Expression(node.annotation), "<annotation>", "eval"), function.scope)
+        function.declared[node] = from_hint(hint, function.name)
+    assign(body, node.target, expr(body, node.value), function.declared[node])
 
 
 def assign(body: Body, target: ast.expr, value: Sym, kind: Type | None) -> None:

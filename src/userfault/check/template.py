@@ -67,9 +67,8 @@ class Log:
         """What came next."""
         self.facts |= other.facts
         self.trusted |= other.trusted
-        self.written |= (
-            {access for access in other.written if not self.wrote(*access)} if self.writes else other.written
-        )
+        fresh = other.written - self.written
+        self.written |= {access for access in fresh if not self.wrote(*access)} if self.writes else fresh
         self.writes |= other.writes
         self.functions |= other.functions
         self.own |= other.own
@@ -190,8 +189,7 @@ def describe(
         for struct, operand in frame.sane
         if operand < 0 or operand in params
     ]
-    raw = any(frame.raw for frame in body.frames)
-    state = (body.atomic > 0, body.ghost > 0, body.hooks > 0, body.spec, body.writes, body.steps > 0, raw)
+    state = (body.atomic > 0, body.ghost > 0, body.hooks > 0, body.spec, body.writes, body.steps > 0, body.raw > 0)
     key = (fn, state, *parts, *named, frozenset(sane))
     try:
         hash(key)

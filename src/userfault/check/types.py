@@ -11,13 +11,14 @@ import types
 import typing
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from .errors import CheckError
 
+# Tuples: they are made and hashed often. Each has its own length, so that no two are equal.
 
-@dataclass(frozen=True)
-class IntT:
+
+class IntT(NamedTuple):
     """An integer in lo..hi (None: not declared); bool is IntT(0, 1)."""
 
     lo: int | None = None
@@ -28,23 +29,20 @@ class IntT:
     boolean: bool = False
 
 
-@dataclass(frozen=True)
-class RefT:
+class RefT(NamedTuple):
     """A pointer to an object of one of these structs, or None."""
 
     structs: tuple[type, ...]
     optional: bool = True
 
 
-@dataclass(frozen=True)
-class ValT:
+class ValT(NamedTuple):
     """A NamedTuple held in one machine word."""
 
     cls: type
 
 
-@dataclass(frozen=True)
-class ListT:
+class ListT(NamedTuple):
     """A field that is a list. `dynamic` (elements never None): it grows and shrinks; otherwise its length is fixed."""
 
     elem: IntT | RefT | ValT
@@ -66,6 +64,7 @@ INT = IntT()
 NONE = NoneT()
 
 
+@cache
 def from_enum(cls: type[enum.IntEnum]) -> IntT:
     kind = from_hint(cls, cls.__name__)
     assert isinstance(kind, IntT)

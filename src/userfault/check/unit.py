@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -215,26 +215,20 @@ class Unit:
         """A failure's number in the program."""
         if number not in self.failures:
             self.failures[number] = len(self.program.failures)
-            self.program.failures.append(FAILURES.items[number])
+            self.program.failures.append(FAILURES.named[number])
         return self.failures[number]
 
     def situation(self, number: int) -> int:
         """The number in the program of what is reached."""
         if number not in self.situations:
             self.situations[number] = len(self.program.sometimes)
-            self.program.sometimes.append(SITUATIONS.items[number])
+            self.program.sometimes.append(SITUATIONS.named[number])
         return self.situations[number]
 
-    def declared(self, kinds: Iterable[Scalar | NoneT]) -> list[Traits]:
+    def declared(self, kinds: Sequence[Scalar | NoneT]) -> list[Traits]:
         """What locals of these types are declared with. (A type is hashed slowly, and most are the same few objects.)"""
-        known: dict[int, Traits] = {}
-        out = []
-        for kind in kinds:
-            traits = known.get(id(kind))
-            if traits is None:
-                traits = known[id(kind)] = self.traits(kind)
-            out.append(traits)
-        return out
+        known = {number: self.traits(kind) for number, kind in {id(kind): kind for kind in kinds}.items()}
+        return [known[id(kind)] for kind in kinds]
 
     # -- the heap -----------------------------------------------------------------------------------------------------
 
@@ -249,7 +243,7 @@ class Unit:
         """The first cell of the field of this number, made at its first use: when it is known what is written."""
         if number in self.bases:
             return self.bases[number]
-        struct, name = FIELDS.items[number]
+        struct, name = FIELDS.named[number]
         kind = struct_fields(struct)[name]
         scalar = kind.elem if isinstance(kind, ListT) else kind
         assert not isinstance(scalar, NoneT)
@@ -294,7 +288,7 @@ class Unit:
         """How many cells (or, of a constant field, words of a table) the field of this number has in all objects."""
         span = self.spans.get(number)
         if span is None:
-            struct, name = FIELDS.items[number]
+            struct, name = FIELDS.named[number]
             span = self.heap.count(struct) * self.length(struct, name, struct_fields(struct)[name])
             self.spans[number] = span
         return span
@@ -302,13 +296,13 @@ class Unit:
     def cell_of(self, obj: Any, name: str) -> int:
         """The cell of an object's field."""
         struct = type(obj)
-        first = self.base(FIELDS((struct, name)))
+        first = self.base(FIELDS[struct, name])
         return first + (self.heap.index[id(obj)] - 1) * self.length(struct, name, struct_fields(struct)[name])
 
     def table(self, number: int) -> int:
         """A constant field, by its number, as a table over (object, place)."""
         if number not in self.tables:
-            struct, name = FIELDS.items[number]
+            struct, name = FIELDS.named[number]
             kind = struct_fields(struct)[name]
             places = range(self.length(struct, name, kind))
             self.tables[number] = len(self.program.tables)
