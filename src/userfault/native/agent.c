@@ -623,13 +623,18 @@ struct procmap {
 #define PROCMAP_QUERY _IOWR('f', 17, struct procmap)
 #define COVERING_OR_NEXT 0x10
 
-enum { MAX_PAGES = 8192, MARKER_TYPES = 20 };
+enum { MAX_PAGES = 8192, MARKER_TYPES = 20, PFN_BITS = 55 };
 static uint64_t entry[MAX_PAGES], count[MAX_PAGES], flags[MAX_PAGES];
 static struct scan_region region[MAX_PAGES];
 
 /* The bits of a word, from the lowest: what pagemap says (6), PAGEMAP_SCAN (9), kpagecount (8), kpageflags (10), class. */
 static const int pagemap_bits[] = {63, 62, 61, 58, 57, 56};
 static const int flag_bits[] = {12, 34, 22, 15, 16, 21, 24, 13};
+
+static uint64_t pfn_of(uint64_t page)
+{
+	return entry[page] & ((1ull << PFN_BITS) - 1);
+}
 
 static void observe_pages(struct agent *a, int p, uint64_t *word, uint64_t *content)
 {
@@ -640,10 +645,14 @@ static void observe_pages(struct agent *a, int p, uint64_t *word, uint64_t *cont
 
 	if (pread(a->pagemap[p], entry, n * 8, (off_t)(base / PAGE * 8)) != (ssize_t)(n * 8))
 		memset(entry, 0, sizeof(entry));
+	memset(content, 0, n * 8);
 	for (i = 0; i < n; i++) {
-		word[i] = 0;
-		content[i] = 0;
-		for (k = 0; k < 6; k++)
+		/* Neighbours are alike, mostly. */
+		if (i && (entry[i] ^ entry[i - 1]) >> PFN_BITS == 0) {
+			word[i] = word[i - 1];
+			continue;
+		}
+		for (k = 0, word[i] = 0; k < 6; k++)
 			word[i] |= (entry[i] >> pagemap_bits[k] & 1) << k;
 	}
 	/* It was tried before: a failure now would look like pages without categories. */
@@ -653,21 +662,26 @@ static void observe_pages(struct agent *a, int p, uint64_t *word, uint64_t *cont
 		for (i = (region[r].start - base) / PAGE; i < (region[r].end - base) / PAGE; i++)
 			word[i] |= (region[r].categories & 0x1ff) << 6;
 	for (i = 0; i < n; i = k) {
-		uint64_t pfn = entry[i] & ((1ull << 55) - 1), length;
+		uint64_t pfn = pfn_of(i), step, length, shown = 0;
 
 		k = i + 1;
 		if (!(entry[i] >> 63))
 			continue;
-		while (k < n && entry[k] >> 63 && (entry[k] & ((1ull << 55) - 1)) == pfn + (k - i))
+		/* Pages that are neighbours, or the zero page again and again. */
+		step = k == n || pfn_of(k) != pfn;
+		while (k < n && entry[k] >> 63 && pfn_of(k) == pfn + step * (k - i))
 			k++;
-		length = (k - i) * 8;
-		if (pread(a->kpagecount, count + i, length, (off_t)(pfn * 8)) != (ssize_t)length ||
-		    pread(a->kpageflags, flags + i, length, (off_t)(pfn * 8)) != (ssize_t)length)
+		length = step ? (k - i) * 8 : 8;
+		if (pread(a->kpagecount, count, length, (off_t)(pfn * 8)) != (ssize_t)length ||
+		    pread(a->kpageflags, flags, length, (off_t)(pfn * 8)) != (ssize_t)length)
 			give_up("/proc/kpagecount or kpageflags");
-		for (uint64_t at = i; at < k; at++) {
-			word[at] |= (count[at] > 255 ? 255 : count[at]) << 15;
-			for (uint64_t bit = 0; bit < 8; bit++)
-				word[at] |= (flags[at] >> flag_bits[bit] & 1) << (23 + bit);
+		for (uint64_t at = i, from = 0; at < k; at++, from += step) {
+			if (at == i || count[from] != count[from - step] || flags[from] != flags[from - step]) {
+				shown = (count[from] > 255 ? 255 : count[from]) << 15;
+				for (uint64_t bit = 0; bit < 8; bit++)
+					shown |= (flags[from] >> flag_bits[bit] & 1) << (23 + bit);
+			}
+			word[at] |= shown;
 		}
 	}
 }
@@ -843,7 +857,7 @@ static void classify(uint64_t *word, uint64_t n, uint64_t offset)
 		/* A marker is no swap slot: its type is beyond the types of swap devices. */
 		if (!(entry[i] >> 63) && (entry[i] & 31) >= MARKER_TYPES)
 			continue;
-		key = (entry[i] & ((1ull << 55) - 1)) << 2 | entry[i] >> 62;
+		key = pfn_of(i) << 2 | entry[i] >> 62;
 		at = key * 0x9e3779b97f4a7c15u >> 49;
 		while (seen_epoch[at] == epoch && seen_key[at] != key)
 			at = (at + 1) & (4 * MAX_PAGES - 1);
