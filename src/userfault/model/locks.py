@@ -26,11 +26,12 @@ def might_sleep() -> None:
 
 
 @ghost
-def lockdep_order(lock_class: LockClass, nested: bool) -> None:
-    """A blocking acquisition while something of the same or a higher rank is held is an inversion."""
-    here = this_cpu()
-    for other in range(lock_class + 1 if nested else lock_class, len(here.held)):
-        check(here.held[other] == 0, "lock_order", "a lock was taken out of the documented order")
+def lockdep_blocks(lock_class: LockClass, nested: bool) -> None:
+    """A blocking acquisition: while something of the same or a higher rank is held it is an inversion."""
+    held = this_cpu().held
+    for other in range(lock_class + 1 if nested else lock_class, len(held)):
+        check(held[other] == 0, "lock_order", "a lock was taken out of the documented order")
+    held[lock_class] += 1
 
 
 @ghost
@@ -59,9 +60,8 @@ def check_no_locks_held() -> None:
 def spin_lock(lock: spinlock_t) -> None:
     check(lock.owner != smp_processor_id() + 1, "lock_misuse", "spin_lock of a lock already held here")
     wait_until(lock.owner == 0)
-    lockdep_order(lock.lock_class, False)
     lock.owner = smp_processor_id() + 1
-    lockdep_acquired(lock.lock_class)
+    lockdep_blocks(lock.lock_class, False)
     touched(lock)
 
 
@@ -70,9 +70,8 @@ def spin_lock_nested(lock: spinlock_t) -> None:
     """A second lock of the same class: the caller promises an order (SINGLE_DEPTH_NESTING)."""
     check(lock.owner != smp_processor_id() + 1, "lock_misuse", "spin_lock of a lock already held here")
     wait_until(lock.owner == 0)
-    lockdep_order(lock.lock_class, True)
     lock.owner = smp_processor_id() + 1
-    lockdep_acquired(lock.lock_class)
+    lockdep_blocks(lock.lock_class, True)
     touched(lock)
 
 
@@ -91,9 +90,8 @@ def down_read(sem: rw_semaphore) -> None:
     check(sem.writer != smp_processor_id() + 1, "lock_misuse", "down_read of an rwsem held for writing here")
     might_sleep()
     wait_until(sem.writer == 0)
-    lockdep_order(sem.lock_class, False)
     sem.readers[smp_processor_id()] = True
-    lockdep_acquired(sem.lock_class)
+    lockdep_blocks(sem.lock_class, False)
 
 
 @atomic
@@ -118,9 +116,8 @@ def down_write(sem: rw_semaphore) -> None:
     check(not sem.readers[smp_processor_id()], "lock_misuse", "down_write of an rwsem held for reading here")
     might_sleep()
     wait_until(sem.writer == 0 and not any_reader(sem))
-    lockdep_order(sem.lock_class, False)
     sem.writer = smp_processor_id() + 1
-    lockdep_acquired(sem.lock_class)
+    lockdep_blocks(sem.lock_class, False)
 
 
 @atomic
@@ -128,9 +125,8 @@ def down_write_nested(sem: rw_semaphore) -> None:
     """A second rwsem of the same class: fork's child mmap_sem, which nobody else can know yet."""
     might_sleep()
     wait_until(sem.writer == 0 and not any_reader(sem))
-    lockdep_order(sem.lock_class, True)
     sem.writer = smp_processor_id() + 1
-    lockdep_acquired(sem.lock_class)
+    lockdep_blocks(sem.lock_class, True)
 
 
 @atomic
@@ -171,9 +167,8 @@ def lock_page(p: page) -> None:
     check(p.locked != smp_processor_id() + 1, "lock_misuse", "lock_page of a page already locked here")
     might_sleep()
     wait_until(p.locked == 0)
-    lockdep_order(LockClass.PAGE, True)
     p.locked = smp_processor_id() + 1
-    lockdep_acquired(LockClass.PAGE)
+    lockdep_blocks(LockClass.PAGE, True)
 
 
 @atomic

@@ -18,6 +18,8 @@ from .mm_types import (
     vm_area_struct,
 )
 
+NO_TRANSLATION, NO_ENTRY = tlb_t(), pte_t()
+
 
 def linear_page_index(vma: vm_area_struct, addr: int) -> int:
     """include/linux/pagemap.h: the offset, in pages, that a page at `addr` (bytes) has in this VMA."""
@@ -98,7 +100,7 @@ def set_pmd(pmdp: pmd_slot, pmd: pmd_t) -> None:
 def ptep_get_and_clear(ptep: pte_slot) -> pte_t:
     """One atomic exchange: no accessed or dirty bit is lost."""
     old = ptep.pte
-    ptep.pte = pte_t()
+    ptep.pte = NO_ENTRY
     return old
 
 
@@ -133,7 +135,7 @@ def flush_tlb_page(mm: mm_struct, addr: int) -> None:
         wait_until(not (each.irqs_off and each.mm is mm))
     for each in machine.cpus:
         if each.mm is mm and addr >> config.PAGE_SHIFT < len(each.tlb):
-            each.tlb[addr >> config.PAGE_SHIFT] = tlb_t()
+            each.tlb[addr >> config.PAGE_SHIFT] = NO_TRANSLATION
 
 
 def ptep_clear_flush(mm: mm_struct, addr: int, ptep: pte_slot) -> pte_t:
@@ -150,9 +152,9 @@ def flush_tlb_pmd(mm: mm_struct, addr: int) -> None:
         wait_until(not (each.irqs_off and each.mm is mm))
     for each in machine.cpus:
         if each.mm is mm:
-            for at in range(1 << config.HPAGE_PMD_ORDER):
-                if (addr >> config.PAGE_SHIFT) + at < len(each.tlb):
-                    each.tlb[(addr >> config.PAGE_SHIFT) + at] = tlb_t()
+            first = addr >> config.PAGE_SHIFT
+            for number in range(first, min(first + (1 << config.HPAGE_PMD_ORDER), len(each.tlb))):
+                each.tlb[number] = NO_TRANSLATION
 
 
 @atomic
@@ -162,9 +164,8 @@ def flush_tlb_range(mm: mm_struct, start: int, end: int) -> None:
         wait_until(not (each.irqs_off and each.mm is mm))
     for each in machine.cpus:
         if each.mm is mm:
-            for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
-                if number < len(each.tlb):
-                    each.tlb[number] = tlb_t()
+            for number in range(start >> config.PAGE_SHIFT, min(end >> config.PAGE_SHIFT, len(each.tlb))):
+                each.tlb[number] = NO_TRANSLATION
 
 
 @atomic
@@ -175,7 +176,7 @@ def flush_tlb_mm(mm: mm_struct) -> None:
     for each in machine.cpus:
         if each.mm is mm:
             for at in range(len(each.tlb)):
-                each.tlb[at] = tlb_t()
+                each.tlb[at] = NO_TRANSLATION
 
 
 @atomic
@@ -185,7 +186,7 @@ def flush_tlb_all() -> None:
         wait_until(not each.irqs_off)
     for each in machine.cpus:
         for at in range(len(each.tlb)):
-            each.tlb[at] = tlb_t()
+            each.tlb[at] = NO_TRANSLATION
 
 
 def flush_tlb_batched_pending(mm: mm_struct) -> None:
