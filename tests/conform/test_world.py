@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 
@@ -12,7 +13,8 @@ from userfault.conform.compare import perform
 from userfault.conform.generate import HUGE, PROFILES, Generator, Profile
 from userfault.conform.quirks import Quirks
 from userfault.conform.world import State, World
-from userfault.model import lang, locks
+from userfault.model import lang, locks, pgtable
+from userfault.model.machine import machine
 
 
 def observations(profile: Profile, seed: int) -> Iterator[tuple[list[State], list[State]]]:
@@ -22,7 +24,7 @@ def observations(profile: Profile, seed: int) -> Iterator[tuple[list[State], lis
     for _ in range(profile.length):
         step = perform(generator.draw(), world)
         assert not step.broken
-        lang.TOUCHED.add(world.mm_of(0).page_table_lock)
+        lang.TOUCHED.update(machine.page_tables)
         yield (
             [state._replace(contents=state.words) for state in step.states],
             [state._replace(contents=state.words) for state in world.observe()],
@@ -36,6 +38,7 @@ def test_what_is_remembered_is_what_is_there(profile: Profile) -> None:
             assert remembered == computed
 
 
-def test_a_lock_that_is_not_noticed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "touched", lambda lock: None)
+@pytest.mark.parametrize("module", [locks, pgtable])
+def test_what_is_not_noticed_is_found(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "touched", lambda what: None)
     assert any(remembered != computed for remembered, computed in observations(HUGE, 0))

@@ -246,6 +246,8 @@ PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, PIN
 
 RW = int(vm.READ | vm.WRITE)
 ACCESS = int(vm.READ | vm.WRITE | vm.EXEC)
+HUGE_BYTES = HUGE_PAGES * PAGE
+HOLE = PteKind.NONE
 NOTHING, HUGE_PART = pte_t(), pte_t(kind=PteKind.PRESENT)
 TRIES = 8
 UNMAPPED = -64 * PAGE
@@ -364,8 +366,21 @@ class Generator:
             addr = self.rng.choice(pages)
             if fit(addr) and (not neighbours or (addr + PAGE in pages and fit(addr + PAGE))):
                 return addr
-        found = [addr for addr in pages if fit(addr)]
-        return self.rng.choice(found or pages)
+        return self.rng.choice(self.filled(mm, pages, want) or pages)
+
+    @staticmethod
+    def filled(mm: mm_struct, pages: range, want: bool) -> list[int]:
+        """The addresses of those of some neighbouring pages where something is (want), or nothing."""
+        found: list[int] = []
+        for start in range(pages.start & -HUGE_BYTES, pages.stop, HUGE_BYTES):
+            part = range(max(start, pages.start), min(start + HUGE_BYTES, pages.stop), PAGE)
+            pmd = mm.pmd[start // HUGE_BYTES].pmd
+            if pmd.kind == PmdKind.TABLE:
+                slots = pmd.table.pte[(part.start - start) // PAGE : (part.stop - start) // PAGE]
+                found += [addr for addr, slot in zip(part, slots, strict=True) if (slot.pte.kind is not HOLE) == want]
+            elif (pmd.kind != PmdKind.NONE) == want:
+                found += part
+        return found
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 

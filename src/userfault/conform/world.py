@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from ..kernel.agent import MEANWHILE_DONE, MESSAGES, RESOLVED, Message
@@ -22,6 +23,7 @@ from ..model.mm_types import (
     page_table,
     pmd_t,
     pte_slot,
+    pte_t,
     stable_node,
     userfaultfd_ctx,
     vm,
@@ -176,8 +178,8 @@ class World:
         self.running = -1
         self._hash_page = hash_page
         self._hashes: dict[bytes, int] = {}
-        self._filled: dict[page_table, list[tuple[int, int, pte_slot]]] = {}
-        """What each page table holds, until somebody takes its lock: see runs()."""
+        self._held: dict[page_table, list[tuple[int, int, pte_slot]]] = {}
+        """What each page table holds, until an entry of it is set: see runs()."""
         self._mapped: Sequence[object] = ()
         self._last: list[State] = []
 
@@ -271,8 +273,9 @@ class World:
         mapped = [
             (process, [(vma.vm_start, vma.vm_end, vma.vm_flags, vma.ctx) for vma in mm.mmap]) for process, mm in alive
         ]
+        for each in TOUCHED:
+            self._held.pop(each, None)
         if TOUCHED or mapped != self._mapped:
-            self._forget()
             seen: dict[object, int] = {}
             self._last = [
                 self._observe(process, mm, seen, at * self.window.pages + 1) for at, (process, mm) in enumerate(alive)
@@ -285,14 +288,6 @@ class World:
             state._replace(contents=self._contents(mm, looked))
             for state, (_, mm) in zip(self._last, alive, strict=True)
         ]
-
-    def _forget(self) -> None:
-        """What is known of page tables whose locks were taken; of all where it was a PMD's, under which tables come and go."""
-        for lock in TOUCHED:
-            if lock.within is None:
-                self._filled.clear()
-                return
-            self._filled.pop(lock.within, None)
 
     def _observe(self, process: int, mm: mm_struct, seen: dict[object, int], offset: int) -> State:
         first, pages = self.window.first, self.window.pages
@@ -343,17 +338,27 @@ class World:
             readable = vma.vm_flags & ACCESS != 0
             for pmd, part, at, until in self._parts(mm, start, end):
                 if pmd.kind == PmdKind.TABLE:
-                    for place, slot in enumerate(pmd.table.pte[part : part + until - at], at):
-                        pte = slot.pte
+                    for place, stop, pte in self._holds(pmd.table, part, at, until):
                         if pte.kind is PRESENT:
                             # 1 stands for what the process may not read.
-                            out[place] = 1 if not readable else 0 if pte.special else self.content(pte.page)
+                            shown = 1 if not readable else 0 if pte.special else self.content(pte.page)
+                            out[place:stop] = array("Q", (shown,)) * (stop - place)
                 elif pmd.kind != PmdKind.NONE and not readable:
                     out[at:until] = array("Q", (1,)) * (until - at)
                 elif pmd.kind == PmdKind.HUGE:
                     pages = machines.machine.pages[pmd.page.pfn + part : pmd.page.pfn + part + until - at]
                     out[at:until] = array("Q", [self.content(each) if each.data else 0 for each in pages])
         return out
+
+    def _holds(self, table: page_table, part: int, at: int, until: int) -> Iterator[tuple[int, int, pte_t]]:
+        """What a page table holds for pages `at` to `until` of the window, the first of which is its `part`: runs of them."""
+        held = self._held.get(table)
+        if held is None:
+            held = self._held[table] = runs(table)
+        shift = at - part
+        for begin, end, slot in held:
+            if begin + shift < until and end + shift > at:
+                yield max(begin + shift, at), min(end + shift, until), slot.pte
 
     def _observe_table(
         self,
@@ -374,15 +379,7 @@ class World:
         anon = common | self._anon
         if hole:
             words[at:until] = array("Q", (hole,)) * (until - at)
-        filled = self._filled.get(table)
-        if filled is None:
-            filled = self._filled[table] = runs(table)
-        shift = at - part
-        for begin, end, slot in filled:
-            place, stop = max(begin + shift, at), min(end + shift, until)
-            if place >= stop:
-                continue
-            pte = slot.pte
+        for place, stop, pte in self._holds(table, part, at, until):
             kind = pte.kind
             if kind is PRESENT:
                 word = PROTECTED if pte.uffd_wp else UNPROTECTED
@@ -475,6 +472,7 @@ def runs(table: page_table) -> list[tuple[int, int, pte_slot]]:
     return out
 
 
+@cache
 def shown_flags(flags: int) -> int:
     """A VMA's flags as bits in the order of VM_FLAGS."""
     return sum(1 << at for at, flag in enumerate(SHOWN) if flags & flag)

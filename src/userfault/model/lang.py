@@ -127,13 +127,13 @@ def reached(sometimes: str) -> None:
 
 
 TOUCHED: set[Any] = set()
-"""The locks that a sequential run has taken since this was emptied."""
+"""The locks that a sequential run has taken, and the page tables whose entries it has set, since this was emptied."""
 
 
 @intrinsic("touched")
-def touched(lock: Any) -> None:
-    """What this lock protects may change now: for whoever looks at a sequential run after each operation."""
-    TOUCHED.add(lock)
+def touched(what: Any) -> None:
+    """A lock, whose holder may change what it protects, or a page table: for whoever looks at a sequential run."""
+    TOUCHED.add(what)
 
 
 @intrinsic("exhausted")

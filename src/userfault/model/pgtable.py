@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .era import era
-from .lang import atomic, check, wait_until
+from .lang import atomic, check, touched, wait_until
 from .machine import config, machine
 from .mm_types import (
     PmdKind,
@@ -89,6 +89,7 @@ def set_pte(ptep: pte_slot, pte: pte_t) -> None:
     if config.PT_RECLAIM and ptep.table is not None:
         check(not ptep.table.detached, "use_after_free", "an entry was written to a page table that was freed")
     ptep.pte = pte
+    touched(ptep.table)
 
 
 @atomic
@@ -101,6 +102,7 @@ def ptep_get_and_clear(ptep: pte_slot) -> pte_t:
     """One atomic exchange: no accessed or dirty bit is lost."""
     old = ptep.pte
     ptep.pte = NO_ENTRY
+    touched(ptep.table)
     return old
 
 
