@@ -1,9 +1,10 @@
 """Rounds per second of litmus tests on the running kernel: `userfault run` beside the emitted C programs, interleaved.
 
-    python bench/race.py [ROUNDS]
+    python bench/race.py [SECONDS]
 
 Prints the machine and its load, and for each test the medians of five runs of both, the median of the ratios of runs side by side, and
-how many of the model's outcomes were seen. With the 3,000 rounds a run that it makes unasked it takes a minute and a half.
+how many of the model's outcomes were seen. A run makes as many rounds as a first, short one lets expect in SECONDS (1): all of it
+takes a minute and a half.
 """
 
 from __future__ import annotations
@@ -36,26 +37,24 @@ TESTS = (
     "move-huge+load",
     "mremap+load",
 )
-RUNS = 5
+RUNS, FIRST_ROUNDS = 5, 100
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
     model = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     started = time.monotonic()
-    print(
-        f"{len(os.sched_getaffinity(0))} x{model.partition(':')[2]}, Linux {platform.release()}, {rounds} rounds a run"
-    )
+    print(f"{len(os.sched_getaffinity(0))} x{model.partition(':')[2]}, Linux {platform.release()}, {seconds} s a run")
     print(f"load {os.getloadavg()[0]:.1f} before; era {running_era().name}; medians of {RUNS} runs, taking turns")
     print("| test | `userfault run`, rounds/s | C program, rounds/s | ratio | outcomes seen of the model's |")
     print("| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name:
         for test in TESTS:
-            print(row(test, rounds, Path(name)), flush=True)
+            print(row(test, seconds, Path(name)), flush=True)
     print(f"load {os.getloadavg()[0]:.1f} after, its own among it; {time.monotonic() - started:.0f} s")
 
 
-def row(name: str, rounds: int, folder: Path) -> str:
+def row(name: str, seconds: float, folder: Path) -> str:
     test = load(name)
     lowered = lower(test)
     program = folder / "test"
@@ -65,6 +64,8 @@ def row(name: str, rounds: int, folder: Path) -> str:
     ours: list[float] = []
     theirs: list[float] = []
     seen = Outcomes()
+    first = run_race(lowered.race, FIRST_ROUNDS)
+    rounds = max(FIRST_ROUNDS, int(seconds * first.rounds / first.seconds))
 
     def run_ours(seed: int) -> None:
         done = run_race(lowered.race, rounds, seed=seed)
@@ -74,9 +75,9 @@ def row(name: str, rounds: int, folder: Path) -> str:
 
     def run_theirs() -> None:
         output = subprocess.run([program, str(rounds)], capture_output=True, text=True).stdout
-        seconds = re.search(r"^Time \S+ ([\d.]+)$", output, re.MULTILINE)
-        assert seconds is not None, output
-        theirs.append(rounds / max(float(seconds[1]), 0.01))
+        took = re.search(r"^Time \S+ ([\d.]+)$", output, re.MULTILINE)
+        assert took is not None, output
+        theirs.append(rounds / max(float(took[1]), 0.01))
 
     for seed in range(1, RUNS + 1):
         # Whoever comes second finds the caches warm.
