@@ -77,7 +77,7 @@ def test_where_nothing_can_be_asked_that_is_said(monkeypatch: pytest.MonkeyPatch
 
 BASE = 1 << 40
 WINDOW = Window(BASE, 0, 4)
-PAGE = 4096
+PAGE, HUGE = 4096, 2 << 20
 AREA = [Op(0, "mmap", (0, 4 * PAGE, 3)), Op(0, "store", (0, 7))]
 GUARD = [
     Op(0, "register", (0, 0, 4 * PAGE, 1)),
@@ -116,6 +116,16 @@ def test_an_access_may_go_past_a_window_that_ends_with_a_page_table() -> None:
     world = World(Window(BASE, 510, 2), lambda data: 1, Quirks())
     step = perform(Op(0, "load", (512 * PAGE,)), world)
     assert not step.broken and step.outcome is not None and step.outcome.signal == SIGSEGV
+
+
+@pytest.mark.parametrize(("succeeds", "result"), [(True, 0), (False, -EINVAL)])
+def test_less_than_a_huge_page_is_nothing_to_collapse_or_an_error(succeeds: bool, result: int) -> None:
+    world = World(PROFILES["huge"].window, lambda data: 1, replace(Quirks(), collapse_of_less_succeeds=succeeds))
+    operations = [Op(0, "mmap", (0, 2 * HUGE, 3)), Op(0, "store", (0, 1))]
+    for op in [*operations, Op(0, "collapse", (PAGE, PAGE)), Op(0, "collapse", (HUGE - PAGE, 2 * PAGE))]:
+        step = perform(op, world)
+        assert step.outcome is not None
+        assert step.outcome.result == (result if op.args == (PAGE, PAGE) else 0), op
 
 
 @pytest.mark.parametrize("without", [frozenset(), frozenset({"guard-bits"})])

@@ -76,6 +76,22 @@ def test_modules_come_after_what_they_depend_on(tmp_path: Path) -> None:
     assert initramfs.module_files(None, ["zram"]) == []
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_modules_are_found_beside_their_kernel(link: bool, tmp_path: Path) -> None:
+    modules = tmp_path / "usr/lib/modules/1.2"
+    (modules / "kernel").mkdir(parents=True)
+    (tmp_path / "boot").mkdir()
+    kernel = tmp_path / "boot/vmlinuz-1.2"
+    if link:
+        (modules / "vmlinuz").touch()
+        kernel = tmp_path / "vmlinuz"
+        kernel.symlink_to("usr/lib/modules/1.2/vmlinuz")
+    else:
+        kernel.symlink_to("../usr/lib/modules/1.2/vmlinuz")
+    assert guest.modules_beside(kernel) == modules
+    assert guest.modules_beside(tmp_path / "boot/vmlinuz-1.3") is None
+
+
 def test_the_package_and_what_it_requires_are_in_it() -> None:
     names = {path.name for path in initramfs.package_files("userfault")}
     assert {"S1.litmus", "guest.py", "litmus.lark"} <= names

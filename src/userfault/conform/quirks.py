@@ -55,6 +55,7 @@ class Quirks:
     mprotect_unaccounts: bool = True
     empty_tables_are_freed: bool = True
     huge_zero_page_is_replaced: bool = True
+    collapse_of_less_succeeds: bool = False
     split_maps_zero_page: bool = True
     without: frozenset[str] = frozenset()
     """The needs (needs.py) that the kernel does not meet."""
@@ -99,6 +100,7 @@ IN_THE_MODEL = (
     "mprotect_unaccounts",
     "empty_tables_are_freed",
     "huge_zero_page_is_replaced",
+    "collapse_of_less_succeeds",
     "split_maps_zero_page",
 )
 """The quirks that are differences of the model's eras (model/era.py), by the same name; the others change what is shown."""
@@ -316,6 +318,12 @@ def _huge_zero_page_is_replaced() -> bool | None:
         return bool(_flags(area.at(1)) & PageFlag.THP)
 
 
+def _collapse_of_less_succeeds() -> bool:
+    with Mapping.huge() as area:
+        memory.store(area.address, b"1")
+        return area.madvise(Advice.COLLAPSE, 1, 1).ok
+
+
 def _split_maps_zero_page() -> bool | None:
     with Mapping.huge() as area:
         memory.store(area.address, b"1")
@@ -513,6 +521,15 @@ QUIRKS = (
         "mm/huge_memory.c, do_huge_pmd_wp_page: split in 6.12.117",
         "/proc/kpageflags of the page beside one that was read, then written, in an area for huge pages",
         _huge_zero_page_is_replaced,
+    ),
+    Quirk(
+        "collapse_of_less_succeeds",
+        "MADV_COLLAPSE of a range that touches no border of huge pages has nothing to do, and succeeds; EINVAL otherwise",
+        "--nnny",
+        "mm/khugepaged.c, madvise_collapse: 7.2.13 looks for a whole huge page first; before, the result is of a negative count of them",
+        "MADV_COLLAPSE of the second page of memory that was touched",
+        _collapse_of_less_succeeds,
+        "collapse",
     ),
     Quirk(
         "split_maps_zero_page",

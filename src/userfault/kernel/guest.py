@@ -300,11 +300,11 @@ def last_words(kernel_log: str) -> list[str]:
 
 
 def modules_beside(kernel: Path) -> Path | None:
-    """lib/modules/VERSION of the tree that boot/vmlinuz-VERSION lies in."""
+    """lib/modules/VERSION of the tree that boot/vmlinuz-VERSION lies in, or what such a link leads into."""
     version = kernel.name.removeprefix("vmlinuz-")
-    for each in ("lib/modules", "usr/lib/modules"):
-        found = kernel.resolve().parent.parent / each / version
-        if found.is_dir():
+    tree = kernel.absolute().parent.parent
+    for found in (tree / "lib/modules" / version, tree / "usr/lib/modules" / version, kernel.resolve().parent):
+        if (found / "kernel").is_dir():
             return found
     return None
 

@@ -72,6 +72,8 @@ class Era:
     """A moved entry is dirty only if it was (v6.8 makes it dirty)."""
     huge_zero_page_is_replaced: bool = False
     """A write to the huge zero page maps a huge page in its place (since v6.13); before, the mapping is split."""
+    collapse_of_less_succeeds: bool = False
+    """MADV_COLLAPSE of a range that touches no border of huge pages is 0 (seen on v7.2, not on v7.1), where it is EINVAL."""
     split_maps_zero_page: bool = False
     """A split maps the zero page in place of parts that hold zeroes only (seen on v6.12, not on v6.1)."""
     empty_tables_are_freed: bool = False

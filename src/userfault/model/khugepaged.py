@@ -105,14 +105,16 @@ def collapse_huge_page(mm: mm_struct, addr: int, forced: bool = False) -> int:
 def madvise_collapse(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> int:
     """MADV_COLLAPSE of a part of a VMA: every huge page's worth that lies in it whole. 0, or an errno at the first that can't be one.
 
-    -EINVAL: not here, or nothing to put together; a range that touches no border of huge pages is one, too. -EBUSY: a hole that
-    is a userfaultfd's to fill. mmap_sem is held for reading, but not while pages are put together.
+    -EINVAL: not here, or nothing to put together; a range that touches no border of huge pages is one, too (before v7.2). -EBUSY: a
+    hole that is a userfaultfd's to fill. mmap_sem is held for reading, but not while pages are put together.
     """
     size = hpage_size()
     last = (vma.vm_end - size) & ~(size - 1)
     first, end = (start + size - 1) & ~(size - 1), end & ~(size - 1)
-    if vma.anon_vma is None or vma.vm_flags & vm.NOHUGEPAGE or last < vma.vm_start or end < first:
+    if vma.anon_vma is None or vma.vm_flags & vm.NOHUGEPAGE or last < vma.vm_start:
         return -EINVAL
+    if end < first:
+        return 0 if era.collapse_of_less_succeeds else -EINVAL
     for addr in range(first, end, size):
         pmd = pmd_offset(mm, addr).pmd
         if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.HUGE_ZERO or pmd.kind == PmdKind.MIGRATION:
