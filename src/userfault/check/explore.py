@@ -64,6 +64,8 @@ class Machine:
             self.live.append(live)
         self.number = [{pc: at for at, pc in enumerate(live)} for live in self.live]
         self.reached: set[int] = set()
+        self.held: dict[int, list[tuple[int, int]]] = {}
+        """Of an invariant or final condition: the cells that it read, and what they were, when it last held."""
 
     def initial(self) -> State:
         """Every thread before its first step."""
@@ -288,11 +290,16 @@ class Machine:
         specs = self.program.invariants
         if self.program.finals and self.ended(state):
             specs = specs + self.program.finals
-        for spec in specs:
+        for number, spec in enumerate(specs):
+            # What reads the same finds the same.
+            if number in self.held and all(state[cell] == value for cell, value in self.held[number]):
+                continue
+            log: list[Access] = []
             try:
-                self.run(spec.code, 0, [0] * len(spec.locals), list(state[: self.cell_count]), (), [], None)  # type: ignore[arg-type]
+                self.run(spec.code, 0, [0] * len(spec.locals), list(state[: self.cell_count]), (), [], log)  # type: ignore[arg-type]
             except Violation as violation:
                 return violation.failure
+            self.held[number] = [(access.cell, access.new) for access in log]
         return None
 
 

@@ -189,8 +189,12 @@ def _collect(node: ast.FunctionDef) -> tuple[dict[str, _Uses], dict[ast.stmt, tu
             for statement in tree.orelse:
                 visit(statement, loops)
             return
-        for child in ast.iter_child_nodes(tree):
-            visit(child, loops)
+        # As ast.iter_child_nodes, without the many nodes that have no children.
+        for name in tree._fields:
+            child = getattr(tree, name)
+            for each in child if type(child) is list else (child,):
+                if isinstance(each, ast.AST) and each._fields:
+                    visit(each, loops)
 
     for statement in node.body:
         visit(statement, ())
