@@ -23,7 +23,7 @@ from userfault.model.migrate import migrate_page
 from userfault.model.mm_types import PteKind, anon_vma_chain, mm_struct, vm
 from userfault.model.mmap import do_mmap, exit_mmap, sys_munmap
 from userfault.model.mprotect import sys_mprotect
-from userfault.model.mremap import sys_mremap
+from userfault.model.mremap import MREMAP_FIXED, MREMAP_MAYMOVE, mremap_fixed, sys_mremap
 from userfault.model.properties import anon_vmas_are_accounted, pages_are_accounted
 from userfault.model.slab import get_page, put_page
 from userfault.model.vmscan import shrink_page
@@ -231,6 +231,32 @@ def test_a_mover_without_memory_moves_nothing(era: str, monkeypatch: pytest.Monk
     assert read(mm, 4) == b"here"
     assert short.failed == 1
     accounted()
+
+
+@every_era
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_mapping_whose_second_page_has_no_table_moves_back(
+    era: str, parts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if parts and not eras.ERAS[era].mremap_moves_several:
+        return
+    failed = 0
+    for failing in range(8):
+        mm = start(era)
+        config.MEMORY_IS_SHORT = False
+        do_mmap(mm, 1, 2, int(vm.WRITE), 1)
+        assert write(mm, 1, b"first") == 0 and write(mm, 2, b"second") == 0
+        short = Short(monkeypatch, {failing})
+        err = mremap_fixed(mm, 1, 2, MREMAP_MAYMOVE | MREMAP_FIXED, 7) if parts else sys_mremap(mm, 7, 1, 2)
+        # A link that can't be had in a hurry is asked for again.
+        assert err == 0 or (err == -ENOMEM and short.failed)
+        failed += err != 0
+        at = 1 if err != 0 else 7
+        assert [(vma.vm_start, vma.vm_end) for vma in mm.mmap] == [(at, at + 2)]
+        assert [read(mm, at), read(mm, at + 1)] == [b"first", b"second"]
+        accounted()
+    # The VMA, and the two page tables at least.
+    assert failed >= 3
 
 
 def test_without_a_test_that_asks_for_it_no_allocation_fails(monkeypatch: pytest.MonkeyPatch) -> None:

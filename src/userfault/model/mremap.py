@@ -12,7 +12,7 @@ from .huge_split import split_huge_pmd
 from .lang import NULL, atomic, exhausted, reached
 from .locks import down_write, spin_lock, spin_lock_nested, spin_unlock, up_write
 from .machine import config
-from .memory import pte_alloc
+from .memory import pte_alloc, pte_alloc_fails
 from .mlock import mm_populate
 from .mm_types import PmdKind, PteKind, mm_struct, page_table, pte_t, vm, vm_area_struct
 from .mmap import detach_vma, do_munmap, find_vma, unmap_detached
@@ -126,25 +126,38 @@ def without_write_protection(pte: pte_t) -> pte_t:
     omits="huge entries (a bound), the move of whole tables (v5.0), the mmu notifier",
     errs="missed bug",
 )
-def move_page_tables(mm: mm_struct, vma: vm_area_struct, new_vma: vm_area_struct) -> None:
-    """Every entry of one VMA into another of the same size."""
-    first = vma.vm_start >> config.PAGE_SHIFT
-    for number in range(first, vma.vm_end >> config.PAGE_SHIFT):
-        old_addr = number << config.PAGE_SHIFT
-        new_addr = new_vma.vm_start + (old_addr - vma.vm_start)
+def move_page_tables(
+    mm: mm_struct, vma: vm_area_struct, new_vma: vm_area_struct, length: int, need_rmap_locks: bool = False
+) -> int:
+    """The entries of the first `length` bytes of one VMA into another: how many bytes, up to where no page table can be had.
+
+    need_rmap_locks: the walks come to the VMA that is left after the other, and would miss what moves between the two.
+    """
+    moved = length
+    for at in range(length >> config.PAGE_SHIFT):
+        old_addr = vma.vm_start + (at << config.PAGE_SHIFT)
+        new_addr = new_vma.vm_start + (at << config.PAGE_SHIFT)
         pmd = pmd_offset(mm, old_addr).pmd
         if pmd.kind == PmdKind.NONE:
             continue
         if pmd.kind != PmdKind.TABLE:
             exhausted("mremap of a huge page")
             continue
+        if pte_alloc_fails(mm, new_addr):
+            moved = at << config.PAGE_SHIFT
+            break
         table = pte_alloc(mm, new_addr)
         if table is None:
             exhausted("mremap of a huge page")
             continue
+        if need_rmap_locks and vma.anon_vma is not None:
+            anon_vma_lock_write(vma.anon_vma)
         move_ptes(mm, pmd.table, old_addr, table, new_addr)
+        if need_rmap_locks and vma.anon_vma is not None:
+            anon_vma_unlock_write(vma.anon_vma)
     if not era.mremap_flushes_early:
         flush_tlb_range(mm, vma.vm_start, vma.vm_end)
+    return moved
 
 
 @modelled(
@@ -178,7 +191,14 @@ def sys_mremap(mm: mm_struct, new_addr: int, old_addr: int, length: int) -> int:
     if new_vma is None:
         mmap_write_unlock(mm)
         return -ENOMEM
-    move_page_tables(mm, vma, new_vma)
+    moved = move_page_tables(mm, vma, new_vma, length)
+    if moved < length:
+        # The tables of the old place are still there.
+        move_page_tables(mm, new_vma, vma, moved, True)
+        detach_vma(mm, new_vma)
+        unmap_detached(mm, new_addr, new_addr + length)
+        mmap_write_unlock(mm)
+        return -ENOMEM
     detach_vma(mm, vma)
     unmap_detached(mm, old_addr, old_addr + length)
     mmap_write_unlock(mm)
@@ -197,8 +217,8 @@ def sys_mremap(mm: mm_struct, new_addr: int, old_addr: int, length: int) -> int:
     steps=3,
     omits="whole tables and huge pages, which are split",
 )
-def move_range(vma: vm_area_struct, old_addr: int, new_addr: int, length: int, need_rmap_locks: bool) -> None:
-    """Move what is mapped in a range."""
+def move_range(vma: vm_area_struct, old_addr: int, new_addr: int, length: int, need_rmap_locks: bool) -> int:
+    """Move what is mapped in a range: how many bytes, up to where no page table can be had."""
     mm = vma.vm_mm
     drops = vma.ctx is not None and not keeps_monitor(vma)
     for at in range(length >> config.PAGE_SHIFT):
@@ -209,12 +229,15 @@ def move_range(vma: vm_area_struct, old_addr: int, new_addr: int, length: int, n
             split_huge_pmd(vma, pmdp)
             pmd = pmdp.pmd
         if pmd.kind == PmdKind.TABLE:
+            if pte_alloc_fails(mm, new_addr + offset):
+                return offset
             table = pte_alloc(mm, new_addr + offset)
             if need_rmap_locks and vma.anon_vma is not None:
                 anon_vma_lock_write(vma.anon_vma)
             move_ptes(mm, pmd.table, old_addr + offset, table, new_addr + offset, drops)
             if need_rmap_locks and vma.anon_vma is not None:
                 anon_vma_unlock_write(vma.anon_vma)
+    return length
 
 
 @modelled(
@@ -281,7 +304,12 @@ def move_vma(
     # The new place may have been merged with the old one.
     if new.vm_start <= addr and addr < new.vm_end:
         vma = new
-    move_range(vma, addr, new_addr, length, new.vm_pgoff <= vma.vm_pgoff and new is not vma)
+    moved = move_range(vma, addr, new_addr, length, new.vm_pgoff <= vma.vm_pgoff and new is not vma)
+    if moved < length:
+        # The tables of the old place are still there.
+        move_range(new, new_addr, addr, moved, True)
+        do_munmap(mm, new_addr, new_length, LAST)
+        return -ENOMEM
     if config.EVENTS and keeps_monitor(new):
         mremap_userfaultfd_prep(new, addr, new_addr, length)
     elif new.ctx is not None:
