@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import random
 import re
@@ -20,6 +21,7 @@ import pytest
 
 from userfault import paging
 from userfault.paging import Region, SourceError
+from userfault.paging.files import FileSource
 from userfault.paging.inject import STEPS, Effect, Injection, Point, inject
 from userfault.paging.pytest_plugin import check, run
 
@@ -460,6 +462,43 @@ def test_a_write_between_look_and_move_is_not_lost() -> None:
                 assert memory.state_of(0) == "absent"
                 assert memory[0] == before ^ 255
                 assert memory.dirty() == [(0, 4096)]
+
+    check(child)
+
+
+@pytest.mark.parametrize("kind", ["memory", "worker"])
+@pytest.mark.parametrize("unit", ["4 KiB", "64 KiB"])
+def test_what_others_fault_meanwhile_makes_no_page_a_written_one(kind: str, unit: str, tmp_path: Path) -> None:
+    """Between the look and the move others fault, which may be writes to what looked clean; and one of them is."""
+
+    class InWorker(FileSource):
+        in_worker = True
+
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+
+    def child() -> None:
+        with paging.open(
+            DATA if kind == "memory" else InWorker(path), access="c", unit=unit, prefetch_units=0
+        ) as memory:
+            size = memory.unit_bytes
+            for written in (None, 3 * 4096 % size, 3 * size - 4096):
+                memory[0 : 2 * size] = bytes(2 * size)  # nowhere else, and not written since the mark
+                assert memory[2 * size] == DATA[2 * size]  # in the source or the swap file, and never written
+                memory.mark()
+                with inject(memory, "before_take", "delay", 20_000, times=8):
+                    evicting = threading.Thread(target=memory.evict, args=(0, 3 * size))
+                    evicting.start()
+                    time.sleep(0.005)
+                    if written is not None:
+                        memory[written] = 255
+                    while evicting.is_alive():
+                        mmap.mmap(-1, 4096).write(b"a fault of this process")
+                        time.sleep(0.001)
+                assert memory.stats().suspicious_count
+                assert memory.dirty() == ([] if written is None else [(written, 4096)])
+                if written is not None:
+                    assert memory[written] == 255
 
     check(child)
 

@@ -28,9 +28,21 @@ class Mutant(NamedTuple):
 MUTANTS = {
     "a page that looked clean is dropped, whoever faulted meanwhile": Mutant(
         "pager_evict.c",
-        "dirty < count && faults_so_far() != before",
+        "unwritten && faults_so_far() != before",
         "0",
         "test_inject.py::test_a_write_between_look_and_move_is_not_lost",
+    ),
+    "what has to be saved anyway is not looked at for a write after the mark": Mutant(
+        "pager_evict.c",
+        "unwritten && faults_so_far() != before",
+        "dirty < count && faults_so_far() != before",
+        "test_inject.py::test_what_others_fault_meanwhile_makes_no_page_a_written_one",
+    ),
+    "what is nowhere else counts as written whenever others fault": Mutant(
+        "pager_evict.c",
+        "(seen[i] && !memcmp(to",
+        "(0 && !memcmp(to",
+        "test_inject.py::test_what_others_fault_meanwhile_makes_no_page_a_written_one",
     ),
     "an older state in the swap file passes for the page's": Mutant(
         "pager_evict.c",

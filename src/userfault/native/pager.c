@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -70,17 +71,18 @@ static int enroll(pager *p, void *at, u64 length, u64 mode) {
 static int make_staging(pager *p) {
     u64 bounce = round_up(p->unit > 16384 ? p->unit : 16384, p->unit), take = p->batch * p->unit;
     u64 align = p->unit > PAGE ? p->unit : PAGE;
-    p->staging_bytes = (bounce + take) * MAX_SLOTS + p->limbo_places * p->unit + align;
+    p->staging_bytes = (bounce + 2 * take) * MAX_SLOTS + p->limbo_places * p->unit + align;
     p->staging = mmap(NULL, p->staging_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p->staging == MAP_FAILED) return -errno;
     u8 *at = (u8 *)round_up((u64)p->staging, align);
     madvise(p->staging, p->staging_bytes, MADV_DONTFORK);
     madvise(p->staging, p->staging_bytes, p->unit >= 1 << 21 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     for (int i = 0; i < MAX_SLOTS; i++) {
-        p->slots[i].bounce = at + i * (bounce + take);
+        p->slots[i].bounce = at + i * (bounce + 2 * take);
         p->slots[i].take = p->slots[i].bounce + bounce;
+        p->slots[i].peek = p->slots[i].take + take;
     }
-    p->limbo_pages = at + MAX_SLOTS * (bounce + take);
+    p->limbo_pages = at + MAX_SLOTS * (bounce + 2 * take);
     // Write-protect only: as a place to move pages to. A hole in it must not fault to us while we fill it.
     return enroll(p, p->staging, p->staging_bytes, UFFDIO_REGISTER_MODE_WP);
 }
@@ -99,7 +101,7 @@ static void dispose(pager *p) {
     }
     withdraw(p, p->base, p->length);
     if (p->staging && p->staging != MAP_FAILED) withdraw(p, (u64)p->staging, p->staging_bytes);
-    int fds[] = {p->uffd, p->pidfd, p->event_fd, p->pagemap_fd, p->source_fd, p->swap_fd, p->worker_fd};
+    int fds[] = {p->uffd, p->pidfd, p->event_fd, p->pagemap_fd, p->memory_fd, p->source_fd, p->swap_fd, p->worker_fd};
     for (u32 i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0) close(fds[i]);
     for (u32 i = MAX_SERVICE; i < MAX_SLOTS; i++) peer_disconnect(&p->slots[i]); // the handlers' went with their threads
@@ -126,8 +128,8 @@ EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     // A quarter of the budget, where a unit leaves by a move anyway, and where its source costs more than two moves: not where it is in memory,
     // or in the page cache, which is a second chance of its own. The upper half of a word is where a unit's place stands.
     u64 budget = c->budget_units < units ? c->budget_units : 0, limbo_units = 0, limbo;
-    bool costly = c->kind == SOURCE_WORKER || c->kind == SOURCE_PEER || c->direct;
-    if (costly && !c->writable && c->unit >= MOVE_FROM_BYTES && c->policy == POLICY_CLOCK) limbo_units = budget / 4 < 60000 ? budget / 4 : 60000;
+    bool costs = c->kind == SOURCE_WORKER || c->kind == SOURCE_PEER || c->direct;
+    if (costs && !c->writable && c->unit >= MOVE_FROM_BYTES && c->policy == POLICY_CLOCK) limbo_units = budget / 4 < 60000 ? budget / 4 : 60000;
     limbo = at, at = round_up(at + limbo_bytes(limbo_places(limbo_units)), PAGE);
     record = at, at = round_up(at + c->record_capacity * 4, PAGE);
     job = at, at = round_up(at + c->arguments_bytes + c->job_bytes, PAGE);
@@ -163,7 +165,7 @@ EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     if (p->kind == SOURCE_PEER) peer_prepare();
     memcpy((u8 *)p + job, (void *)c->arguments, c->arguments_bytes);
     memcpy((u8 *)p + job + c->arguments_bytes, (void *)c->job, c->job_bytes);
-    p->uffd = p->pidfd = p->event_fd = p->pagemap_fd = p->source_fd = p->swap_fd = p->worker_fd = -1;
+    p->uffd = p->pidfd = p->event_fd = p->pagemap_fd = p->memory_fd = p->source_fd = p->swap_fd = p->worker_fd = -1;
     p->started_ns = now_ns();
     p->source_fd = sys_own_file(c->source_fd, &p->source_position, &p->source_dev, &p->source_ino);
     p->swap_fd = sys_own_file(c->swap_fd, &p->swap_position, &p->swap_dev, &p->swap_ino);
@@ -171,6 +173,9 @@ EXPORT pager *pager_start(settings *c, int *error, char *why, u64 why_bytes) {
     p->pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
     p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     p->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    p->memory_fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+    struct stat st;
+    if (!fstat(p->memory_fd, &st)) p->memory_dev = (u64)st.st_dev, p->memory_ino = (u64)st.st_ino;
     p->uffd = c->uffd;
     p->user_mode_only = (u32)c->user_mode_only;
     int code;

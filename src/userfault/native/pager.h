@@ -99,6 +99,7 @@ typedef struct {
     u32 peer_busy, peer_id, record_bytes;
     u64 peer_ino;      // 0: none
     u8 *bounce, *take; // staging, registered with the userfaultfd so that pages can be moved out into it
+    u8 *peek;          // as much as `take`: what was in the victims a moment before they were looked at
     char record[ERROR_TEXT]; // what a page server says of an error, if `record_bytes`
 } slot;
 
@@ -140,7 +141,7 @@ typedef struct pager {
     u32 mode, writable, kind, handlers;
     u32 policy, direct, align, batch;
     u32 retries, retry_us, stall_ms, prefetch_units;
-    i32 uffd, source_fd, swap_fd, worker_fd, pidfd, event_fd, pagemap_fd;
+    i32 uffd, source_fd, swap_fd, worker_fd, pidfd, event_fd, pagemap_fd, memory_fd;
     u32 user_mode_only;
     u64 source_offset, source_address;
     u64 source_dev, source_ino, swap_dev, swap_ino;
@@ -184,6 +185,7 @@ typedef struct pager {
     au32 unsent;                   // a thread of the application has a request for the worker that it can't send itself
     au64 limbo_head, limbo_tail;
     u8 *limbo_pages;
+    u64 memory_dev, memory_ino;
     i64 source_position, swap_position; // by which descriptors are known to be ours; 0: they are known by their files
 } pager;
 
@@ -193,6 +195,8 @@ static inline au32 *stamps(pager *p) { return (au32 *)((u8 *)p + p->stamp_offset
 static inline au32 *places(pager *p) { return (au32 *)((u8 *)p + p->place_offset); }
 static inline au32 *extents(pager *p) { return (au32 *)((u8 *)p + p->extent_offset); } // pages in use of each
 static inline u32 *free_extents(pager *p) { return (u32 *)((u8 *)p + p->free_extent_offset); }
+// Reading its source again costs more than reading memory.
+static inline bool costly(pager *p) { return p->kind == SOURCE_WORKER || p->kind == SOURCE_PEER || p->direct; }
 static inline bool in_swap(pager *p, u64 page) { return p->writable && atomic_load(&places(p)[page]); }
 
 // One bit a page: its content is newer than the source's; it was written since the mark; it is on its way to the store.
@@ -243,6 +247,7 @@ void sys_wake(pager *p, slot *s, u64 at, u64 length);
 int sys_written(pager *p, slot *s, u64 at, u64 length, bool rearm, u64 *written, u64 words);
 int sys_there(u64 at, u64 length, u8 *there);
 int sys_resident(u64 at);
+void sys_peek(pager *p, slot *s, u64 at, u64 length, u8 *to, u8 *seen);
 int sys_drop(pager *p, slot *s, const u32 *units, u32 count);
 int sys_own_file(int fd, i64 *position, u64 *dev, u64 *ino);
 int io_read(pager *p, slot *s, int point, int fd, void *to, u64 length, u64 offset, u64 *done);

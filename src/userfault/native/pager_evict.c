@@ -241,12 +241,17 @@ static void sort_victims(slot *s) {
 static int take(pager *p, slot *s, u32 index, u32 victims, u64 *need) {
     u64 unit = s->victims[index], at = p->base + unit * p->unit, first = unit * p->unit / PAGE;
     u64 length = (victims - 1) * p->unit + unit_bytes(p, unit + victims - 1), count = length / PAGE;
-    u8 *to = s->take + index * p->unit, there[512];
-    u64 written[8], dirty = 0, before = 0, filled_for_write = s->written >> index;
+    u8 *to = s->take + index * p->unit, there[512], seen[512];
+    u64 written[8], dirty = 0, unwritten = 0, before = 0, filled_for_write = s->written >> index;
     u64 all = victims < 64 ? (1ull << victims) - 1 : UINT64_MAX;
     bool known = (filled_for_write & all) == all; // a page that was filled for a write is written
     if (known) written[0] = filled_for_write;
     else {
+        // What looks clean is compared with what it was, where that can't be had again: it would be asked of a source that costs, or is nowhere else.
+        bool only_here = costly(p);
+        for (u64 i = 0; i < count && !only_here; i++) only_here = (bit(p, UNSAVED, first + i) || bit(p, FLUSHING, first + i)) && !in_swap(p, first + i);
+        if (only_here) sys_peek(p, s, at, length, s->peek, seen);
+        else memset(seen, 0, sizeof seen);
         before = faults_so_far();
         if (sys_written(p, s, at, length, false, written, 8)) memset(written, 0xff, sizeof written);
         if (p->unit == PAGE) written[0] |= filled_for_write;
@@ -254,6 +259,7 @@ static int take(pager *p, slot *s, u32 index, u32 victims, u64 *need) {
     memset(need, 0, 64);
     for (u64 i = 0; i < count; i++) {
         bool w = written[i / 64] >> (i % 64) & 1;
+        unwritten += !w;
         if (w) { // the swap file has an older state, if any
             set_bit(p, UNSAVED, first + i), set_bit(p, MARKED, first + i);
             forget_swap(p, first + i);
@@ -267,17 +273,17 @@ static int take(pager *p, slot *s, u32 index, u32 victims, u64 *need) {
         return code;
     }
     strike(p, s, AT_TAKEN, NULL);
-    if (!known && dirty < count && faults_so_far() != before) {
-        // Somebody may have written to what looked clean: compare it with what would be read instead of it.
+    if (!known && unwritten && faults_so_far() != before) {
+        // Somebody may have written to what looked clean: compare it with what it was, or with what would be read instead of it.
         COUNT(suspicious_count);
         if (sys_there((u64)to, length, there)) memset(there, 1, sizeof there);
         const char *what;
         bool comparable = false;
         for (u64 i = 0, per_unit = p->unit / PAGE; i < count; i++) {
             u64 within = i % per_unit;
-            if (!within) comparable = p->kind != SOURCE_WORKER && !read_unit(p, s, unit + i / per_unit, s->bounce, false, &what);
+            if (!within) comparable = !costly(p) && !read_unit(p, s, unit + i / per_unit, s->bounce, false, &what);
             if (comparable) s->bounce_populated = 1;
-            if (!there[i]) continue;
+            if (!there[i] || (seen[i] && !memcmp(to + i * PAGE, s->peek + i * PAGE, PAGE))) continue;
             if (need[i / 64] >> (i % 64) & 1) { set_bit(p, MARKED, first + i); continue; }
             if (comparable && !memcmp(to + i * PAGE, s->bounce + within * PAGE, PAGE)) continue;
             set_bit(p, UNSAVED, first + i), set_bit(p, MARKED, first + i);

@@ -182,6 +182,26 @@ int sys_resident(u64 at) {
     return code ? code : there;
 }
 
+// A descriptor number that the application closed may name another file by now: reading that would be silent nonsense. Ours is known
+// by its position, which nobody moves; where it has none (see sys_own_file), by the file.
+static bool still(int fd, i64 position, u64 dev, u64 ino) {
+    struct stat st;
+    if (position) return syscall(SYS_lseek, fd, 0, SEEK_CUR) == position;
+    return !fstat(fd, &st) && (u64)st.st_dev == dev && (u64)st.st_ino == ino;
+}
+
+// What pages hold that may be dropped at any moment, and which of them could be seen. Unlike an access, and unlike process_vm_readv, a read
+// of /proc/self/mem does not wait for whoever would fill a hole, which may be us: it gets EIO (fs/proc/base.c, mem_rw).
+void sys_peek(pager *p, slot *s, u64 at, u64 length, u8 *to, u8 *seen) {
+    memset(seen, 0, length / PAGE);
+    for (u64 have = 0; have < length;) {
+        ssize_t n = syscall(SYS_pread64, p->memory_fd, to + have, length - have, at + have);
+        for (u64 end = have + (n > 0 ? (u64)n / PAGE * PAGE : 0); have < end; have += PAGE) seen[have / PAGE] = 1;
+        if (n < (ssize_t)PAGE) have += PAGE;
+    }
+    if (!s->role && !still(p->memory_fd, 0, p->memory_dev, p->memory_ino)) memset(seen, 0, length / PAGE);
+}
+
 // Drop whole units whose content can be had again. One call for all of them where the kernel has process_madvise for ourselves.
 int sys_drop(pager *p, slot *s, const u32 *units, u32 count) {
     i64 value = 0;
@@ -198,14 +218,6 @@ int sys_drop(pager *p, slot *s, const u32 *units, u32 count) {
     for (u32 i = 0; i < count; i++)
         if (madvise(v[i].iov_base, v[i].iov_len, MADV_DONTNEED)) code = -errno;
     return code;
-}
-
-// A descriptor number that the application closed may name another file by now: reading that would be silent nonsense. Ours is known
-// by its position, which nobody moves; where it has none (see sys_own_file), by the file.
-static bool still(int fd, i64 position, u64 dev, u64 ino) {
-    struct stat st;
-    if (position) return syscall(SYS_lseek, fd, 0, SEEK_CUR) == position;
-    return !fstat(fd, &st) && (u64)st.st_dev == dev && (u64)st.st_ino == ino;
 }
 
 // A descriptor of ours for the file of `fd`, and by what it is known.

@@ -326,7 +326,7 @@ static void handler(pager *p, slot *s) {
 // A table of descriptors of our own, with nothing in it but what we need: a pipe that the application closes must close.
 static void own_descriptors(pager *p) {
     if (unshare(CLONE_FILES)) return;
-    int keep[] = {2, p->uffd, p->source_fd, p->swap_fd, p->worker_fd, p->pidfd, p->event_fd, p->pagemap_fd};
+    int keep[] = {2, p->uffd, p->source_fd, p->swap_fd, p->worker_fd, p->pidfd, p->event_fd, p->pagemap_fd, p->memory_fd};
     int count = sizeof keep / sizeof *keep;
     for (int i = 0; i < count; i++)
         for (int j = i + 1; j < count; j++)

@@ -109,7 +109,7 @@ class Pager(ctypes.Structure):
         *_fields(c_uint64, "base length size unit units budget_units"),
         *_fields(c_uint32, "mode writable kind handlers policy direct align batch"),
         *_fields(c_uint32, "retries retry_us stall_ms prefetch_units"),
-        *_fields(c_int32, "uffd source_fd swap_fd worker_fd pidfd event_fd pagemap_fd"),
+        *_fields(c_int32, "uffd source_fd swap_fd worker_fd pidfd event_fd pagemap_fd memory_fd"),
         ("user_mode_only", c_uint32),
         *_fields(c_uint64, "source_offset source_address source_dev source_ino swap_dev swap_ino"),
         ("name", c_char * 256),

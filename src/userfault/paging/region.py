@@ -204,7 +204,7 @@ class Region(mmap.mmap):
     def dirty(self) -> list[tuple[int, int]]:
         """The pages written since the last `mark()`, or since the region was opened: sorted (offset_bytes, length_bytes), 4 KiB exact.
 
-        Where an eviction met a concurrent fault and the old content can't be compared, a page may be listed that was not written.
+        A write that leaves a page as it was, in the very moment of its eviction, may not be listed.
         """
         self._writable("dirty")
         with self._lock:
