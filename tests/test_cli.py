@@ -294,3 +294,16 @@ def test_the_library_reads_well_in_eighty_columns() -> None:
     assert names.index("R2-move") < names.index("R10-munmap")
     found = run("litmus", "list", "splitter", "--verdicts").output
     assert "S3" in found and "v3.10+seed violated bug_on" in found and "R2-move" not in found
+
+
+def test_of_all_mutants_those_of_a_test_can_be_asked() -> None:
+    asked = run("check", "--mutant", "all", "S3", "--json")
+    assert asked.exit_code == 0, asked.output
+    assert {json.loads(line)["test"] for line in asked.output.splitlines()} == {"S3"}
+    none = run("check", "--mutant", "all", "S1", "--era", "v3.10")
+    assert none.exit_code == 2 and "no mutant is killed by S1 on v3.10" in none.output
+
+
+def test_the_library_is_in_the_order_that_people_count_in() -> None:
+    names = [line.split()[0] for line in run("litmus", "list", "--mutants").output.splitlines() if line[0] != " "]
+    assert names.index("D-2") < names.index("D-10")

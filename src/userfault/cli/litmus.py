@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -32,11 +31,6 @@ def entry(name: str, text: str) -> str:
     return "\n".join(f"{name if n == 0 else '':<{NAME}}{line}".rstrip() for n, line in enumerate(lines))
 
 
-def in_order(name: str) -> list[tuple[bool, int, str]]:
-    """R2 before R10."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
-
-
 @command.command("list")
 @click.argument("words", nargs=-1, metavar="[WORD]...")
 @click.option("--mutants", is_flag=True, help="The mutants instead: what each drops and what kills it.")
@@ -51,8 +45,7 @@ def list_(words: tuple[str, ...], mutants: bool, verdicts: bool) -> None:
     if mutants:
         shown = [entry(*row) for row in told_of_mutants() if wanted(*row)]
     else:
-        tests = sorted(library(), key=lambda each: in_order(each.name))
-        shown = [told_of(test, verdicts) for test in tests if wanted(test.name, test.question)]
+        shown = [told_of(test, verdicts) for test in library() if wanted(test.name, test.question)]
     if not shown:
         click.echo(f"userfault litmus: nothing in the library has {' or '.join(map(repr, words))}", err=True)
         sys.exit(EXIT_USAGE)
@@ -63,7 +56,7 @@ def told_of_mutants() -> Iterator[tuple[str, str]]:
     """Each mutant's name, and what it drops or adds and what comes of it."""
     from ..litmus import mutant_library
 
-    for mutant in sorted(mutant_library(), key=lambda each: in_order(each.name)):
+    for mutant in mutant_library():
         if mutant.closes:
             yield mutant.name, f"Adds {mutant.removes}. Closes {mutant.test} on {mutant.era}."
         else:

@@ -14,7 +14,7 @@ from ..model.era import ERAS
 from .ast import EXISTS, At, Atom, Formula, Test
 from .errors import LitmusError
 from .matrix import generate, matrix_jobs
-from .mutants import Mutant, find_mutant, mutant_library
+from .mutants import Mutant, find_mutant, in_order, mutant_library
 from .read import read, read_file
 
 __all__ = [
@@ -38,8 +38,8 @@ __all__ = [
 def library() -> tuple[Test, ...]:
     """Every test that comes with the package, by name."""
     folder = files(__package__).joinpath("library")
-    names = sorted(each.name for each in folder.iterdir() if each.name.endswith(".litmus"))
-    return tuple(_from_library(name.removesuffix(".litmus")) for name in names)
+    names = [each.name.removesuffix(".litmus") for each in folder.iterdir() if each.name.endswith(".litmus")]
+    return tuple(map(_from_library, sorted(names, key=in_order)))
 
 
 @cache
@@ -115,12 +115,21 @@ def judged(test: Test, result: Result) -> tuple[str, str, str]:
 
 
 def jobs_for(tests: Sequence[str], eras: Sequence[str], mutant: str) -> list[tuple[str, str, str]]:
-    """(test, era, mutant) for a command line; no tests: the library, or what kills the mutant."""
+    """(test, era, mutant) for a command line; no tests: the library, or what kills the mutant. Raises LitmusError."""
     for era in eras:
         if era not in ERAS:
             raise LitmusError(f"there is no era {era!r}: one of {', '.join(ERAS)}")
     if mutant == "all":
-        return [(m.test, m.era, m.name) for m in mutant_library() if not eras or m.era in eras]
+        every = [
+            (m.test, m.era, m.name)
+            for m in mutant_library()
+            if not ((eras and m.era not in eras) or (tests and m.test not in tests))
+        ]
+        if not every:
+            raise LitmusError(
+                f"no mutant is killed by {', '.join(tests) or 'a test'} on {', '.join(eras) or 'any era'}"
+            )
+        return every
     if mutant and not tests:
         which = find_mutant(mutant)
         return [(which.test, era, mutant) for era in (eras or (which.era,))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import linecache
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,12 +85,12 @@ def mutant_library() -> tuple[Mutant, ...]:
     folder = files(__package__).joinpath("mutants")
     found = [each for each in folder.iterdir() if each.name.endswith(".diff")]
     made = [parse_mutant(each.name.removesuffix(".diff"), each.read_text()) for each in found]
-    return tuple(
-        sorted(
-            made,
-            key=lambda mutant: [int(p) if p.isdigit() else p for p in mutant.name.replace("-", " ").split()].__str__(),
-        )
-    )
+    return tuple(sorted(made, key=lambda mutant: in_order(mutant.name)))
+
+
+def in_order(name: str) -> list[tuple[bool, int, str]]:
+    """The key that sorts R2 before R10."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def find_mutant(name: str) -> Mutant:
