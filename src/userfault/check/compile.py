@@ -8,9 +8,8 @@ remains of a function is its shared accesses (each the start of a step) and the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import ir
 from .body import Body
@@ -21,8 +20,7 @@ from .template import Access, Log
 from .unit import Unit
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One operation of a thread: `fn(*args)`, its result stored in field `into[1]` of struct object `into[0]`."""
 
     fn: Callable[..., Any]
@@ -30,8 +28,7 @@ class Call:
     into: tuple[Any, str] | None = None
 
 
-@dataclass(frozen=True)
-class ThreadSpec:
+class ThreadSpec(NamedTuple):
     """A thread: operations one after the other, then `at_end` (checks made as part of its last step)."""
 
     name: str

@@ -120,8 +120,7 @@ class Code(Sequence[Instr]):
         return made
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """A line of the model: what a trace shows."""
 
     file: str
@@ -130,8 +129,7 @@ class Source:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """A property and the words printed when it breaks."""
 
     property: str

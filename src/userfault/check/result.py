@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .ir import Failure
 
@@ -46,8 +47,7 @@ class Options:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """One step of a schedule: which thread, and the values of the choices it met."""
 
     thread: int

@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from typing import NamedTuple
 
 from ..check.engine import fewest_switches, run
 from ..check.errors import CheckError, TooLarge
@@ -17,8 +18,7 @@ from ..check.trace import decode_schedule, encode_schedule
 from ..litmus import compile_test, expected, judged, load
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """What to check. `test`: a library name or a file."""
 
     test: str
@@ -48,8 +48,7 @@ class Outcome:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Replay:
+class Replay(NamedTuple):
     """A replay string taken apart."""
 
     job: Job

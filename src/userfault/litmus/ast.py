@@ -5,19 +5,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 
-@dataclass(frozen=True)
-class At:
+class At(NamedTuple):
     """A place in the file, from 1."""
 
     line: int
     column: int
 
 
-@dataclass(frozen=True)
-class Vma:
+class Vma(NamedTuple):
     """`A:0-2 dontcopy pgoff 4 = P`: pages [first, last) of an address space."""
 
     at: At
@@ -30,8 +28,7 @@ class Vma:
     huge: bool = False
 
 
-@dataclass(frozen=True)
-class Setup:
+class Setup(NamedTuple):
     """Another line of the initial state: `fork A B`, `swapout P cached`, `pool anon_vma 1`, `ksm`, `pin P`."""
 
     at: At
@@ -40,8 +37,7 @@ class Setup:
     number: int = 0
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(NamedTuple):
     """`r0 = move 2 <- 0` in a thread's column."""
 
     at: At
@@ -50,8 +46,7 @@ class Operation:
     register: str = ""
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A thread: its name, the address space that it runs in (empty: a kernel thread's own), its operations."""
 
     at: At
@@ -66,8 +61,7 @@ EXISTS = "the condition of the test"
 """What is reached where the condition of a test that says `exists` is true."""
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """Part of a final state. kind: `register` (0:r0), `memory` ([A:2]), `mapcount` (mapcount(P)), or a page's state:
     `present`, `swapped`, `wp` (present(A:2)), 1 or 0.
     """
@@ -86,8 +80,7 @@ class Value:
         return f"{self.kind}({self.name}:{self.number})"
 
 
-@dataclass(frozen=True)
-class Atom:
+class Atom(NamedTuple):
     """`0:r0 = 1`, `[A:2] = 7`, `mapcount(P) = 1`."""
 
     at: At
@@ -109,8 +102,7 @@ _COMPARE: dict[str, Callable[[int, int], bool]] = {
 }
 
 
-@dataclass(frozen=True)
-class Formula:
+class Formula(NamedTuple):
     """`and`, `or` or `not` over formulas and atoms."""
 
     kind: str
@@ -122,8 +114,7 @@ class Formula:
         return not next(parts) if self.kind == "not" else any(parts) if self.kind == "or" else all(parts)
 
 
-@dataclass(frozen=True)
-class Expectation:
+class Expectation(NamedTuple):
     """What the test's author expects of an era: a verdict and, if it is "violated", the property."""
 
     era: str

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import LitmusError
 
 
-@dataclass(frozen=True)
-class Hunk:
+class Hunk(NamedTuple):
     """`@@ module.function @@` and its lines."""
 
     module: str

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..model import (
     fork,
@@ -35,8 +34,7 @@ from .ast import Operation
 FIRST_PAGE_TOKEN = 1
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """Objects that an operation may allocate: how many free ones the pools must hold for it."""
 
     pages: int = 0
@@ -54,8 +52,7 @@ HUGE_COPY = Need(pages=2, page_tables=1)
 HUGE_FAULT = Need(huge=1, page_tables=1)
 
 
-@dataclass(frozen=True)
-class OperationKind:
+class OperationKind(NamedTuple):
     """An operation of the format.
 
     shape: its arguments: `addr`, `int`, `page`, `mm`, `<-`; a trailing `?` makes the rest optional. needs_mm: runs in the
@@ -65,7 +62,7 @@ class OperationKind:
     shape: tuple[str, ...]
     doc: str
     call: Callable[[mm_struct, list[Any]], tuple[Callable[..., Any], tuple[Any, ...]]]
-    need: Need = field(default_factory=Need)
+    need: Need = Need()
     needs_mm: bool = True
     eras: tuple[str, ...] = ()
 
@@ -311,8 +308,7 @@ def pin(mm: mm_struct, addr: int) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class KernelOperation:
+class KernelOperation(NamedTuple):
     """An operation that only the running kernel does: no era of the model has it yet."""
 
     shape: tuple[str, ...]
