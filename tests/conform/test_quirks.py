@@ -236,6 +236,19 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
         [(0, 1), (1, 4)],
         [(0, 4)],
     ),
+    "swapin_goes_through_cache": (
+        [
+            MAPPED,
+            Op(0, "store", (0, 1)),
+            Op(0, "fork", (1,)),
+            Op(1, "exit", ()),
+            Op(0, "pageout", (0, PAGE)),
+            Op(0, "load", (0,)),
+        ],
+        lambda step: (bool(step.states[0].words[0] & w.AE), bool(step.states[0].words[0] & w.SWAPCACHE)),
+        (False, False),
+        (True, False),
+    ),
     "mremap_drops_protection": (
         [
             MAPPED,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..kernel import memory
+from ..kernel.child import call
 from ..kernel.errors import Unavailable
 from ..kernel.maps import vma_at
 from ..kernel.memory import Mapping
@@ -56,6 +57,7 @@ class Quirks:
     empty_tables_are_freed: bool = True
     huge_zero_page_is_replaced: bool = True
     collapse_of_less_succeeds: bool = False
+    swapin_goes_through_cache: bool = False
     split_maps_zero_page: bool = True
     without: frozenset[str] = frozenset()
     """The needs (needs.py) that the kernel does not meet."""
@@ -101,6 +103,7 @@ IN_THE_MODEL = (
     "empty_tables_are_freed",
     "huge_zero_page_is_replaced",
     "collapse_of_less_succeeds",
+    "swapin_goes_through_cache",
     "split_maps_zero_page",
 )
 """The quirks that are differences of the model's eras (model/era.py), by the same name; the others change what is shown."""
@@ -324,6 +327,20 @@ def _collapse_of_less_succeeds() -> bool:
         return area.madvise(Advice.COLLAPSE, 1, 1).ok
 
 
+def _swapin_goes_through_cache() -> bool | None:
+    with Mapping(PAGE) as area, Pagemap() as pagemap:
+        memory.store(area.address, b"1")
+        # A fork shares the page, and nobody looks whether it is shared still.
+        call(int)
+        area.madvise(Advice.PAGEOUT).or_raise("MADV_PAGEOUT")
+        if not pagemap.entry(area.address).swapped:
+            return None
+        memory.load(area.address, 1)
+        flags = _flags(area.address)
+        # From a device with asynchronous reads all kernels leave it in the cache.
+        return None if flags & PageFlag.SWAPCACHE else not flags & ANON_EXCLUSIVE
+
+
 def _split_maps_zero_page() -> bool | None:
     with Mapping.huge() as area:
         memory.store(area.address, b"1")
@@ -530,6 +547,15 @@ QUIRKS = (
         "MADV_COLLAPSE of the second page of memory that was touched",
         _collapse_of_less_succeeds,
         "collapse",
+    ),
+    Quirk(
+        "swapin_goes_through_cache",
+        "a page that was shared when it went to a RAM disk is not the process's alone when it is read, only when it is written",
+        "nnnn-y",
+        "mm/memory.c, do_swap_page: in 7.2.13 it is read into the swap cache, which it leaves at once; in 6.18 past it if it has one user",
+        "/proc/kpageflags of a page that was shared with a child, swapped out and read",
+        _swapin_goes_through_cache,
+        "swap",
     ),
     Quirk(
         "split_maps_zero_page",

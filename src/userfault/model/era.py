@@ -82,6 +82,9 @@ class Era:
     """MADV_DONTNEED flushes once a call, and for one VMA without a userfaultfd when the VMA's lock is let go (since v6.17)."""
     swapin_maps_writable: bool = False
     """A swapped-in page that is the process's alone is mapped writable even by a read (v6.18; v6.8 only by a write)."""
+    swapin_goes_through_cache: bool = False
+    """A page that is read from a synchronous device is in the swap cache until it is mapped (seen on v7.2, not on v6.18): only the entry
+    tells whether it is its reader's alone, and the last reader takes it out of the cache."""
     mremap_moves_several: bool = False
     """mremap moves several VMAs, one after the other, and looks at its arguments first (since v6.17); before, a range that leaves
     its VMA is EFAULT, when the new place was unmapped already."""

@@ -248,7 +248,8 @@ def no_page_for(table: page_table, ptep: pte_slot, orig: pte_t) -> int:
 def do_swap_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_slot, orig: pte_t, write: bool) -> int:
     """A touch of a swap PTE; mmap_sem held for reading."""
     slot = orig.slot
-    if config.SYNCHRONOUS_SWAP and slot.cache is None and slot.swap_map == 1:
+    passing = config.SYNCHRONOUS_SWAP and era.swapin_goes_through_cache
+    if config.SYNCHRONOUS_SWAP and not passing and slot.cache is None and slot.swap_map == 1:
         return swap_in_directly(vma, addr, table, ptep, orig, write)
     p = read_swap_cache(slot)
     if p is None:
@@ -280,7 +281,9 @@ def do_swap_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
     if era.anon_exclusive:
         # The entry is given back before the page is mapped: the count tells whether anybody else has the page.
         swap_free(slot)
-        if vma.vm_flags & vm.LOCKED or (write and not copied and not PageKsm(p) and atomic_read(p.refcount) == 2):
+        if not passing and (
+            vma.vm_flags & vm.LOCKED or (write and not copied and not PageKsm(p) and atomic_read(p.refcount) == 2)
+        ):
             try_to_free_swap(q)
         exclusive = not PageKsm(q) and (orig.exclusive or copied or atomic_read(q.refcount) == 1)
     else:
@@ -297,6 +300,8 @@ def do_swap_page(vma: vm_area_struct, addr: int, table: page_table, ptep: pte_sl
         page_add_anon_rmap(q, vma, addr, exclusive)
     if era.anon_exclusive:
         set_pte(ptep, pte)
+        if passing:
+            try_to_free_swap(q)
     else:
         swap_free(slot)
         if vma.vm_flags & vm.LOCKED:
