@@ -40,7 +40,8 @@ def reference() -> ctypes.CDLL:
     lib.touch.argtypes, lib.touch.restype = [p, p, u, p, ctypes.c_int], u
     lib.read_pages.argtypes, lib.read_pages.restype = [p, p, u], u
     lib.reference_start.argtypes = [p, u, u, u, p, ctypes.c_int, ctypes.c_int, ctypes.c_int]
-    lib.evict_by_protection.argtypes, lib.evict_by_protection.restype = [p, p, u, ctypes.c_int], u
+    for evict in (lib.evict_by_protection, lib.evict_by_protection_in_batches):
+        evict.argtypes, evict.restype = [p, p, u, ctypes.c_int], u
     lib.protected_start.argtypes = [p, u]
     return lib
 

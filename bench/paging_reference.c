@@ -20,9 +20,12 @@ typedef uint64_t u64;
 typedef uint8_t u8;
 #define PAGE 4096ull
 
+static int clock_id = CLOCK_MONOTONIC;
+void measure_cpu(void) { clock_id = CLOCK_THREAD_CPUTIME_ID; }
+
 static u64 now(void) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock_id, &t);
     return (u64)t.tv_sec * 1000000000ull + (u64)t.tv_nsec;
 }
 
@@ -157,6 +160,26 @@ u64 evict_by_protection(u8 *base, const u64 *offsets, u64 count, int file) {
         madvise(base + offsets[i], PAGE, MADV_DONTNEED);
     }
     return now() - start;
+}
+
+// The same by 64 pages: protected one by one, written side by side by one call, dropped by one call. The file is a log then.
+u64 evict_by_protection_in_batches(u8 *base, const u64 *offsets, u64 count, int file) {
+    int self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    u64 start = now();
+    for (u64 i = 0; i < count; i += 64) {
+        struct iovec v[64];
+        u64 n = count - i < 64 ? count - i : 64;
+        for (u64 j = 0; j < n; j++) {
+            struct uffdio_writeprotect w = {.range = {(u64)base + offsets[i + j], PAGE}, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+            if (ioctl(r.fd, UFFDIO_WRITEPROTECT, &w)) return 0;
+            v[j] = (struct iovec){base + offsets[i + j], PAGE};
+        }
+        if (pwritev(file, v, (int)n, (off_t)(i * PAGE)) != (ssize_t)(n * PAGE)) return 0;
+        if (syscall(SYS_process_madvise, self, v, n, MADV_DONTNEED, 0) != (long)(n * PAGE)) return 0;
+    }
+    u64 spent = now() - start;
+    close(self);
+    return spent;
 }
 
 int protected_start(u8 *base, u64 length) {
