@@ -181,6 +181,7 @@ HUGE = Profile(
         "register": 3,
         "move": 30,
         "populate_write": 2,
+        "cold": 6,
     },
     huge=True,
     slice=256,

@@ -172,6 +172,7 @@ OPERATIONS: dict[str, OperationKind] = {
         eras=("v6.8", "v6.18"),
     ),
     "pageout": _advice("MADV_PAGEOUT", MADV.PAGEOUT, Need(swap_slots=1), eras=("v6.8", "v6.18")),
+    "cold": _advice("MADV_COLD", MADV.COLD, Need(), eras=("v6.8", "v6.18")),
     "free": _advice("MADV_FREE", MADV.FREE, Need(), eras=("v6.8", "v6.18")),
     "populate": _advice("MADV_POPULATE_WRITE", MADV.POPULATE_WRITE, FAULT, eras=("v6.8", "v6.18")),
     "populateread": _advice("MADV_POPULATE_READ", MADV.POPULATE_READ, FAULT, eras=("v6.8", "v6.18")),
@@ -318,7 +319,6 @@ class KernelOperation(NamedTuple):
 KERNEL_OPERATIONS: dict[str, KernelOperation] = {
     "wake": KernelOperation(RANGE, "UFFDIO_WAKE: START [LENGTH]"),
     "event": KernelOperation((), "read an event of the userfaultfd: 19 fork, 20 remap, 21 remove, 22 unmap"),
-    "cold": KernelOperation(RANGE, "MADV_COLD: START [LENGTH]"),
     "lock": KernelOperation(RANGE, "mlock2(MLOCK_ONFAULT): START [LENGTH]"),
     "unlock": KernelOperation(RANGE, "munlock: START [LENGTH]"),
     "vmwrite": KernelOperation(("addr", "int"), "process_vm_writev of the own process: a pin, a write, unpin"),

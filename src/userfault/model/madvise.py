@@ -10,13 +10,11 @@ from .era import era
 from .errno import EAGAIN, EINVAL, ENOMEM
 from .events import userfaultfd_remove
 from .ghost import walk_put_back
-from .huge_split import split_folio
 from .khugepaged import madvise_collapse
 from .lang import reached
 from .locks import (
     down_read,
     down_write,
-    lock_page,
     spin_lock,
     spin_unlock,
     trylock_page,
@@ -25,24 +23,21 @@ from .locks import (
     up_write,
 )
 from .machine import config
+from .madvise_cold import madvise_cold_or_pageout
 from .memory import pte_alloc, pte_alloc_fails, tlb_finish_mmu, zap_page_range
 from .mm_types import (
     PmdKind,
     PteKind,
     mm_struct,
-    pmd_slot,
     pte_slot,
     pte_t,
     vm,
     vm_area_struct,
 )
 from .mmap import find_vma, vma_at_or_after
-from .page_flags import folio_mapcount
 from .pgtable import (
     flush_tlb_batched_pending,
     flush_tlb_range,
-    pmd_is_huge,
-    pmd_lockptr,
     pmd_offset,
     pte_lockptr,
     pte_offset,
@@ -52,11 +47,10 @@ from .pgtable import (
 )
 from .populate import madvise_populate, populate_vmas
 from .pt_reclaim import free_emptied_tables
-from .slab import atomic_read, get_page, hpage_nr, hpage_size, put_page
+from .slab import atomic_read, hpage_size
 from .swap import free_swap_and_cache, try_to_free_swap
 from .vma import vma_modify
 from .vma_lock import lock_vma_under_rcu, mmap_write_unlock, vma_end_read, vma_start_write
-from .vmscan import shrink_page
 
 
 class MADV(enum.IntEnum):
@@ -239,13 +233,10 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
         return 0
     if advice == MADV.COLLAPSE:
         return madvise_collapse(mm, vma, start, end)
-    if advice == MADV.COLD:
-        # Only the age of small pages changes, which nothing here has.
-        return -EINVAL if vma.vm_flags & vm.LOCKED else 0
-    if advice == MADV.PAGEOUT:
+    if advice == MADV.COLD or advice == MADV.PAGEOUT:
         if vma.vm_flags & vm.LOCKED:
             return -EINVAL
-        madvise_pageout(mm, start, end)
+        madvise_cold_or_pageout(mm, start, end, advice == MADV.PAGEOUT)
         return 0
     if advice == MADV.GUARD_INSTALL:
         if vma.vm_flags & vm.LOCKED:
@@ -332,66 +323,6 @@ def advised_flags(flags: int, advice: int) -> int:
     if advice == MADV.HUGEPAGE:
         return (flags & ~int(vm.NOHUGEPAGE)) | int(vm.HUGEPAGE)
     return (flags & ~int(vm.HUGEPAGE)) | int(vm.NOHUGEPAGE)
-
-
-@modelled(
-    "mm/madvise.c",
-    function="madvise_cold_or_pageout_pte_range",
-    versions="v5.4 .. v6.18",
-    section="C.7",
-    steps=3,
-    omits="isolation of the whole range before the first page is written; pages that are not on the LRU lists yet; huge pages that "
-    "stay whole in swap (here they are split first, as without CONFIG_THP_SWAP), or that PTEs map",
-    errs="missed bug",
-)
-def madvise_pageout(mm: mm_struct, start: int, end: int) -> None:
-    """Reclaim the pages of the range that nobody else maps."""
-    done = 0
-    for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
-        # A huge page that stays takes us further.
-        if number < done:
-            continue
-        addr = number << config.PAGE_SHIFT
-        pmdp = pmd_offset(mm, addr)
-        pmd = pmdp.pmd
-        if pmd_is_huge(pmd):
-            whole = addr & (hpage_size() - 1) == 0 and addr + hpage_size() <= end
-            if not split_to_reclaim(pmdp, whole):
-                done = (number & -hpage_nr()) + hpage_nr()
-                continue
-            pmd = pmdp.pmd
-        if pmd.kind == PmdKind.TABLE:
-            spin_lock(pte_lockptr(pmd.table))
-            pte = pte_offset(pmd.table, addr).pte
-            wanted = pte.kind == PteKind.PRESENT and not pte.special and atomic_read(pte.page.mapcount) == 1
-            spin_unlock(pte_lockptr(pmd.table))
-            if wanted:
-                shrink_page(pte.page)
-
-
-def split_to_reclaim(pmdp: pmd_slot, whole: bool) -> bool:
-    """Split a huge page that nobody else maps, to swap its parts out. False: it stays as it is.
-
-    whole: reclaim would not wait for it.
-    """
-    spin_lock(pmd_lockptr(pmdp))
-    pmd = pmdp.pmd
-    p = pmd.page
-    wanted = pmd.kind == PmdKind.HUGE and folio_mapcount(p) == 1
-    if wanted:
-        get_page(p)
-    spin_unlock(pmd_lockptr(pmdp))
-    if not wanted:
-        return False
-    if whole and not trylock_page(p):
-        put_page(p)
-        return False
-    if not whole:
-        lock_page(p)
-    err = split_folio(p)
-    unlock_page(p)
-    put_page(p)
-    return err == 0
 
 
 @modelled("mm/madvise.c", versions="v6.13 .. v6.18", section="C.4", steps=5, omits="restarting after too many retries")
