@@ -503,6 +503,28 @@ def test_what_others_fault_meanwhile_makes_no_page_a_written_one(kind: str, unit
     check(child)
 
 
+def test_what_the_program_dropped_does_not_keep_who_looks_before_an_eviction(tmp_path: Path) -> None:
+    """Nobody waits for a hole to be filled, and the pages beside it are compared."""
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+
+    def child() -> None:
+        with paging.open(path, direct=True, access="c", unit="64 KiB", prefetch_units=0, handlers=1) as memory:
+            assert memory[0] == DATA[0]
+            memory.madvise(mmap.MADV_DONTNEED, 4096, 8192)
+            with inject(memory, "before_take", "delay", 20_000):
+                evicting = threading.Thread(target=memory.evict, args=(0, 1))
+                evicting.start()
+                while evicting.is_alive():
+                    mmap.mmap(-1, 4096).write(b"a fault of this process")
+                    time.sleep(0.001)
+            assert memory.stats().suspicious_count == 1
+            assert memory.dirty() == []
+            assert memory[:65536] == DATA[:65536]
+
+    check(child)
+
+
 def test_rules_that_make_no_sense() -> None:
     with paging.open(DATA) as memory:
         for bad in [("nowhere", "die", 0), ("copy", "explode", 0), ("copy", "partial", 5), ("copy", "errno", 99999)]:
