@@ -17,12 +17,22 @@ from userfault import litmus
 from userfault.cli import cli
 from userfault.conform import emit, operations, report, words
 from userfault.conform.compare import Divergence, perform
-from userfault.conform.drive import ConformError, Progress, check, profile_named, run, sequence_of, shrunk, steps_of
-from userfault.conform.generate import MOVES, PROFILES
+from userfault.conform.drive import (
+    ConformError,
+    Progress,
+    check,
+    profile_named,
+    run,
+    sequence_of,
+    shrunk,
+    steps_of,
+    surroundings,
+)
+from userfault.conform.generate import HUGE, MOVES, PROFILES
 from userfault.conform.mutants import find_mutant, mutant_library, mutated
 from userfault.conform.operations import Op
 from userfault.conform.quirks import Quirks, running
-from userfault.conform.world import World
+from userfault.conform.world import HUGE_PAGES, World
 from userfault.kernel.agent import SYSCALL, Agent, Command
 from userfault.kernel.errors import Unavailable
 from userfault.litmus import Mutant
@@ -309,3 +319,24 @@ def test_the_copy_of_a_pinned_page_that_nobody_may_use_can_t_be_used_either() ->
     assert [perform(op, world).outcome.result for op in sequence] == [0, 0, 0, 0, -14]
     if "io_uring" not in running().without:
         assert check(MOVES, sequence) == len(sequence)
+
+
+def test_all_of_a_huge_page_that_small_entries_map_is_freed_lazily_and_whole() -> None:
+    size, lower = HUGE_PAGES * PAGE, [Op(0, "mprotect", (PAGE, PAGE, prot)) for prot in (1, 3)]
+    sequence = (
+        Op(0, "mmap", (0, size, 3)),
+        Op(0, "hugepage", (0, size)),
+        Op(0, "store", (0, 1)),
+        *lower,
+        Op(0, "free", (0, size)),
+    )
+
+    def first(quirks: Quirks) -> str:
+        world = World(HUGE.window, lambda data: 1, quirks)
+        *_, last = (perform(op, world) for op in sequence)
+        return words.describe(last.states[0].words[0])
+
+    assert "THP" in first(Quirks())
+    assert "THP" not in first(Quirks(advice_goes_by_batches=False))
+    with surroundings(HUGE):
+        assert check(HUGE, sequence) == len(sequence)

@@ -182,6 +182,7 @@ HUGE = Profile(
         "move": 30,
         "populate_write": 2,
         "cold": 6,
+        "free": 6,
     },
     huge=True,
     slice=256,
@@ -504,7 +505,8 @@ class Generator:
         return self.range_in(mm)
 
     def draw_free(self, mm: mm_struct) -> tuple[int, ...]:
-        return self.around(mm, lambda p: p.swapcache is not None)
+        # Nothing is in the swap cache where nothing is swapped out, and there is much to look at.
+        return self.around(mm, lambda p: p.swapcache is not None) if self.profile.swap else self.range_in(mm)
 
     def draw_pageout(self, mm: mm_struct) -> tuple[int, ...]:
         return self.around(mm, lambda p: p.lazyfree)
@@ -578,7 +580,7 @@ class Generator:
     def huge_range(self, mm: mm_struct) -> tuple[int, ...]:
         return (self.huge_place(), HUGE_PAGES * PAGE)
 
-    huge_dontneed = huge_munmap = huge_hugepage = huge_collapse = huge_range
+    huge_dontneed = huge_munmap = huge_hugepage = huge_collapse = huge_free = huge_range
 
     def huge_mmap(self, mm: mm_struct) -> tuple[int, ...]:
         return (*self.huge_range(mm), 3)

@@ -59,6 +59,7 @@ class Quirks:
     collapse_of_less_succeeds: bool = False
     swapin_goes_through_cache: bool = False
     split_maps_zero_page: bool = True
+    advice_goes_by_batches: bool = True
     without: frozenset[str] = frozenset()
     """The needs (needs.py) that the kernel does not meet."""
     unasked: frozenset[str] = frozenset()
@@ -105,6 +106,7 @@ IN_THE_MODEL = (
     "collapse_of_less_succeeds",
     "swapin_goes_through_cache",
     "split_maps_zero_page",
+    "advice_goes_by_batches",
 )
 """The quirks that are differences of the model's eras (model/era.py), by the same name; the others change what is shown."""
 
@@ -351,6 +353,17 @@ def _split_maps_zero_page() -> bool | None:
         return bool(_flags(area.at(2)) & PageFlag.ZERO_PAGE)
 
 
+def _advice_goes_by_batches() -> bool | None:
+    with Mapping.huge() as area:
+        memory.store(area.address, b"1")
+        memory.mprotect(area.at(1), PAGE, READ).or_raise("mprotect")
+        memory.mprotect(area.at(1), PAGE, READ | mmap.PROT_WRITE).or_raise("mprotect")
+        if not _flags(area.address) & PageFlag.THP:
+            return None
+        area.madvise(Advice.FREE).or_raise("MADV_FREE")
+        return bool(_flags(area.address) & PageFlag.THP)
+
+
 def _flags(address: int) -> int:
     """The flags of the page at an address; 0 where there is none."""
     with Pagemap() as pagemap, Frames() as frames:
@@ -564,6 +577,14 @@ QUIRKS = (
         "mm/huge_memory.c, remap_page: to the shared zero page in 6.12.117, not in 6.1.176",
         "MADV_COLD of a part of a huge page, then /proc/kpageflags of another part",
         _split_maps_zero_page,
+    ),
+    Quirk(
+        "advice_goes_by_batches",
+        "MADV_FREE, MADV_COLD and MADV_PAGEOUT of all of a huge page that small entries map leave it whole; they split it otherwise",
+        "nyyyyy",
+        "mm/madvise.c, madvise_free_pte_range: any huge page is split in 6.1.176, only one that is mapped in part in 6.12.117",
+        "/proc/kpageflags after MADV_FREE of a huge page whose mapping mprotect of a part has split",
+        _advice_goes_by_batches,
     ),
 )
 

@@ -308,6 +308,7 @@ class World:
                     self._observe_huge(pmd, part, common, at, until, offset, seen, words)
                     if pmd.kind == PmdKind.HUGE:
                         rss, huge = rss + until - at, huge + until - at
+                        lazy += until - at if pmd.page.lazyfree and not pmd.dirty and not pmd.page.dirty else 0
                 elif flags & UFFD_WP and self.quirks.holes_are_written:
                     # A hole without a table counts as written where write-protection could have marked it.
                     words[at:until] = array("Q", (common | w.WRITTEN,)) * (until - at)
@@ -389,8 +390,6 @@ class World:
                     continue
                 p = pte.page
                 rss += 1
-                if p.lazyfree and not pte.dirty and not p.dirty:
-                    lazy += 1
                 count = p.mapcount.counter
                 head = flagged = p
                 if p.compound:
@@ -399,6 +398,8 @@ class World:
                         flagged = head
                     count += head.entire_mapcount
                     word |= HUGE_HEAD if p is head else HUGE_TAIL
+                if head.lazyfree and not pte.dirty and not head.dirty:
+                    lazy += 1
                 if count == 1:
                     word |= w.X
                 if flagged.anon_exclusive:

@@ -63,9 +63,9 @@ class Era:
     """move_pages takes an attempt's -EAGAIN for its errno, and a later attempt's success does not clear it (v6.18 to v7.1: F-10)."""
     collapse_takes_read_only: bool = False
     """khugepaged puts pages together of which none is writable (v6.18; v6.8 asks for one that is)."""
-    cold_goes_by_batches: bool = False
-    """MADV_COLD and MADV_PAGEOUT leave a huge page whole that PTEs map one after the other, and go on behind one that can't be split
-    (v6.18; v6.8 splits any of which a PTE maps a part, and ends where it can't)."""
+    advice_goes_by_batches: bool = False
+    """MADV_COLD, MADV_PAGEOUT and MADV_FREE leave a huge page whole that PTEs map one after the other, and go on behind one that can't be
+    split (v6.18; v6.8 splits any of which a PTE maps a part, and ends where it can't)."""
     lazyfree_is_kept_busy: bool = False
     """A page that may be freed lazily and that somebody refers to stays one for the next reclaim (v6.18, not v6.8)."""
     move_split_is_busy: bool = False
@@ -179,7 +179,7 @@ V6_18 = replace(
     move_keeps_eagain=True,
     collapse_takes_read_only=True,
     move_split_is_busy=True,
-    cold_goes_by_batches=True,
+    advice_goes_by_batches=True,
     lazyfree_is_kept_busy=True,
     move_keeps_clean=True,
     huge_zero_page_is_replaced=True,

@@ -391,6 +391,8 @@ def split_frozen(p: page) -> None:
             each.index = p.index + at
             each.lru = True
             each.dirty = p.dirty
+            if p.lazyfree:
+                each.lazyfree = True
             each.locked = smp_processor_id() + 1
             lockdep_acquired(LockClass.PAGE)
         each.compound = False

@@ -9,7 +9,6 @@ from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN, EINVAL, ENOMEM
 from .events import userfaultfd_remove
-from .ghost import walk_put_back
 from .khugepaged import madvise_collapse
 from .lang import reached
 from .locks import (
@@ -17,38 +16,32 @@ from .locks import (
     down_write,
     spin_lock,
     spin_unlock,
-    trylock_page,
-    unlock_page,
     up_read,
     up_write,
 )
 from .machine import config
 from .madvise_cold import madvise_cold_or_pageout
+from .madvise_free import madvise_free
 from .memory import pte_alloc, pte_alloc_fails, tlb_finish_mmu, zap_page_range
 from .mm_types import (
     PmdKind,
     PteKind,
     mm_struct,
-    pte_slot,
     pte_t,
     vm,
     vm_area_struct,
 )
 from .mmap import find_vma, vma_at_or_after
 from .pgtable import (
-    flush_tlb_batched_pending,
     flush_tlb_range,
     pmd_offset,
     pte_lockptr,
     pte_offset,
-    ptep_get_and_clear,
     set_pte,
     table_is_gone,
 )
 from .populate import madvise_populate, populate_vmas
 from .pt_reclaim import free_emptied_tables
-from .slab import atomic_read, hpage_size
-from .swap import free_swap_and_cache, try_to_free_swap
 from .vma import vma_modify
 from .vma_lock import lock_vma_under_rcu, mmap_write_unlock, vma_end_read, vma_start_write
 
@@ -253,57 +246,6 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
     vma_start_write(vma)
     vma.vm_flags = flags | (vma.vm_flags & int(vm.MAYBE_GUARD))
     return 0
-
-
-@modelled(
-    "mm/madvise.c, mm/swap.c",
-    function="madvise_free_pte_range, folio_mark_lazyfree",
-    versions="v4.5 .. v6.18",
-    section="C.7",
-    steps=5,
-    omits="huge pages (they stay as they are); the batch in which pages become lazily freed; pages on the unevictable list",
-)
-def madvise_free(mm: mm_struct, start: int, end: int) -> None:
-    """The contents are not needed: reclaim may drop the pages, unless they are written again. What is swapped out goes at once."""
-    done = start
-    while done < end:
-        border = min(end, (done & -hpage_size()) + hpage_size())
-        pmd = pmd_offset(mm, done).pmd
-        if pmd.kind == PmdKind.TABLE:
-            spin_lock(pte_lockptr(pmd.table))
-            if config.BATCHED_UNMAP:
-                flush_tlb_batched_pending(mm)
-            for number in range(done >> config.PAGE_SHIFT, border >> config.PAGE_SHIFT):
-                madvise_free_pte(pte_offset(pmd.table, number << config.PAGE_SHIFT))
-            spin_unlock(pte_lockptr(pmd.table))
-        done = border
-
-
-def madvise_free_pte(ptep: pte_slot) -> None:
-    """One entry; PTL held."""
-    pte = ptep.pte
-    if pte.kind == PteKind.SWAP:
-        free_swap_and_cache(pte.slot)
-        set_pte(ptep, pte_t())
-    elif pte.kind == PteKind.POISON_MARKER or pte.kind == PteKind.HWPOISON:
-        set_pte(ptep, pte_t())
-    elif pte.kind == PteKind.PRESENT and not pte.special and not pte.page.compound:
-        p = pte.page
-        if p.swapcache is not None or p.dirty:
-            # The page's own bit goes only where nobody else needs it.
-            if not trylock_page(p):
-                return
-            if atomic_read(p.mapcount) != 1 or (p.swapcache is not None and not try_to_free_swap(p)):
-                unlock_page(p)
-                return
-            p.dirty = False
-            unlock_page(p)
-        if pte.young or pte.dirty:
-            pte = ptep_get_and_clear(ptep)
-            set_pte(ptep, pte._replace(young=False, dirty=False))
-            walk_put_back(p)
-        if p.lru:
-            p.lazyfree = True
 
 
 def advised_flags(flags: int, advice: int) -> int:

@@ -116,8 +116,8 @@ def advise_pte(mm: mm_struct, table: page_table, addr: int, border: int, pageout
         if config.TRANSPARENT_HUGEPAGE and p.compound:
             head = compound_head(p)
             count = batch(table, addr, border)
-            after = count if era.cold_goes_by_batches else (border - addr) >> config.PAGE_SHIFT
-            whole = era.cold_goes_by_batches and count == hpage_nr()
+            after = count if era.advice_goes_by_batches else (border - addr) >> config.PAGE_SHIFT
+            whole = era.advice_goes_by_batches and count == hpage_nr()
             wanted = folio_mapcount(head) == count if whole else not maybe_mapped_shared(head)
             if wanted and whole and not pageout:
                 for at in range(count):
@@ -166,7 +166,7 @@ def maybe_mapped_shared(head: page) -> bool:
 
     The kernel remembers two of them: with more, it may say so of one that is left alone.
     """
-    if not era.cold_goes_by_batches:
+    if not era.advice_goes_by_batches:
         return head.mapcount.counter + head.entire_mapcount != 1
     owners = 0
     for mm in machine.mms:

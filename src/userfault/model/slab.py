@@ -410,6 +410,8 @@ def free_hugepage(head: page) -> None:
     check(head.entire_mapcount == 0, "bad_free", "a huge page was freed while mapped")
     check(head.locked == 0, "bad_free", "a page was freed while locked")
     check(head.pincount == 0, "bad_free", "a page was freed while pinned")
+    if head.lazyfree:
+        head.lazyfree = False
     for at in range(hpage_nr()):
         each = nth_page(head, at)
         check(each.mapcount.counter == 0, "bad_free", "a page was freed while mapped")
