@@ -167,7 +167,7 @@ def test_a_profile_is_over_with_its_last_seed() -> None:
     assert stage.ended("swaps: skipped: no swap device") == "swaps"
     assert stage.ended('{"profile": "forks", "seed": 2, "operations": 480}') == "forks"
     assert stage.ended("moves: parts after 7 operations (errno), is made short") == ""
-    alone_ = conform.profiles(asked | {"name": "huge"}, ["--profile", "huge", "--ops", "60"])
+    alone_ = conform.profiles(asked | {"name": "huge"}, ["--profile", "huge", "--ops", "60", "--rounds", "9"])
     assert alone_.command(("huge",)) == ["conform", "--profile", "huge", "--ops", "20000"]
 
 

@@ -229,6 +229,14 @@ def test_litmus_is_run_compare(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Test move+move Required" in done.output and "Model move+move v6.18" in done.output
 
 
+def test_litmus_tests_have_as_many_rounds_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litmus, "library", lambda: [litmus.load("move+move")])
+    done = CliRunner().invoke(cli, ["conform", "--litmus", "--rounds", "7"])
+    assert done.exit_code == 0 and "1 run, 7 rounds" in done.output
+    refused = CliRunner().invoke(cli, ["conform", "--rounds", "7"])
+    assert refused.exit_code == 2 and "--rounds is of litmus tests" in refused.output
+
+
 @pytest.mark.parametrize("option", [["--ops", "5"], ["--seed", "2"], ["--profile", "fills"], ["--mutant", "all"]])
 def test_litmus_refuses_what_it_would_ignore(option: list[str]) -> None:
     refused = CliRunner().invoke(cli, ["conform", "--litmus", *option])

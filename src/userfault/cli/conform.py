@@ -30,8 +30,9 @@ def inside(guest: Guest, context: click.Context) -> int:
     from . import run
 
     asked, arguments = context.params, given(context)
+    races = ["--rounds", str(asked["rounds"] or ROUNDS_IN_A_GUEST)]
     if asked["litmus"]:
-        return run.raced_there(guest, [], ["--rounds", str(ROUNDS_IN_A_GUEST)], (), asked["as_json"])
+        return run.raced_there(guest, [], races, (), asked["as_json"])
     if asked["name"] in TABLES or asked["replay"] or asked["mutant"]:
         return guest.run([alone("conform", *arguments)])
     try:
@@ -39,7 +40,7 @@ def inside(guest: Guest, context: click.Context) -> int:
     except ConformError as error:
         click.echo(f"userfault conform: {error}", err=True)
         return EXIT_USAGE
-    return run.raced_there(guest, before, ["--rounds", str(ROUNDS_IN_A_GUEST)], (), asked["as_json"])
+    return run.raced_there(guest, before, races, (), asked["as_json"])
 
 
 def profiles(asked: Mapping[str, Any], arguments: list[str]) -> Stage:
@@ -47,7 +48,7 @@ def profiles(asked: Mapping[str, Any], arguments: list[str]) -> Stage:
     operations = asked["operations"] if "--ops" in arguments else OPERATIONS_IN_A_GUEST
     names = names_of(asked["name"] if "--profile" in arguments else "all")
     last = seeds_of(asked["seeds"])[-1]
-    for option in ("--ops", "--profile"):
+    for option in ("--ops", "--profile", "--rounds"):
         if option in arguments:
             at = arguments.index(option)
             del arguments[at : at + 2]
@@ -101,6 +102,11 @@ def profiles(asked: Mapping[str, Any], arguments: list[str]) -> Stage:
 @click.option("--mutant", default="", help="Break the model first: a name, or `all`; how many operations find it.")
 @click.option("--hypothesis", is_flag=True, help="hypothesis draws the sequences: slower, and by other chances.")
 @click.option("--litmus", is_flag=True, help="The litmus tests instead: the same as `userfault run --compare`.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    help=f"Of each litmus test, with --litmus or --kernel (there {ROUNDS_IN_A_GUEST} unless said).",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @guest_options(inside)
 def command(
@@ -114,6 +120,7 @@ def command(
     mutant: str,
     hypothesis: bool,
     litmus: bool,
+    rounds: int | None,
     as_json: bool,
 ) -> None:
     """Do random sequences of operations on the model and on the running kernel, and compare after each operation.
@@ -131,7 +138,8 @@ def command(
         from . import run
 
         context = click.get_current_context()
-        others = [each for each in given(context) if each.startswith("--") and each not in ("--litmus", "--json")]
+        ours = ("--litmus", "--rounds", "--json")
+        others = [each for each in given(context) if each.startswith("--") and each not in ours]
         if others:
             click.echo(
                 f"userfault conform: --litmus runs the library's tests, of which {', '.join(others)} says nothing: leave it out, "
@@ -139,8 +147,11 @@ def command(
                 err=True,
             )
             sys.exit(EXIT_USAGE)
-        context.invoke(run.command, comparing=True, as_json=as_json)
+        context.invoke(run.command, comparing=True, as_json=as_json, **({"rounds": rounds} if rounds else {}))
         return
+    if rounds:
+        click.echo("userfault conform: --rounds is of litmus tests: use it with --litmus or --kernel", err=True)
+        sys.exit(EXIT_USAGE)
     if name == "list":
         for profile in PROFILES.values():
             click.echo(f"{profile.name:10s} {profile.doc}")
