@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -20,6 +20,7 @@ from userfault.model.events import (
     FEATURE_EVENT_REMOVE,
     FEATURE_EVENT_UNMAP,
     FEATURE_SIGBUS,
+    read_event,
     uffd_msg,
 )
 from userfault.model.fork import sys_fork
@@ -29,12 +30,14 @@ from userfault.model.fs_userfaultfd import (
     userfaultfd_unregister,
     userfaultfd_zeropage,
 )
+from userfault.model.lang import WouldBlock
 from userfault.model.machine import attach, boot, new_mm
 from userfault.model.madvise import MADV, sys_madvise
 from userfault.model.mm_types import mm_struct, userfaultfd_ctx, vm
-from userfault.model.mmap import sys_mmap, sys_munmap
-from userfault.model.mremap import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, mremap_fixed
+from userfault.model.mmap import do_mmap, sys_mmap, sys_munmap
+from userfault.model.mremap import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, mremap_fixed, sys_mremap
 from userfault.model.user import store
+from userfault.model.userfaultfd import uffdio_copy
 
 RW = int(vm.READ | vm.WRITE)
 EVERYTHING = FEATURE_EVENT_FORK | FEATURE_EVENT_REMAP | FEATURE_EVENT_REMOVE | FEATURE_EVENT_UNMAP | FEATURE_SIGBUS
@@ -143,3 +146,45 @@ def test_a_fault_without_sigbus_is_a_message_and_is_resolved(monitor: Monitor) -
     assert monitor.read == [uffd_msg(EVENT_PAGEFAULT, 3, FAULT_WRITE)]
     assert store(mm, 3, 8) == 0
     assert len(monitor.read) == 1
+
+
+# -- raced: a thread of its own reads -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def raced() -> Iterator[mm_struct]:
+    eras.use("v6.18")
+    boot(cpus=2, raced_events=EVERYTHING)
+    mm = new_mm(PAGES)
+    attach(0, mm, PAGES)
+    do_mmap(mm, 0, 2, RW | int(vm.USERFAULT), 0)
+    yield mm
+    boot(cpus=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "event"),
+    [
+        (lambda mm: sys_munmap(mm, 0, 2), EVENT_UNMAP),
+        (lambda mm: sys_mremap(mm, 4, 0, 2), EVENT_REMAP),
+        (lambda mm: sys_madvise(mm, 0, 2, MADV.DONTNEED), EVENT_REMOVE),
+        (lambda mm: sys_fork(mm, new_mm(PAGES)), EVENT_FORK),
+    ],
+)
+def test_who_changes_the_address_space_waits_until_somebody_reads(
+    raced: mm_struct, change: Callable[[mm_struct], int], event: int
+) -> None:
+    with pytest.raises(WouldBlock):
+        change(raced)
+    assert raced.mmap_changing == 1
+    assert uffdio_copy(raced, 0, 1) == -EAGAIN
+    assert read_event(raced) == event
+    with pytest.raises(WouldBlock):
+        read_event(raced)
+
+
+def test_what_no_monitor_asked_for_waits_for_nobody(raced: mm_struct) -> None:
+    do_mmap(raced, 6, 2, RW, 6)
+    assert sys_madvise(raced, 6, 2, MADV.DONTNEED) == 0
+    assert sys_munmap(raced, 6, 2) == 0
+    assert raced.mmap_changing == 0

@@ -11,6 +11,7 @@ from ..model import era as eras
 from ..model import machine as machines
 from ..model.anon_vma import anon_vma_prepare
 from ..model.errno import SIGBUS, SIGSEGV
+from ..model.events import FEATURE_EVENT_FORK, FEATURE_EVENT_REMAP, FEATURE_EVENT_REMOVE, FEATURE_EVENT_UNMAP
 from ..model.fork import sys_fork
 from ..model.huge_memory import do_huge_pmd_anonymous_page
 from ..model.lang import check, reached
@@ -49,6 +50,14 @@ FLAGS = {
     "locked": vm.LOCKED,
     "shared": vm.SHARED,
     "hugepage": vm.HUGEPAGE,
+}
+
+
+EVENTS = {
+    "fork": FEATURE_EVENT_FORK,
+    "remap": FEATURE_EVENT_REMAP,
+    "remove": FEATURE_EVENT_REMOVE,
+    "unmap": FEATURE_EVENT_UNMAP,
 }
 
 
@@ -113,6 +122,7 @@ class Builder:
             pt_reclaim=eras.era.empty_tables_are_freed and any(line.what == "ptreclaim" for line in setups),
             batched_unmap=eras.era.folios and any(line.what == "batchedflush" for line in setups),
             vma_locks=eras.era.per_vma_locks and any(line.what == "vmalocks" for line in setups),
+            raced_events=self.raced_events(setups),
             huge=huge or not words.isdisjoint({"collapse", "split"}),
         )
         remaps = [op.args for column in test.threads for op in column.operations if op.name == "mremap"]
@@ -146,6 +156,16 @@ class Builder:
             here.tlb = [tlb_t() for _ in range(self.span)]
             if column.mm:
                 here.mm = self.known_mm(column.mm, column.at)
+
+    def raced_events(self, setups: list[Setup]) -> int:
+        """What the monitor asked to be told."""
+        asked = 0
+        for line in setups:
+            for name in line.names if line.what == "events" else ():
+                if name not in EVENTS:
+                    raise self.fail(line.at, f"there is no event {name}", f"one of {', '.join(EVENTS)}")
+                asked |= EVENTS[name]
+        return asked
 
     def uses(self, *names: str) -> bool:
         return any(op.name in names for column in self.test.threads for op in column.operations)
@@ -240,10 +260,8 @@ class Builder:
                 raise self.fail(each.at, f"{each.number} allocations can't fail", "1 to 3")
             config.MEMORY_IS_SHORT = True
             machine.failures = each.number
-        elif each.what in ("waiting", "events"):
-            raise self.fail(
-                each.at, "a fault of the model raises SIGBUS, and there are no events", '`kernel only "reason"`'
-            )
+        elif each.what == "waiting":
+            raise self.fail(each.at, "a fault of the model raises SIGBUS", '`kernel only "reason"`')
         elif each.what == "pin":
             p = self.known_page(each.names[0], each.at)
             get_page(p)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..model import (
+    events,
     fork,
     fremap,
     gup,
@@ -213,6 +214,12 @@ OPERATIONS: dict[str, OperationKind] = {
         FAULT,
         eras=("v6.8", "v6.18"),
     ),
+    "event": OperationKind(
+        (),
+        "read an event of the userfaultfd: 19 fork, 20 remap, 21 remove, 22 unmap",
+        lambda mm, a: (events.read_event, (mm,)),
+        eras=("v6.8", "v6.18"),
+    ),
     "devwrite": OperationKind(
         ("addr", "int", "?", "int"),
         "a device's write to a range: get_user_pages_fast, write to the pages, unpin; START VALUE [LENGTH]",
@@ -260,6 +267,8 @@ OPERATIONS: dict[str, OperationKind] = {
 
 def fill(mm: mm_struct, addr: int, length: int, poison: bool) -> int:
     """UFFDIO_ZEROPAGE or UFFDIO_POISON: 0 if all of it was done."""
+    if mm.mmap_changing != 0:
+        return -EAGAIN
     done = userfaultfd.mfill_atomic(mm, addr, length, poison)
     if done < 0:
         return done
@@ -318,7 +327,6 @@ class KernelOperation(NamedTuple):
 
 KERNEL_OPERATIONS: dict[str, KernelOperation] = {
     "wake": KernelOperation(RANGE, "UFFDIO_WAKE: START [LENGTH]"),
-    "event": KernelOperation((), "read an event of the userfaultfd: 19 fork, 20 remap, 21 remove, 22 unmap"),
     "lock": KernelOperation(RANGE, "mlock2(MLOCK_ONFAULT): START [LENGTH]"),
     "unlock": KernelOperation(RANGE, "munlock: START [LENGTH]"),
     "vmwrite": KernelOperation(("addr", "int"), "process_vm_writev of the own process: a pin, a write, unpin"),

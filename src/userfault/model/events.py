@@ -1,6 +1,7 @@
 """fs/userfaultfd.c: what a userfaultfd's monitor is told: faults, and the events of an address space, which wait until they are read.
 
-Sequential runs only: the monitor is `config.MONITOR`, which is called where the kernel would sleep until it has read the message.
+A sequential run's monitor is `config.MONITOR`, which is called where the kernel would sleep until it has read the message. In a
+checked program (`config.RACED_EVENTS`: which events the monitor asked for) another thread reads, and a message is its kind.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .catalogue import modelled
-from .locks import down_read, up_read
-from .machine import config
+from .lang import atomic, raw, reached, wait_until
+from .locks import down_read, might_sleep, up_read
+from .machine import config, machine, this_cpu
 from .mm_types import PmdKind, PteKind, mm_struct, userfaultfd_ctx, vm, vm_area_struct
 from .pgtable import pmd_offset, pte_offset
 
@@ -125,3 +127,73 @@ def handle_userfault(vma: vm_area_struct, addr: int, write: bool) -> bool:
     flags = (FAULT_WRITE if write else 0) | (FAULT_WP if protected else 0)
     config.MONITOR(ctx, uffd_msg(EVENT_PAGEFAULT, page, flags))
     return True
+
+
+# -- raced: who changes the address space, and who reads ----------------------------------------------------------------
+
+
+def is_registered(mm: mm_struct, start: int, end: int) -> bool:
+    """Does a VMA of the range have a monitor?"""
+    for vma in mm.mmap:
+        if vma.vm_start < end and vma.vm_end > start and vma.vm_flags & vm.USERFAULT:
+            return True
+    return False
+
+
+@atomic
+def event_begins(mm: mm_struct) -> None:
+    """mmap_changing, under mmap_lock: from now on whoever fills or moves is told to try again."""
+    mm.mmap_changing += 1
+
+
+@modelled(
+    "fs/userfaultfd.c",
+    function="userfaultfd_event_wait_completion",
+    versions="v4.11 .. v6.18",
+    section="F.1",
+    steps=3,
+    omits="signals; a userfaultfd that is closed meanwhile",
+)
+def wait_for_reader(mm: mm_struct, event: int) -> None:
+    """A message is there to be read; when it was, fills and moves go on. No lock is held."""
+    queue_event(event)
+    event_is_read()
+    event_ends(mm)
+
+
+@atomic
+def queue_event(event: int) -> None:
+    might_sleep()
+    this_cpu().event = event
+
+
+@atomic
+def event_is_read() -> None:
+    wait_until(this_cpu().event == 0)
+
+
+@atomic
+def event_ends(mm: mm_struct) -> None:
+    mm.mmap_changing -= 1
+
+
+@atomic
+@raw
+def read_event(mm: mm_struct) -> int:
+    """userfaultfd_ctx_read: sleeps until there is an event, and wakes who waits for it to be read. Its kind."""
+    wait_until(has_event(mm))
+    event = 0
+    for each in machine.cpus:
+        if event == 0 and each.event != 0 and each.mm is mm:
+            event = each.event
+            each.event = 0
+    reached("an event was read")
+    return event
+
+
+@raw
+def has_event(mm: mm_struct) -> bool:
+    for each in machine.cpus:
+        if each.event != 0 and each.mm is mm:
+            return True
+    return False

@@ -15,7 +15,16 @@ from .anon_vma import (
 from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN, ENOMEM
-from .events import deliver, dup_userfaultfd, is_watched
+from .events import (
+    EVENT_FORK,
+    FEATURE_EVENT_FORK,
+    deliver,
+    dup_userfaultfd,
+    event_begins,
+    event_ends,
+    is_watched,
+    wait_for_reader,
+)
 from .huge_memory import copy_huge_pmd
 from .lang import NULL, atomic, reached
 from .locks import down_write, down_write_nested, spin_lock, spin_lock_nested, spin_unlock, up_write
@@ -227,6 +236,7 @@ def write_protect_count(mm: mm_struct) -> None:
 def sys_fork(mm: mm_struct, child: mm_struct) -> int:
     """Copy an address space into a free one. 0; or -ENOMEM, and the child is gone again."""
     err = 0
+    told = False
     down_write(mm.mmap_sem)
     down_write_nested(child.mmap_sem)
     for vma in mm.mmap:
@@ -240,6 +250,11 @@ def sys_fork(mm: mm_struct, child: mm_struct) -> int:
         dup_vma(tmp, vma, child)
         if config.EVENTS:
             dup_userfaultfd(tmp, vma.ctx, vma.vm_flags, child)
+        if config.RACED_EVENTS & FEATURE_EVENT_FORK and vma.vm_flags & vm.USERFAULT:
+            tmp.vm_flags |= vma.vm_flags & int(vm.USERFAULT | vm.UFFD_WP)
+            if not told:
+                event_begins(mm)
+            told = True
         if vma.vm_flags & vm.WIPEONFORK:
             tmp.anon_vma = NULL
             child.mmap.append(tmp)
@@ -258,9 +273,13 @@ def sys_fork(mm: mm_struct, child: mm_struct) -> int:
     if err != 0:
         # mmput: what was copied until then goes as at any exit.
         exit_mmap(child)
+        if config.RACED_EVENTS & FEATURE_EVENT_FORK and told:
+            event_ends(mm)
         return err
     if config.EVENTS:
         deliver()
+    if config.RACED_EVENTS & FEATURE_EVENT_FORK and told:
+        wait_for_reader(mm, EVENT_FORK)
     reached("a fork was done")
     return 0
 

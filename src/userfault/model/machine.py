@@ -77,6 +77,7 @@ class Config:
     BATCHED_UNMAP = False
     EVENTS = False
     MONITOR: Any = None
+    RACED_EVENTS = 0
     PER_VMA_LOCKS = False
     TASK_SIZE = 1 << 30
     MMAP_MIN_ADDR = 0
@@ -107,6 +108,7 @@ def boot(
     vma_locks: bool = False,
     batched_unmap: bool = False,
     monitor: Callable[..., None] | None = None,
+    raced_events: int = 0,
     addresses: tuple[int, int, int] = (0, 1 << 30, 1 << 30),
 ) -> Machine:
     """Start the machine afresh with these pools (counts of free objects).
@@ -129,6 +131,7 @@ def boot(
     config.PER_VMA_LOCKS = vma_locks
     config.BATCHED_UNMAP = batched_unmap
     config.EVENTS, config.MONITOR = monitor is not None, monitor
+    config.RACED_EVENTS = raced_events
     TOUCHED.clear()
     fresh = Machine(cpus=[cpu() for _ in range(cpus)], swap_lock=spinlock_t(lock_class=LockClass.SWAP))
     machine.__dict__.update(fresh.__dict__)

@@ -8,7 +8,7 @@ from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN, EINVAL, ENOMEM
-from .events import userfaultfd_remove
+from .events import EVENT_REMOVE, FEATURE_EVENT_REMOVE, event_begins, userfaultfd_remove, wait_for_reader
 from .khugepaged import madvise_collapse
 from .lang import reached
 from .locks import (
@@ -208,6 +208,16 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
             return -EINVAL
         if config.EVENTS:
             userfaultfd_remove(mm, vma, start, end)
+        if config.RACED_EVENTS & FEATURE_EVENT_REMOVE and vma.vm_flags & vm.USERFAULT:
+            event_begins(mm)
+            up_read(mm.mmap_sem)
+            wait_for_reader(mm, EVENT_REMOVE)
+            down_read(mm.mmap_sem)
+            found = find_vma(mm, start)
+            if found is None:
+                return -ENOMEM
+            vma = found
+            end = min(end, vma.vm_end)
         zap_page_range(mm, vma, start, end, True)
         if not era.dontneed_flushes_late:
             tlb_finish_mmu(mm, start, end)

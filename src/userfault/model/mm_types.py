@@ -73,6 +73,9 @@ class cpu:
     tlb: list[tlb_t] = field(default_factory=list)  # by user page; written by this CPU, cleared by flushes
     flush_required: bool = False  # try_to_unmap has left translations of what it unmapped (tlb_ubc)
     flush_dirty: bool = False  # by one of them a CPU may still write
+    event: Annotated[int, Range(0, 31)] = (
+        0  # a userfaultfd's message that this CPU waits for somebody to read; event_wqh.lock
+    )
     gather: list[page] = field(default_factory=list)  # mmu_gather: pages unmapped here, to be freed after the flush
     pinned: list[page] = field(default_factory=list)  # what get_user_pages_fast gave to the caller
     isolated: list[page] = field(default_factory=list)  # khugepaged's compound_pagelist: huge pages that it has locked

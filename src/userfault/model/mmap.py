@@ -6,7 +6,16 @@ from .anon_vma import unlink_anon_vmas
 from .catalogue import modelled
 from .era import era
 from .errno import EINVAL, ENOMEM
-from .events import EARLY, deliver, userfaultfd_unmap_prep
+from .events import (
+    EARLY,
+    EVENT_UNMAP,
+    FEATURE_EVENT_UNMAP,
+    deliver,
+    event_begins,
+    is_registered,
+    userfaultfd_unmap_prep,
+    wait_for_reader,
+)
 from .lang import atomic, ghost, raw, smp_processor_id
 from .locks import down_read, down_write, downgrade_write, up_read, up_write
 from .machine import config, machine
@@ -83,6 +92,11 @@ def unmap_range(mm: mm_struct, addr: int, length: int) -> int:
             return -EINVAL
     if config.EVENTS:
         userfaultfd_unmap_prep(mm, addr, end)
+    told = False
+    if config.RACED_EVENTS & FEATURE_EVENT_UNMAP:
+        told = is_registered(mm, addr, end)
+        if told:
+            event_begins(mm)
     while True:
         gone = vma_within(mm, addr, end)
         if gone is None:
@@ -98,6 +112,8 @@ def unmap_range(mm: mm_struct, addr: int, length: int) -> int:
         up_read(mm.mmap_sem)
     else:
         up_write(mm.mmap_sem)
+    if config.RACED_EVENTS & FEATURE_EVENT_UNMAP and told:
+        wait_for_reader(mm, EVENT_UNMAP)
     return 0
 
 

@@ -6,7 +6,16 @@ from .anon_vma import anon_vma_clone, anon_vma_lock_write, anon_vma_unlock_write
 from .catalogue import modelled
 from .era import era
 from .errno import EFAULT, EINVAL, ENOMEM
-from .events import LAST, deliver, keeps_monitor, mremap_userfaultfd_prep
+from .events import (
+    EVENT_REMAP,
+    FEATURE_EVENT_REMAP,
+    LAST,
+    deliver,
+    event_begins,
+    keeps_monitor,
+    mremap_userfaultfd_prep,
+    wait_for_reader,
+)
 from .ghost import walk_put_back
 from .huge_split import split_huge_pmd
 from .lang import NULL, atomic, exhausted, reached
@@ -199,9 +208,19 @@ def sys_mremap(mm: mm_struct, new_addr: int, old_addr: int, length: int) -> int:
         unmap_detached(mm, new_addr, new_addr + length)
         mmap_write_unlock(mm)
         return -ENOMEM
+    told = False
+    if config.RACED_EVENTS & FEATURE_EVENT_REMAP:
+        told = new_vma.vm_flags & vm.USERFAULT != 0
+        if told:
+            event_begins(mm)
+    elif era.userfaultfd:
+        # mremap_userfaultfd_prep: a monitor that did not ask loses the VMA.
+        new_vma.vm_flags = new_vma.vm_flags & ~UFFD_FLAGS
     detach_vma(mm, vma)
     unmap_detached(mm, old_addr, old_addr + length)
     mmap_write_unlock(mm)
+    if config.RACED_EVENTS & FEATURE_EVENT_REMAP and told:
+        wait_for_reader(mm, EVENT_REMAP)
     reached("a mapping was moved")
     return 0
 

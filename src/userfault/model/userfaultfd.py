@@ -49,7 +49,9 @@ def uffd_lock_vma(mm: mm_struct, addr: int) -> tuple[int, vm_area_struct | None]
     errs="missed bug",
 )
 def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
-    """Fill the missing page at `dst_addr` with `value`: 0, -ENOENT without a VMA, -EEXIST if it is not missing."""
+    """Fill the missing page at `dst_addr` with `value`: 0, -ENOENT without a VMA, -EEXIST if it is not missing, -EAGAIN."""
+    if mm.mmap_changing != 0:
+        return -EAGAIN
     if config.PER_VMA_LOCKS:
         locked, only = uffd_lock_vma(mm, dst_addr)
         if only is None:
@@ -60,10 +62,15 @@ def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
         vma_end_read(only)
         return done
     down_read(mm.mmap_sem)
+    vma = find_vma(mm, dst_addr)
+    if era.per_vma_locks and (vma is None or not vma.vm_flags & vm.USERFAULT):
+        # uffd_mfill_lock, before anything else is asked.
+        up_read(mm.mmap_sem)
+        return -ENOENT
     if mm.mmap_changing != 0:
         up_read(mm.mmap_sem)
         return -EAGAIN
-    err = copy_into(find_vma(mm, dst_addr), mm, dst_addr, value)
+    err = copy_into(vma, mm, dst_addr, value)
     up_read(mm.mmap_sem)
     return err
 
