@@ -7,6 +7,7 @@ import enum
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from struct import Struct
 from typing import Any, NoReturn
 
 from .errors import CheckError, CompileError
@@ -37,6 +38,8 @@ from .unit import Unit
 MAX_CODE = 60_000
 """Instructions of one thread; more means a loop that unrolls without end."""
 
+
+_packed = Struct(f"{WIDTH}i").pack
 
 _BASE, _LO = 4, 5
 """Where in a row the targets of a jump stand."""
@@ -82,12 +85,12 @@ class Body:
 
     def emit(self, op: Op, d: int = 0, a: int = 0, b: int = 0, base: int = 0, lo: int = 0, hi: int = 0) -> None:
         if not self.dead:
-            self.words.extend((op, d, a, b, base, lo, hi, False, self.sources[-1]))
+            self.words.frombytes(_packed(op, d, a, b, base, lo, hi, False, self.sources[-1]))
 
     def begin_step(self) -> None:
         """What follows can be interleaved with what came before."""
         if not self.dead:
-            self.words.extend((Op.JMP, 0, 0, 0, 1, 0, 0, True, self.sources[-1]))
+            self.words.frombytes(_packed(Op.JMP, 0, 0, 0, 1, 0, 0, True, self.sources[-1]))
             self.steps += 1
 
     def label(self, target: Label) -> None:
@@ -179,7 +182,7 @@ class Body:
             val = self.lift(val, node)
         if not isinstance(val, Val):
             self.refuse(node, "this is not a single value", "an int, a bool, a reference or a value type")
-        if isinstance(kind, NoneT | ListT):
+        if val.type is kind or isinstance(kind, NoneT | ListT):
             return val
         if isinstance(kind, RefT):
             if isinstance(val.type, NoneT):

@@ -89,8 +89,11 @@ class Unit:
             if not self.betrayed(template.log.trusted):
                 self.templates[key] = template, self.writes
                 return template
-        for template in SHARED.get(key, ()):
+        variants = SHARED.get(key, [])
+        for at, template in enumerate(variants):
             if self.holds(template):
+                # The next program is likely to be of the same kind.
+                variants.insert(0, variants.pop(at))
                 # It may betray itself: what it trusts first and writes later.
                 self.templates[key] = template, self.writes
                 for access in template.log.writes:
