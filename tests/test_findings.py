@@ -20,6 +20,7 @@ OUTSIDE = {
     "F-15": "userfault conform found it",
     "F-18": "userfault conform found it",
     "F-19": "userfault run found it, in a guest",
+    "F-23": "found with userfault conform",
 }
 """Findings without a trace of the model."""
 

@@ -68,7 +68,7 @@ def compare(agent: Agent, profile: Profile, steps: Sequence[Step]) -> Divergence
     commands = [operations.command(step.op, profile.window.base) for step in steps]
     run = agent.run(
         commands,
-        partial(prepare, profile.huge, running().lacking, profile.contexts),
+        partial(prepare, profile.huge, profile.ksm, running().lacking, profile.contexts),
         seconds=SECONDS,
         slice=profile.slice,
         areas=AREAS,

@@ -20,7 +20,7 @@ from .compare import Divergence, Step, compare, perform
 from .generate import PROFILES, Generator, Profile
 from .operations import Op
 from .quirks import running
-from .sandbox import huge_pages, swap
+from .sandbox import huge_pages, merging, swap
 from .shrink import shrink
 from .world import World
 
@@ -154,7 +154,7 @@ def run(
 @contextmanager
 def surroundings(profile: Profile) -> Iterator[None]:
     """What the machine must be like for a profile. Raises Unavailable where it can't be."""
-    with swap() if profile.swap else huge_pages() if profile.huge else nullcontext():
+    with swap() if profile.swap else huge_pages() if profile.huge else merging() if profile.ksm else nullcontext():
         # What could not be asked before may be there now.
         running.cache_clear()
         yield

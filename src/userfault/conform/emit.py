@@ -25,6 +25,7 @@ HEAD = """\
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -87,6 +88,7 @@ static void show(void)
 
 static void perform(int n, int me);
 
+KSMD
 KEEPER
 // Everybody goes through the list and does what is his; who waits also reaps children that have ended.
 static void run(int me, int from)
@@ -144,6 +146,7 @@ DISOWN
 	case MEANWHILE:
 		*meanwhile = n + 1;
 		break;
+DRIVE
 KEEP
 	case EXIT:
 LET_GO
@@ -197,6 +200,7 @@ int main(void)
 		close(fd);
 	}
 	dup2(syscall(434, getpid(), 0), PIDFD); // pidfd_open
+AREA
 START
 	run(0, 0);
 	return 0;
@@ -204,7 +208,7 @@ START
 """
 
 
-KINDS = ("SYSCALL", "LOAD", "STORE", "FORK", "EXIT", "MEANWHILE", "PIN", "UNPIN", "HOLD", "RELEASE")
+KINDS = ("SYSCALL", "LOAD", "STORE", "FORK", "EXIT", "MEANWHILE", "PIN", "UNPIN", "HOLD", "RELEASE", "KSM_RUN")
 KEEPERS = ("pin", "unpin", "hold", "release")
 
 KEEPER = """\
@@ -279,6 +283,55 @@ KEEP = """\
 	case RELEASE:
 		value = release(op->arg[0]);
 		break;
+"""
+
+KSMD = """\
+#define KSM "/sys/kernel/mm/ksm/"
+
+static long ksm_number(void)
+{
+	char text[32] = {0};
+	int fd = open(KSM "full_scans", O_RDONLY);
+	long got = read(fd, text, sizeof(text) - 1);
+
+	close(fd);
+	return got > 0 ? atol(text) : -1;
+}
+
+static long ksm_set(const char *name, const char *value)
+{
+	int fd = open(name, O_WRONLY);
+	long done = write(fd, value, strlen(value));
+
+	close(fd);
+	return done < 0 ? -errno : 0;
+}
+
+// Four whole scans, or everything unmerged. How ksmd works is not put back.
+static long drive_ksmd(long what)
+{
+	long before = ksm_number(), failed;
+
+	ksm_set(KSM "sleep_millisecs", "0");
+	ksm_set(KSM "pages_to_scan", "1000000000");
+	ksm_set(KSM "smart_scan", "0");
+	failed = ksm_set(KSM "run", what == 1 ? "1" : "2");
+	while (!failed && what == 1 && ksm_number() < before + 4)
+		usleep(200);
+	return failed ? failed : ksm_set(KSM "run", "0");
+}
+
+"""
+
+DRIVE = """\
+	case KSM_RUN:
+		value = drive_ksmd(op->arg[0]);
+		break;
+"""
+
+AREA = """\
+	// A process without an area that may be merged loses its place among those that are scanned.
+	madvise(mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 4096, 12);
 """
 
 READER = """\
@@ -374,7 +427,8 @@ def c_program(sequence: Sequence[Op], profile: Profile, title: str, lacking: Fea
         command = operations.command(op, window.base)
         rows.append(row(op, command))
     keeps = any(op.name in KEEPERS for op in sequence)
-    kinds = KINDS if keeps else KINDS[: MEANWHILE + 1]
+    drives = any(op.name == "ksmd" for op in sequence)
+    kinds = KINDS if keeps or drives else KINDS[: MEANWHILE + 1]
     head = HEAD.format(
         kinds=", ".join(kinds),
         title=title,
@@ -392,6 +446,8 @@ def c_program(sequence: Sequence[Op], profile: Profile, title: str, lacking: Fea
         ("LET_GO", "\t\tlet_go(1);\n"),
     ):
         tail = tail.replace(f"{marker}\n", text if keeps else "")
+    for marker, text in (("KSMD", KSMD), ("DRIVE", DRIVE), ("AREA", AREA)):
+        tail = tail.replace(f"{marker}\n", text if drives else "")
     return head + tail.replace("{FEATURES}", f"{{{features}}}").replace("FIRST_FD", str(CONTEXT_FD)).replace(
         "PIDFD", str(PIDFD)
     )

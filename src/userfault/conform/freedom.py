@@ -56,8 +56,10 @@ FREEDOM = (
     ),
     Free(
         "when equal pages are merged",
-        "ksmd scans all of the machine in its own time.",
-        "Nothing in a sequence may be merged; litmus tests wait until it is.",
+        "ksmd scans all of the machine in its own time, and a page of an unrelated process is as good to it as one of ours.",
+        "In profile ksm it is told when, and does whole scans until nothing changes; which pages are merged then, and into which, is "
+        "compared. It is refused where another process has memory that may be merged. In the other profiles none may be; litmus tests wait "
+        "until a page is.",
     ),
     Free(
         "how a page comes back from swap",

@@ -13,7 +13,7 @@ from ..kernel.agent import SLOTS
 from ..kernel.uapi import Feature
 from ..model.mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
 from ..model.mm_types import page as Page
-from .operations import ADVICE, MEANWHILES, OF_USERFAULTFD, Op
+from .operations import ADVICE, MEANWHILES, MERGE, OF_USERFAULTFD, UNMERGE, Op
 from .world import CONTEXTS, HUGE_PAGES, PAGE, WATCHED, Window, World
 
 BASE = 0x2000_0000_0000
@@ -23,7 +23,8 @@ BASE = 0x2000_0000_0000
 class Profile:
     """What sequences are like. length: operations in one; weights: how often each operation comes.
 
-    swap: the machine must have swap on a RAM disk. huge: huge pages are allowed. slice: pages whose contents are looked at after
+    swap: the machine must have swap on a RAM disk. huge: huge pages are allowed. ksm: ksmd is driven, and few contents are written, so that
+    pages are equal. slice: pages whose contents are looked at after
     each operation (0: all). cost: of an operation, in operations of other profiles. contexts: the userfaultfds' features.
     """
 
@@ -34,6 +35,7 @@ class Profile:
     weights: dict[str, int] = field(default_factory=dict)
     swap: bool = False
     huge: bool = False
+    ksm: bool = False
     slice: int = 0
     cost: int = 1
     contexts: tuple[Feature, ...] = CONTEXTS
@@ -243,7 +245,42 @@ EVENTS = Profile(
     },
     contexts=WATCHED,
 )
-PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, PINS, EVENTS, HUGE)}
+KSM = Profile(
+    "ksm",
+    "equal pages that ksmd makes one, in one process and several: what becomes of them in moves, forks, writes and under pins",
+    Window(BASE, HUGE_PAGES - 12, 20),
+    120,
+    {
+        "mmap": 3,
+        "munmap": 1,
+        "load": 8,
+        "store": 24,
+        "dontneed": 4,
+        "register": 5,
+        "move": 16,
+        "copy": 5,
+        "zeropage": 2,
+        "writeprotect": 6,
+        "mprotect": 4,
+        "mremap": 5,
+        "populate_write": 3,
+        "populate_read": 2,
+        "mergeable": 12,
+        "unmergeable": 4,
+        "ksmd": 14,
+        "dontfork": 1,
+        "dofork": 1,
+        "fork": 5,
+        "exit": 4,
+        "pin": 5,
+        "unpin": 4,
+        "hold": 5,
+        "release": 4,
+    },
+    ksm=True,
+    cost=4,
+)
+PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, PINS, KSM, EVENTS, HUGE)}
 
 
 RW = int(vm.READ | vm.WRITE)
@@ -474,7 +511,18 @@ class Generator:
 
     def draw_store(self, mm: mm_struct) -> tuple[int, ...]:
         vma = self.vma(mm, RW) if self.maybe(0.95) else None
+        if self.profile.ksm:
+            return self.page_in(mm, vma), self.rng.choice((0, 1, 1, 2))
         return (self.page_in(mm, vma) + 8 * self.rng.randrange(512), self.rng.randrange(1, 1 << 16))
+
+    def draw_mergeable(self, mm: mm_struct) -> tuple[int, ...]:
+        vma = self.vma(mm)
+        if vma is not None and self.maybe(0.5):
+            return self.inside(vma.vm_start, vma.vm_end - vma.vm_start)
+        return self.range_in(mm)
+
+    def draw_ksmd(self, mm: mm_struct) -> tuple[int, ...]:
+        return (MERGE if self.maybe(0.9) else UNMERGE,)
 
     def slot(self, kept: Container[tuple[int, int]], free: bool) -> int:
         """One of a process that is free, or not, if there is one."""

@@ -10,6 +10,7 @@ from ..kernel.agent import (
     EXIT,
     FORK,
     HOLD,
+    KSM,
     LOAD,
     MASK,
     MEANWHILE,
@@ -40,6 +41,8 @@ ADDRESS_BITS = 47
 ADVICE = tuple(MADV)
 CONTEXT_FD = 200
 """The userfaultfds have this number and the following ones."""
+MERGE, UNMERGE = 1, 2
+"""What ksmd is told (/sys/kernel/mm/ksm/run)."""
 PIDFD = 199
 """Of the first process; all others inherit it."""
 
@@ -160,6 +163,14 @@ def release_page(world: World, mm: mm_struct, slot: int) -> Outcome:
     if p is not None:
         put_page(p)
     return Outcome(signed(content))
+
+
+def drive_ksmd(world: World, mm: mm_struct, what: int) -> Outcome:
+    if what == MERGE:
+        world.ksmd.run()
+    else:
+        world.ksmd.unmerge()
+    return Outcome(0)
 
 
 def load_word(world: World, mm: mm_struct, addr: int) -> Outcome:
@@ -317,6 +328,12 @@ KINDS["release"] = Kind(
     "let go of it, by reading the page from the pipe",
     lambda base, process, a: Command(RELEASE, process, 0, a),
     release_page,
+)
+KINDS["ksmd"] = Kind(
+    ("run",),
+    "ksmd scans everything until nothing changes (1), or unmerges it (2)",
+    lambda base, process, a: Command(KSM, process, 0, a),
+    drive_ksmd,
 )
 KINDS["mprotect"] = Kind(
     ("@addr", ":length", "prot"),

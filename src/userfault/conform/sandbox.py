@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from ..kernel.machine import THP, VM, machine
-from ..kernel.uapi import Feature
+from ..kernel.errors import Unavailable
+from ..kernel.machine import KSM, THP, VM, machine
+from ..kernel.uapi import PAGE_SIZE_BYTES, Advice, Feature
 from ..kernel.userfaultfd import Userfault
 from .operations import CONTEXT_FD, PIDFD
 
 PR_SET_THP_DISABLE = 41
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 SWAP_BYTES = 512 << 20
 VMA_READAHEAD = "/sys/kernel/mm/swap/vma_ra_enabled"
 
 
-def prepare(huge: bool, lacking: Feature, contexts: Sequence[Feature]) -> None:
+def prepare(huge: bool, ksm: bool, lacking: Feature, contexts: Sequence[Feature]) -> None:
     """In the agent's process: one CPU, huge pages only where advised or (not `huge`) nowhere, a pidfd of it, and the userfaultfds,
     without the features that the kernel is lacking. Raises OSError.
     """
     # Batches of pages that are on their way to the LRU lists are kept by CPU.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
     if not huge and libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_THP_DISABLE)")
     for number, features in enumerate(contexts):
         # The descriptor is the agent's from here on: it has its own number and is not closed.
         os.dup2(Userfault(features & ~lacking).fileno(), CONTEXT_FD + number)
     os.dup2(os.pidfd_open(os.getpid()), PIDFD)
+    if ksm:
+        # A process without an area that may be merged loses its place among those that are scanned.
+        area = libc.mmap(None, ctypes.c_size_t(PAGE_SIZE_BYTES), 0, PRIVATE, -1, ctypes.c_long(0))
+        if libc.madvise(ctypes.c_void_p(area), ctypes.c_size_t(PAGE_SIZE_BYTES), int(Advice.MERGEABLE)):
+            raise OSError(ctypes.get_errno(), "madvise(MADV_MERGEABLE)")
 
 
 @contextmanager
@@ -49,4 +59,41 @@ def huge_pages() -> Iterator[None]:
         held.set(THP / "enabled", "madvise")
         held.set(THP / "use_zero_page", 1)
         held.set(THP / "khugepaged" / "scan_sleep_millisecs", 1 << 30)
+        yield
+
+
+def mergeable_elsewhere() -> list[str]:
+    """Processes with memory that ksmd scans: their names and numbers."""
+    source, mark = ("ksm_stat", "ksm_mergeable: yes") if "ksm_mergeable:" in own_ksm_stat() else ("smaps", " mg")
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (folder / source).read_text():
+                found.append(f"{(folder / 'comm').read_text().strip()} ({folder.name})")
+    return found
+
+
+def own_ksm_stat() -> str:
+    """Empty on kernels before v6.1."""
+    path = Path("/proc/self/ksm_stat")
+    return path.read_text() if path.exists() else ""
+
+
+@contextmanager
+def merging() -> Iterator[None]:
+    """A ksmd that is driven, and then does whole scans: what is merged then depends on the operations alone."""
+    with machine(timeout_s=600) as held:
+        held.set(KSM / "run", 0)
+        if others := mergeable_elsewhere():
+            raise Unavailable(
+                f"memory of {', '.join(others)} may be merged: ksmd would scan it, and merge pages of a sequence with it",
+                "wait for its end, or start it without MADV_MERGEABLE (qemu: -machine mem-merge=off)",
+            )
+        held.set(KSM / "sleep_millisecs", 0)
+        held.set(KSM / "pages_to_scan", 1 << 30)
+        held.set(KSM / "use_zero_pages", 0)
+        held.set(KSM / "stable_node_chains_prune_millisecs", 1 << 30)
+        for newer in ("smart_scan", "advisor_mode"):
+            if (KSM / newer).exists():
+                held.set(KSM / newer, {"smart_scan": "0", "advisor_mode": "none"}[newer])
         yield

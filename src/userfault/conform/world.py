@@ -14,6 +14,7 @@ from ..model import events
 from ..model import fs_userfaultfd as uffd
 from ..model import machine as machines
 from ..model.fork import sys_fork
+from ..model.ksmd import Ksmd
 from ..model.lang import TOUCHED, check
 from ..model.mm_types import (
     PmdKind,
@@ -59,6 +60,7 @@ SHOWN = tuple(
         vm.WIPEONFORK,
         vm.DONTDUMP,
         vm.ACCOUNT,
+        vm.MERGEABLE,
     )
 )
 """What smaps calls VM_FLAGS."""
@@ -165,6 +167,8 @@ class World:
         self._span = (-(-(window.first + window.pages) // HUGE_PAGES) + 1) * HUGE_PAGES
         self.processes: list[mm_struct | None] = [None] * 8
         first = self.processes[0] = machines.new_mm(self._span)
+        self.ksmd = Ksmd()
+        self.ksmd.enter(first)
         self.contexts = [
             userfaultfd_ctx(
                 mm=first,
@@ -202,6 +206,7 @@ class World:
         self._inherited[number] = self.descriptors(mm)
         child = self.processes[number] = machines.new_mm(self._span)
         sys_fork(mm, child)
+        self.ksmd.enter(child)
 
     def descriptors(self, mm: mm_struct) -> int:
         """How many userfaultfds a process has: the first one all, the others those that there were when they were forked."""
@@ -250,6 +255,7 @@ class World:
 
     def gone(self, mm: mm_struct) -> None:
         """The process has ended."""
+        self.ksmd.exit(mm)
         machines.machine.mms.remove(mm)
         mm.allocated = False
         self.processes[self.processes.index(mm)] = None

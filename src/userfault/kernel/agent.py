@@ -21,13 +21,13 @@ from .uapi import PageIs
 
 PROCESSES = 8
 SCRATCH = 8
-SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE, PIN, UNPIN, HOLD, RELEASE = range(10)
+SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE, PIN, UNPIN, HOLD, RELEASE, KSM = range(11)
 SLOTS = 4
 """How many pages a process can keep pinned, and how many held."""
 MEANWHILE_DONE, RESOLVED = 1, 2
 """Messages of the agent's own among those of userfaultfds: what was done while one was unread, and what ended a fault."""
 
-VM_FLAGS = ("rd", "wr", "ex", "dc", "lo", "lf", "um", "uw", "hg", "nh", "wf", "dd", "ac")
+VM_FLAGS = ("rd", "wr", "ex", "dc", "lo", "lf", "um", "uw", "hg", "nh", "wf", "dd", "ac", "mg")
 """What smaps calls the flags of VMAs that are compared."""
 
 OP = struct.Struct("<IIQ6QQ8Q")
@@ -42,14 +42,15 @@ MASK = (1 << 64) - 1
 
 
 class Command(NamedTuple):
-    """One operation. kind: SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE, PIN, UNPIN, HOLD or RELEASE; process: who does it.
+    """One operation. kind: SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE, PIN, UNPIN, HOLD, RELEASE or KSM; process: who does it.
 
     number, arguments: the system call's; arguments whose bit is set in `pointers` are byte offsets into the scratch words, which
     the call reads and writes. LOAD and STORE take an address and a word; FORK the new process's number. MEANWHILE is an ioctl
     (descriptor, request, 0, the scratch word with its output field or -1) that is done when the next message of a userfaultfd
     waits to be read. PIN and HOLD take a slot and an address: the page is pinned for writing (FOLL_PIN, a registered buffer of an
     io_uring), or only referred to (a pipe, vmsplice); UNPIN and RELEASE take the slot, and the latter answers with the word that
-    stands for what the page holds then (hash_page).
+    stands for what the page holds then (hash_page). KSM takes what ksmd shall do: 1, whole scans until nothing changes any more; 2,
+    to unmerge everything. It needs an area that may be merged in every process.
     """
 
     kind: int

@@ -9,8 +9,9 @@ from .errno import EAGAIN
 from .ghost import walk_put_back
 from .lang import atomic, exhausted, raw, reached
 from .locks import down_read, lock_page, spin_lock, spin_unlock, trylock_page, unlock_page, up_read
-from .machine import machine
-from .mm_types import PmdKind, PteKind, anon_vma, mm_struct, page, pte_t, rmap_item, stable_node, vm_area_struct
+from .machine import config, machine
+from .memory import wp_page_copy
+from .mm_types import PmdKind, PteKind, anon_vma, mm_struct, page, pte_t, rmap_item, stable_node, vm, vm_area_struct
 from .mmap import find_vma
 from .page_flags import PageAnon, PageKsm, page_mapped
 from .pgtable import pmd_offset, pte_lockptr, pte_offset, ptep_clear_flush, set_pte
@@ -119,7 +120,7 @@ def replace_page(vma: vm_area_struct, p: page, kpage: page, addr: int, orig: pte
     get_page(kpage)
     page_mapcount_inc(kpage)
     ptep_clear_flush(vma.vm_mm, addr, ptep)
-    set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=kpage))
+    set_pte(ptep, pte_t(kind=PteKind.PRESENT, page=kpage, protnone=orig.protnone))
     page_remove_rmap(p)
     if not page_mapped(p):
         try_to_free_swap(p)
@@ -213,3 +214,37 @@ def ksm_merge(mm: mm_struct, addr: int, kpage: page) -> int:
         return -EAGAIN
     stable_tree_append(kpage, item)
     return 0
+
+
+@modelled(
+    "mm/ksm.c, mm/memory.c",
+    function="break_ksm, do_wp_page (FAULT_FLAG_UNSHARE)",
+    versions="v6.2 .. v6.18",
+    section="C.17",
+    omits="the loop around a fault that backs out",
+    steps=4,
+)
+def break_ksm(mm: mm_struct, addr: int) -> None:
+    """If a KSM page is mapped at an address, map a copy there, read-only and exclusive; mmap_sem is held."""
+    vma = find_vma(mm, addr)
+    pmd = pmd_offset(mm, addr).pmd
+    if vma is None or pmd.kind != PmdKind.TABLE:
+        return
+    ptep = pte_offset(pmd.table, addr)
+    orig = ptep.pte
+    if orig.kind != PteKind.PRESENT or orig.special or not PageKsm(orig.page):
+        return
+    get_page(orig.page)
+    if wp_page_copy(vma, addr, pmd.table, ptep, orig) == 0:
+        spin_lock(pte_lockptr(pmd.table))
+        # Nobody wrote: what a write would wait for is still to come.
+        set_pte(ptep, ptep.pte._replace(write=False, dirty=False, uffd_wp=orig.uffd_wp, protnone=orig.protnone))
+        spin_unlock(pte_lockptr(pmd.table))
+
+
+@modelled("mm/ksm.c", versions="v6.2 .. v6.18", section="C.17", omits="signals")
+def unmerge_ksm_pages(vma: vm_area_struct, start: int, end: int) -> None:
+    """Map copies in place of the KSM pages of a range, if it may have any."""
+    if vma.vm_flags & vm.MERGEABLE and vma.anon_vma is not None:
+        for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
+            break_ksm(vma.vm_mm, number << config.PAGE_SHIFT)

@@ -10,6 +10,7 @@ from .era import era
 from .errno import EAGAIN, EINVAL, ENOMEM
 from .events import EVENT_REMOVE, FEATURE_EVENT_REMOVE, event_begins, userfaultfd_remove, wait_for_reader
 from .khugepaged import madvise_collapse
+from .ksm import unmerge_ksm_pages
 from .lang import reached
 from .locks import (
     down_read,
@@ -67,6 +68,8 @@ class MADV(enum.IntEnum):
     COLLAPSE = 25
     GUARD_INSTALL = 102
     GUARD_REMOVE = 103
+    MERGEABLE = 12
+    UNMERGEABLE = 13
 
 
 @modelled(
@@ -188,6 +191,8 @@ def takes_write_lock(advice: int) -> bool:
         MADV.DODUMP,
         MADV.WIPEONFORK,
         MADV.KEEPONFORK,
+        MADV.MERGEABLE,
+        MADV.UNMERGEABLE,
     )
 
 
@@ -248,6 +253,8 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
     if advice == MADV.GUARD_REMOVE:
         madvise_guard_remove(mm, start, end)
         return 0
+    if advice == MADV.UNMERGEABLE:
+        unmerge_ksm_pages(vma, start, end)
     flags = advised_flags(vma.vm_flags, advice)
     changed = vma_modify(mm, vma, start, end, flags, vma.ctx)
     if changed is None:
@@ -272,6 +279,10 @@ def advised_flags(flags: int, advice: int) -> int:
         return flags | int(vm.DONTDUMP)
     if advice == MADV.DODUMP:
         return flags & ~int(vm.DONTDUMP)
+    if advice == MADV.MERGEABLE:
+        return flags | int(vm.MERGEABLE)
+    if advice == MADV.UNMERGEABLE:
+        return flags & ~int(vm.MERGEABLE)
     if advice == MADV.HUGEPAGE:
         return (flags & ~int(vm.NOHUGEPAGE)) | int(vm.HUGEPAGE)
     return (flags & ~int(vm.HUGEPAGE)) | int(vm.NOHUGEPAGE)

@@ -18,6 +18,7 @@ from .events import (
 )
 from .ghost import walk_put_back
 from .huge_split import split_huge_pmd
+from .ksm import unmerge_ksm_pages
 from .lang import NULL, atomic, exhausted, reached
 from .locks import down_write, spin_lock, spin_lock_nested, spin_unlock, up_write
 from .machine import config
@@ -314,6 +315,7 @@ def move_vma(
             vma = upper
         if addr + length < vma.vm_end and split_vma(mm, vma, addr + length) is None:
             return -ENOMEM
+    unmerge_ksm_pages(vma, addr, addr + length)
     vma_start_write(vma)
     pgoff = vma.vm_pgoff + ((addr - vma.vm_start) >> config.PAGE_SHIFT)
     copy = copy_or_merge_vma(vma, new_addr, new_length, pgoff, dontunmap)

@@ -29,7 +29,7 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { PROCESSES = 8, SCRATCH = 8, VMAS = 64, MESSAGES = 32, SLOTS = 4, PAGE = 4096 };
-enum kind { SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE, PIN, UNPIN, HOLD, RELEASE };
+enum kind { SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE, PIN, UNPIN, HOLD, RELEASE, KSM };
 enum command { PERFORM = 100, LEAVE, LOOK };
 
 struct op {
@@ -258,6 +258,41 @@ static void disown(void)
 	}
 }
 
+enum { SCANS = 4, KSM_MERGE = 1 };
+
+static long long ksm_number(const char *path)
+{
+	char text[32] = {0};
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0 || read(fd, text, sizeof(text) - 1) <= 0)
+		give_up(path);
+	close(fd);
+	return atoll(text);
+}
+
+static int64_t ksm_run(char what)
+{
+	int fd = open("/sys/kernel/mm/ksm/run", O_WRONLY | O_CLOEXEC);
+	int64_t done = fd < 0 ? -errno : result_of(write(fd, &what, 1));
+
+	if (fd >= 0)
+		close(fd);
+	return done < 0 ? done : 0;
+}
+
+/* Whole scans: ksmd stops between two of them, as it is told to scan more pages at once than there are. */
+static int64_t drive_ksmd(uint64_t what)
+{
+	static const char scans[] = "/sys/kernel/mm/ksm/full_scans";
+	long long before = ksm_number(scans);
+	int64_t failed = ksm_run((char)('0' + what));
+
+	while (!failed && what == KSM_MERGE && ksm_number(scans) < before + SCANS)
+		usleep(200);
+	return failed ? failed : ksm_run('0');
+}
+
 static void serve(struct agent *a, struct op *ops, struct result *results, int me);
 
 static void perform(struct agent *a, struct op *ops, struct result *results, uint64_t n, int me)
@@ -303,6 +338,9 @@ static void perform(struct agent *a, struct op *ops, struct result *results, uin
 		break;
 	case RELEASE:
 		out->value = release(op->arg[0] % SLOTS);
+		break;
+	case KSM:
+		out->value = drive_ksmd(op->arg[0]);
 		break;
 	default:
 		perform_syscall(op, out);
@@ -735,7 +773,7 @@ static void observe_vmas(struct agent *a, int p, struct header *out)
 	}
 }
 
-static const char vm_flags[][4] = {"rd", "wr", "ex", "dc", "lo", "lf", "um", "uw", "hg", "nh", "wf", "dd", "ac"};
+static const char vm_flags[][4] = {"rd", "wr", "ex", "dc", "lo", "lf", "um", "uw", "hg", "nh", "wf", "dd", "ac", "mg"};
 
 static uint32_t flags_of(const char *line)
 {
