@@ -36,6 +36,7 @@ from userfault.conform.sandbox import merging
 from userfault.conform.world import HUGE_PAGES, World
 from userfault.kernel.agent import SYSCALL, Agent, Command
 from userfault.kernel.errors import Unavailable
+from userfault.kernel.uapi import RegisterMode
 from userfault.litmus import Mutant
 from userfault.model import fork, userfaultfd_move
 
@@ -145,7 +146,8 @@ SEEDS = {
     "account": 6,
     "batch-occupied": 2,
     "collapse-compound": 3,
-    "fault-flags": 8,
+    "exact-address": 4,
+    "fault-flags": 4,
     "free-shared-cache": 5,
     "free-written": 6,
     "ksm-alone": 39,
@@ -367,3 +369,15 @@ def test_all_of_a_huge_page_that_small_entries_map_is_freed_lazily_and_whole() -
     assert "THP" not in first(Quirks(advice_goes_by_batches=False))
     with surroundings(HUGE):
         assert check(HUGE, sequence) == len(sequence)
+
+
+def test_minor_mode_is_refused_for_anonymous_memory() -> None:
+    page = MOVES.window.first * PAGE
+    sequence = (
+        Op(0, "mmap", (page, PAGE, 3)),
+        Op(0, "register", (0, page, PAGE, RegisterMode.MINOR)),
+        Op(0, "register", (0, page, PAGE, RegisterMode.MISSING | RegisterMode.MINOR)),
+    )
+    world = World(MOVES.window, lambda data: 1, Quirks())
+    assert [perform(op, world).outcome.result for op in sequence] == [0, -22, -22]
+    assert check(MOVES, sequence) == len(sequence)

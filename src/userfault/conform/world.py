@@ -86,6 +86,7 @@ WATCHED = (
     Feature.SIGBUS | Feature.WP_UNPOPULATED | Feature.WP_ASYNC | Feature.EVENT_REMOVE | Feature.EVENT_UNMAP,
     Feature.PAGEFAULT_FLAG_WP | Feature.WP_UNPOPULATED | Feature.THREAD_ID | EVENTS,
     Feature.SIGBUS | Feature.EVENT_FORK | Feature.EVENT_REMAP,
+    Feature.PAGEFAULT_FLAG_WP | Feature.EXACT_ADDRESS | Feature.THREAD_ID | EVENTS,
 )
 """Those of sequences in which somebody reads what they say, and resolves the faults of those without SIGBUS."""
 
@@ -234,7 +235,7 @@ class World:
             self.contexts.append(message.child)
         elif message.event == events.EVENT_PAGEFAULT:
             self.messages.append(Message(message.event, fd, message.first, message.second, self.running))
-            for result, out in self._resolve(ctx, message.first, message.second):
+            for result, out in self._resolve(ctx, message.first & -PAGE, message.second):
                 self.messages.append(Message(RESOLVED, fd, result, out))
         else:
             self.messages.append(Message(message.event, fd, message.first, message.second, message.third))

@@ -17,7 +17,7 @@ from .pgtable import pmd_offset, pte_offset
 
 EVENT_PAGEFAULT, EVENT_FORK, EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
 FEATURE_EVENT_FORK, FEATURE_EVENT_REMAP, FEATURE_EVENT_REMOVE, FEATURE_EVENT_UNMAP = 1 << 1, 1 << 2, 1 << 3, 1 << 6
-FEATURE_SIGBUS = 1 << 7
+FEATURE_SIGBUS, FEATURE_EXACT_ADDRESS = 1 << 7, 1 << 11
 FAULT_WRITE, FAULT_WP = 1, 2
 EARLY, LATER, LAST = 0, 1, 2
 """When a system call delivers what it has prepared: mremap unmaps what is in its way before it says that it moved."""
@@ -121,7 +121,7 @@ def handle_userfault(vma: vm_area_struct, addr: int, write: bool) -> bool:
     ctx = vma.ctx
     if ctx.features & FEATURE_SIGBUS:
         return False
-    page = addr >> config.PAGE_SHIFT << config.PAGE_SHIFT
+    page = addr if ctx.features & FEATURE_EXACT_ADDRESS else addr >> config.PAGE_SHIFT << config.PAGE_SHIFT
     pmd = pmd_offset(vma.vm_mm, addr).pmd
     protected = pmd.kind == PmdKind.TABLE and pte_offset(pmd.table, addr).pte.kind == PteKind.PRESENT
     flags = (FAULT_WRITE if write else 0) | (FAULT_WP if protected else 0)

@@ -116,7 +116,7 @@ def handle_user_fault(mm: mm_struct, addr: int, write: bool) -> int:
     if vma is None or not may_access(vma, write):
         up_read(mm.mmap_sem)
         return -SIGSEGV
-    result = handle_mm_fault(vma, addr, write)
+    result = handle_mm_fault(vma, addr >> config.PAGE_SHIFT << config.PAGE_SHIFT, write)
     up_read(mm.mmap_sem)
     if config.EVENTS and result == VM_FAULT_USERFAULT and handle_userfault(vma, addr, write):
         return 0
@@ -221,7 +221,7 @@ def peek(mm: mm_struct, addr: int, length: int) -> bytes | int:
     while len(out) < length:
         at = addr + len(out)
         first = at & -size
-        signal = touch(mm, first)
+        signal = touch(mm, at)
         if signal != 0:
             return signal
         _, p = translate(mm, first, False)
@@ -236,7 +236,7 @@ def poke(mm: mm_struct, addr: int, data: bytes) -> int:
     while done < len(data):
         at = addr + done
         first = at & -size
-        signal = touch(mm, first, True)
+        signal = touch(mm, at, True)
         if signal != 0:
             return done if done > 0 else signal
         _, p = translate(mm, first, True)
