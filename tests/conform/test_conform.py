@@ -369,6 +369,8 @@ def test_all_of_a_huge_page_that_small_entries_map_is_freed_lazily_and_whole() -
     assert "THP" not in first(Quirks(advice_goes_by_batches=False))
     with surroundings(HUGE):
         assert check(HUGE, sequence) == len(sequence)
+        # Then who is to write one part by another way than its entry says so of all of it.
+        assert check(HUGE, (*sequence, Op(0, "populate_write", (2 * PAGE, PAGE)))) == len(sequence) + 1
 
 
 def test_minor_mode_is_refused_for_anonymous_memory() -> None:

@@ -21,6 +21,7 @@ from .mm_types import (
 )
 from .mmap import find_vma, vma_at_or_after
 from .pgtable import pmd_lockptr, pmd_offset, pmd_trans_huge, pte_lockptr, pte_offset, set_pmd, table_is_gone
+from .slab import compound_head
 
 
 @modelled(
@@ -124,7 +125,7 @@ def touch_mapped(mm: mm_struct, addr: int, write: bool) -> bool:
         pte = pte_offset(pmd.table, addr).pte
         gone = config.PT_RECLAIM and table_is_gone(mm, addr, pmd.table)
         mapped = pte.kind == PteKind.PRESENT and not pte.protnone and (pte.write or not write) and not gone
-        if mapped and write and not pte.special and not pte.dirty and not pte.page.compound:
-            pte.page.dirty = True
+        if mapped and write and not pte.special and not pte.dirty:
+            compound_head(pte.page).dirty = True
         spin_unlock(pte_lockptr(pmd.table))
     return mapped
