@@ -230,6 +230,14 @@ def test_what_can_t_keep_a_run_is_refused(tmp_path: Path) -> None:
         assert refused.exit_code == 2 and f"--replay {name} is no sequence" in refused.output and why in refused.output
 
 
+def test_a_mutant_that_fits_no_more_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    hunk = litmus.mutants.Hunk("gup", "gup_pte_range", ("-    nothing like this",))
+    broken = Mutant("M", "x", "moves", "v6.18", "move", (hunk,))
+    monkeypatch.setattr("userfault.conform.mutants.mutant_library", lambda: (broken,))
+    refused = CliRunner().invoke(cli, ["conform", "--mutant", "M"])
+    assert refused.exit_code == 2 and "mutant M: its hunk for gup.gup_pte_range fits nowhere" in refused.output
+
+
 def test_a_process_that_can_t_be_set_up_is_no_divergence() -> None:
     """An ordinary user's can't open what tells of page frames: that is for whoever runs it to change, not a bug of model or kernel."""
 

@@ -133,6 +133,7 @@ def command(
     from ..conform.freedom import FREEDOM
     from ..conform.generate import PROFILES
     from ..kernel.errors import KernelError, Unavailable
+    from ..litmus import LitmusError
 
     if litmus:
         from . import run
@@ -207,7 +208,7 @@ def command(
             show(name, result, as_json)
             sys.exit(EXIT_DIVERGES)
         click.echo(f"{result} operations agree")
-    except (ConformError, KernelError, ValueError) as error:
+    except (ConformError, KernelError, LitmusError, ValueError) as error:
         click.echo(f"userfault conform: {error}", err=True)
         sys.exit(EXIT_USAGE)
 
