@@ -17,6 +17,7 @@ from userfault.kernel import memory, rmap
 from userfault.kernel.child import Child, become, call
 from userfault.kernel.errors import KernelError, Unavailable
 from userfault.kernel.machine import KSM, THP, Machine, Swap, setting
+from userfault.kernel.maps import Vma
 from userfault.kernel.memory import Mapping
 from userfault.kernel.pagemap import Entry, Frames, Pagemap
 from userfault.kernel.rmap import MappedPage, reverse_map
@@ -95,6 +96,31 @@ def test_a_page_that_mremap_moved_in_the_child_is_found_elsewhere(area: Mapping)
         elsewhere = child.step()
         page = one(area.at(2))
         assert places(page) == {(os.getpid(), area.at(2)), (child.pid, elsewhere + 2 * PAGE)} and page.complete
+
+
+def test_a_process_that_ends_while_it_is_looked_into_maps_nothing(
+    area: Mapping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    area.tag_pages()
+
+    def moves() -> Iterator[int]:
+        target = Mapping(4 * PAGE, prot=memory.PROT_NONE)
+        yield memory.mremap(area.address, 4 * PAGE, 4 * PAGE, RemapFlag.MAYMOVE | RemapFlag.FIXED, target.address).value
+        yield 0
+
+    with Child(moves) as child:
+        child.step()
+        populated = rmap._Process.populated
+
+        def after_its_death(process: rmap._Process, vma: Vma) -> Iterator[tuple[int, int]]:
+            if process.pid == child.pid:
+                child.kill()
+            return populated(process, vma)
+
+        monkeypatch.setattr(rmap._Process, "populated", after_its_death)
+        page = one(area.at(2))
+        assert child.wait() < 0
+        assert places(page) == {(os.getpid(), area.at(2))} and page.complete
 
 
 def test_a_page_that_uffdio_move_moved_is_found_where_it_is(area: Mapping) -> None:

@@ -288,7 +288,9 @@ def _search(searched: dict[int, Key], kinds: dict[int, str], own: list[Vma], cou
     if short:
         search.hidden = 0
         for process in _processes(search):
-            _look_everywhere(search, process, short)
+            # One that ends meanwhile has no memory to be scanned.
+            with suppress(ProcessLookupError):
+                _look_everywhere(search, process, short)
     return search
 
 
