@@ -358,6 +358,22 @@ def test_the_copy_of_a_pinned_page_that_nobody_may_use_can_t_be_used_either() ->
         assert check(MOVES, sequence) == len(sequence)
 
 
+def test_a_pinned_small_page_is_in_the_way_of_madv_collapse_for_now() -> None:
+    size = HUGE_PAGES * PAGE
+    sequence = (
+        Op(0, "mmap", (0, size, 3)),
+        Op(0, "store", (PAGE, 1)),
+        Op(0, "pin", (0, PAGE)),
+        Op(0, "collapse", (0, size)),
+        Op(0, "unpin", (0,)),
+        Op(0, "collapse", (0, size)),
+    )
+    world = World(HUGE.window, lambda data: 1, Quirks())
+    assert [perform(op, world).outcome.result for op in sequence] == [0, 0, 0, -errno.EAGAIN, 0, 0]
+    if not {"io_uring", "collapse"} & set(running().without):
+        assert check(HUGE, sequence) == len(sequence)
+
+
 def test_all_of_a_huge_page_that_small_entries_map_is_freed_lazily_and_whole() -> None:
     size, lower = HUGE_PAGES * PAGE, [Op(0, "mprotect", (PAGE, PAGE, prot)) for prot in (1, 3)]
     sequence = (

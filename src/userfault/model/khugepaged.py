@@ -100,13 +100,14 @@ def collapse_huge_page(mm: mm_struct, addr: int, forced: bool = False) -> int:
     versions="v6.18",
     section="C.10",
     steps=4,
-    omits="swapped and write-protected pages, and pages in use, whose errnos differ; PMDs that can't be had",
+    omits="swapped pages; PMDs that can't be had",
 )
 def madvise_collapse(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> int:
-    """MADV_COLLAPSE of a part of a VMA: every huge page's worth that lies in it whole. 0, or an errno at the first that can't be one.
+    """MADV_COLLAPSE of a part of a VMA: every huge page's worth that lies in it whole. 0, or an errno of the last that can't be one.
 
     -EINVAL: not here, or nothing to put together; a range that touches no border of huge pages is one, too (before v7.2). -EBUSY: a
-    hole that is a userfaultfd's to fill. mmap_sem is held for reading, but not while pages are put together.
+    hole that is a userfaultfd's to fill. -EAGAIN: a page in use, after which it goes on. mmap_sem is held for reading, but not while
+    pages are put together.
     """
     size = hpage_size()
     last = (vma.vm_end - size) & ~(size - 1)
@@ -115,27 +116,41 @@ def madvise_collapse(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -
         return -EINVAL
     if end < first:
         return 0 if era.collapse_of_less_succeeds else -EINVAL
+    failed = 0
     for addr in range(first, end, size):
         pmd = pmd_offset(mm, addr).pmd
         if pmd.kind == PmdKind.HUGE or pmd.kind == PmdKind.HUGE_ZERO or pmd.kind == PmdKind.MIGRATION:
             continue
         if pmd.kind != PmdKind.TABLE:
             return -EINVAL
-        if vma.vm_flags & (vm.USERFAULT | vm.UFFD_WP) and has_hole(pmd.table):
-            return -EBUSY
-        up_read(mm.mmap_sem)
-        err = collapse_huge_page(mm, addr, True)
-        down_read(mm.mmap_sem)
+        err = collapse_scan(vma, pmd.table)
+        if err == 0:
+            up_read(mm.mmap_sem)
+            err = collapse_huge_page(mm, addr, True)
+            down_read(mm.mmap_sem)
+            if err == -EAGAIN:
+                err = -EINVAL
+        if err == -EBUSY or err == -ENOMEM:
+            return err
         if err != 0:
-            return -ENOMEM if err == -ENOMEM else -EINVAL
-    return 0
+            failed = err
+    return failed
 
 
-def has_hole(table: page_table) -> bool:
+def collapse_scan(vma: vm_area_struct, table: page_table) -> int:
+    """hpage_collapse_scan_pmd for MADV_COLLAPSE: the errno of the first entry that is in the way."""
     for ptep in table.pte:
-        if is_hole(ptep.pte):
-            return True
-    return False
+        pte = ptep.pte
+        if is_hole(pte):
+            if vma.vm_flags & (vm.USERFAULT | vm.UFFD_WP):
+                return -EBUSY
+        elif pte.uffd_wp:
+            return -EINVAL
+        elif pte.kind == PteKind.PRESENT:
+            head = compound_head(pte.page)
+            if folio_mapcount(head) + (0 if head.swapcache is None else 1) != atomic_read(head.refcount):
+                return -EAGAIN
+    return 0
 
 
 def is_hole(pte: pte_t) -> bool:
