@@ -136,7 +136,7 @@ class Era:
     move_waits_on_a_copy: bool = False
     """UFFDIO_MOVE of a huge page under migration waits by a local copy of its entry (F-21: fixed after v7.1)."""
     split_knows_its_page: bool = False
-    """A split of a page passes a huge page by that is under migration at the same place (since v6.15: CVE-2025-37958)."""
+    """A split of a page passes a huge page by that is under migration at the same place (since v6.15, be6e843fc51a: CVE-2025-37958)."""
     huge_move_clears_first: bool = False
     """A huge page's mapping and index change only once its PMD is cleared and no pin was found (since v6.8.8)."""
 
