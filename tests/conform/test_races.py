@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from errno import EPERM
 from pathlib import Path
@@ -22,6 +23,7 @@ from userfault.conform.races.lower import Unrunnable, lower
 from userfault.conform.races.needs import borrowed, require
 from userfault.conform.races.report import report, summary
 from userfault.conform.races.run import Run, from_json, hold_against_model, run_test
+from userfault.kernel.machine import machine
 from userfault.kernel.race import WAITS, Outcomes
 from userfault.litmus import ast, library, load
 from userfault.litmus.read import read
@@ -157,6 +159,16 @@ def test_a_range_that_is_no_block_is_refused() -> None:
 def test_json_has_the_documented_keys() -> None:
     row = json.loads(run("move+move", "--rounds", "50", "--json").output.splitlines()[0])
     assert {"test", "skipped", "rounds", "fields", "histogram", "observation", "validated", "surprise"} <= set(row)
+
+
+def test_what_could_not_be_borrowed_is_said_and_the_tests_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("userfault.conform.races.needs.machine", lambda: machine(state=tmp_path, timeout_s=0))
+    with machine(state=tmp_path), borrowed([load("free-huge+cold")]):
+        pass
+    [told] = caplog.messages
+    assert f"process {os.getpid()} has held" in told and "make do" in told
 
 
 # What the model says never ends may not end on the kernel either (F-10): `userfault run` waits ten seconds for that.

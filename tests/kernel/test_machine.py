@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -76,6 +77,24 @@ def test_a_second_holder_waits_and_then_says_for_whom(tmp_path: Path) -> None:
     assert f"process {os.getpid()} has held" in message
     with machine(state=tmp_path, timeout_s=0):
         pass
+
+
+def test_whoever_waits_says_so_once_and_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("userfault.kernel.machine.SAID_AFTER_S", 0.05)
+    with machine(state=tmp_path):
+        told = call(lambda: _told(tmp_path))
+    assert len(told) == 1
+    assert f"waits up to 0.2 s for process {os.getpid()}" in told[0]
+
+
+def _told(state: Path) -> list[str]:
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("userfault.kernel.machine").addHandler(handler)
+    with pytest.raises(Unavailable), machine(state=state, timeout_s=0.2):
+        pass
+    return told
 
 
 def _refused(state: Path) -> str:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import struct
@@ -34,6 +35,11 @@ KSM = Path("/sys/kernel/mm/ksm")
 HUGETLB = Path("/sys/kernel/mm/hugepages")
 ZRAM = Path("/sys/class/zram-control")
 VM = Path("/proc/sys/vm")
+
+SAID_AFTER_S = 1.0
+"""Whoever waits longer for the lock says so: minutes of nothing look like something that hangs."""
+
+_log = logging.getLogger(__name__)
 
 _SWAP_FLAG_PREFER = 0x8000
 _HIGHEST_PRIORITY = 0x7FFF
@@ -171,7 +177,7 @@ class Machine:
 def machine(*, timeout_s: float = 60.0, state: Path = STATE) -> Iterator[Machine]:
     """The right to change settings of this machine, one holder at a time; all changes are undone at the end, also after an error.
 
-    timeout_s: how long to wait for the present holder. state: the directory of the lock.
+    timeout_s: how long to wait for the present holder; that there is a wait is logged as a warning. state: the directory of the lock.
 
     Raises Unavailable without privilege, or where the holder did not end in time (it says who that is).
     """
@@ -236,21 +242,33 @@ def swap_devices() -> list[tuple[Path, int, int]]:
 
 
 def _acquire(handle: int, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
+    began, said = time.monotonic(), False
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                holder = os.pread(handle, 32, 0).decode().strip() or "unknown"
+            waited_s = time.monotonic() - began
+            if waited_s > timeout_s:
                 raise Unavailable(
-                    f"process {holder} has held this machine's settings for {timeout_s:g} s", "wait for it, or end it"
+                    f"process {_holder(handle)} has held this machine's settings for {timeout_s:g} s",
+                    "wait for it, or end it",
                 ) from None
+            if waited_s > SAID_AFTER_S and not said:
+                said = True
+                _log.warning(
+                    "waits up to %g s for process %s, which has borrowed this machine's settings (swap, huge pages, KSM)",
+                    timeout_s,
+                    _holder(handle),
+                )
             time.sleep(0.02)
         else:
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
             return
+
+
+def _holder(handle: int) -> str:
+    return os.pread(handle, 32, 0).decode().strip() or "unknown"
 
 
 def _perform(undo: Undo) -> None:

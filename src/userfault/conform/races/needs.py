@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -13,19 +14,21 @@ from .lower import Lowered, Unrunnable, lower
 
 OF_USERFAULTFD = {"move", "wp", "poison"}
 
+_log = logging.getLogger(__name__)
+
 
 @contextmanager
 def borrowed(tests: Iterable[Test]) -> Iterator[None]:
     """This machine with what the tests need and the user may set: a swap device of their own, and huge pages on request.
 
-    Where that is not allowed, the tests make do with what there is, or are skipped.
+    Where that can't be had, the tests make do with what there is, or are skipped; why is logged as a warning.
     """
     needs: set[str] = set()
     for test in tests:
         with suppress(Unrunnable):
             needs |= lower(test).needs
     with ExitStack() as stack:
-        with suppress(Unavailable):
+        try:
             if needs & {"swap", "thp", "ksm"}:
                 held = stack.enter_context(machine())
                 if "ksm" in needs:
@@ -37,6 +40,8 @@ def borrowed(tests: Iterable[Test]) -> Iterator[None]:
                     held.set(THP / "enabled", "madvise")
                 if "swap" in needs:
                     held.private_swap()
+        except Unavailable as error:
+            _log.warning("%s; the tests make do with this machine as it is", error)
         # What was probed before, was probed without.
         missing.cache_clear()
         try:
