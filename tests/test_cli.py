@@ -103,6 +103,12 @@ def test_output_that_can_not_be_written_is_said(args: tuple[str, ...]) -> None:
     assert done.stderr == "userfault: the output could not be written: No space left on device\n"
 
 
+@pytest.mark.parametrize("args", [("check", "--nonesuch"), ("nonesuch",), ("--nonesuch",), ("check", "nonesuch"), ()])
+def test_a_wrong_use_is_one_where_nobody_can_be_told(args: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([*COMMAND, *args], stderr=full).returncode == 2
+
+
 def test_whoever_stops_reading_learns_nothing_of_the_verdicts() -> None:
     with subprocess.Popen([*COMMAND, "check", "S4", "S3", "--jobs", "1"], stdout=PIPE, stderr=PIPE) as started:
         assert started.stdout is not None and started.stderr is not None

@@ -39,7 +39,12 @@ VERBS = {
 def endings() -> Iterator[None]:
     """What ends every verb alike, and its exit code."""
     try:
-        yield
+        try:
+            yield
+        except click.ClickException as error:
+            # Click would show it where nobody sees what becomes of that.
+            error.show()
+            sys.exit(error.exit_code)
     except KeyboardInterrupt:
         click.echo("\nuserfault: interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
