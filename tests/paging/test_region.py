@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import pytest
 
 from userfault import paging
+from userfault.kernel import memory
 from userfault.paging import PagingError, Region, SourceError
 from userfault.paging.pytest_plugin import check, run
 
@@ -230,6 +231,8 @@ def test_read_only_is_read_only(path: Path) -> None:
                 memory.write_at(0, b"x")
             with pytest.raises(PagingError, match="read-only"):
                 memory.mark()
+            with pytest.raises(TypeError, match="interpreted as an integer"):
+                memory.read_at(0.5, 1)  # type: ignore[arg-type]
 
     check(child)
 
@@ -402,6 +405,12 @@ def test_system_calls_on_missing_pages(path: Path, data: bytes, tmp_path: Path) 
         ({"handlers": 14}, "1 to 13"),
         ({"prefetch_units": -1}, "0 to 1024"),
         ({"stall_s": -1.0}, "more than 0 seconds"),
+        ({"stall_s": "1"}, "stall_s='1' is no float"),
+        ({"retry": 3}, "retry=3 is no .*RetryPolicy"),
+        ({"name": 3}, "name=3 is no "),
+        ({"policy": 0}, "no function at that address"),
+        ({"policy": -1}, "no function at that address"),
+        ({"policy": id(object)}, "no function at that address"),
     ],
 )
 def test_bad_arguments(path: Path, options: dict[str, Any], message: str) -> None:
@@ -415,6 +424,23 @@ def test_too_large_to_be_numbered() -> None:
             paging.open(None, size_bytes=(8 << 40) + 1, access=access, unit=unit)  # type: ignore[arg-type]
     with pytest.raises(PagingError, match="no address range"):
         paging.open(None, size_bytes=128 << 40, unit="2 MiB")
+
+
+def test_a_boundary_is_found_among_many_holes(path: Path, data: bytes) -> None:
+    def child() -> None:
+        reserved = memory.mmap(0, 32 << 20, memory.PROT_NONE).value
+        above: list[int] = []
+        for index in range(15):  # a region fits into each of them, and never at a multiple of its unit
+            memory.munmap(-reserved % (2 << 20) + reserved + (index << 21) + (512 << 10), 1 << 20)
+        while not above or not reserved <= above[-1] < reserved + (32 << 20):
+            above.append(memory.mmap(0, 300_000, memory.PROT_NONE).value)
+        with paging.open(path, unit="2 MiB", size_bytes=300_000) as region:
+            assert region._control.base % (2 << 20) == 0
+            assert region.read_at(0, 300_000) == data[:300_000]
+        # What filled the holes is given back.
+        assert reserved <= memory.mmap(0, 300_000, memory.PROT_NONE).value < reserved + (32 << 20)
+
+    check(child)
 
 
 def test_no_wait_is_too_long_to_be_allowed(path: Path) -> None:

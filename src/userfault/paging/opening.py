@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from ..kernel import memory
+from ..kernel.maps import maps
 from . import journal
 from .errors import PagingError
 from .files import FileSource
@@ -72,6 +74,13 @@ def open_region(
     ):
         if value is not None and not least <= operator.index(value) <= most:
             raise ValueError(f"{argument}={value!r}: it is {least} to {most}, or None for the default")
+    for argument, given, kind in (
+        ("retry", retry, RetryPolicy | None),
+        ("name", name, str | None),
+        ("stall_s", stall_s, float | int),
+    ):
+        if not isinstance(given, kind):
+            raise TypeError(f"{argument}={given!r} is no {kind}".replace(" | None", ""))
     if not stall_s > 0:
         raise ValueError(f"stall_s={stall_s!r}: it is more than 0 seconds; math.inf says nothing of stalls")
     retry = retry or RetryPolicy()
@@ -214,7 +223,7 @@ def _start(
     lib = pager_library()
     if access == "r":
         # The buffer stays read-only; moving pages in needs a mapping that is not.
-        _protect(settings.base, settings.length)
+        memory.mprotect(settings.base, settings.length, memory.READ_WRITE).or_raise("mprotect of the region")
     swap_fd = -1
     try:
         if access != "r":
@@ -242,14 +251,6 @@ def _userfaultfd(mode: str, access: str, user_mode_only: bool) -> tuple[int, boo
     return fd, bool(only.value)
 
 
-def _protect(base: int, length: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    if libc.mprotect(base, length, mmap.PROT_READ | mmap.PROT_WRITE):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
 def _swap_file(directory: str | None) -> int:
     """A file without a name: whatever happens to this process, it leaves nothing behind."""
     directory = directory or os.environ.get("USERFAULT_SWAP_DIRECTORY") or tempfile.gettempdir()
@@ -268,10 +269,10 @@ def _swap_file(directory: str | None) -> int:
 
 def _function_address(policy: Callable[..., Any] | int) -> int:
     """Of a C function. A Python one would need the interpreter of the process that faults."""
-    if isinstance(policy, int):
-        return policy
-    address = getattr(policy, "address", None)  # numba's cfunc
+    address = getattr(policy, "address", policy)  # numba's cfunc
     if isinstance(address, int):
+        if not any(address in each and "x" in each.permissions for each in maps()):
+            raise ValueError(f"policy={policy!r}: there is no function at that address")
         return address
     # A Python function behind a ctypes prototype keeps its thunk; a library's keeps the library.
     kept = (getattr(policy, "_objects", None) or {}).values()

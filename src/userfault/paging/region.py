@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import errno
 import mmap
+import operator
 import os
 import threading
 import traceback
@@ -15,10 +16,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Literal, Self
 
+from ..kernel import memory
 from . import flush as flushing
 from .errors import PagingError
 from .memory import address_of
-from .native import POISONED, STATE_MASK, Pager, error_text, pager_library
+from .native import PAGE_BYTES, POISONED, STATE_MASK, Pager, error_text, pager_library
 from .retry import RetryPolicy
 from .runs import runs_of
 from .sizes import format_bytes
@@ -30,8 +32,9 @@ Mode = Literal["threads", "sigbus"]
 Policy = Literal["clock", "fifo", "lru"]
 Access = Literal["r", "r+", "c"]
 
-MAP_NORESERVE = 0x4000
 HUGE_BYTES = 2 << 20
+PLACES_MAX = 4096
+"""How many places in the address space are tried."""
 
 _living: weakref.WeakSet[Region] = weakref.WeakSet()
 
@@ -57,27 +60,36 @@ class Region(mmap.mmap):
     def __new__(cls, size_bytes: int, unit_bytes: int, writable: bool) -> Self:
         """Reserve the address range; use `userfault.paging.open`."""
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-        spacers = []
-        for _ in range(8):
-            try:
-                region = super().__new__(cls, -1, size_bytes, flags=flags, prot=prot)
-            except (OSError, OverflowError) as error:
-                raise PagingError(
-                    f"no address range of {format_bytes(size_bytes)} can be had: {error}", "page a part of it"
-                ) from error
-            excess = mapped_at(region) % unit_bytes if unit_bytes >= HUGE_BYTES else 0
-            if not excess:
-                break
-            # The kernel places mappings downwards, one below the other: fill up to a boundary, and try again.
-            mmap.mmap.close(region)
-            spacers.append(mmap.mmap(-1, excess, flags=flags, prot=0))
-        else:
-            raise PagingError(
-                f"no address range of {format_bytes(size_bytes)} at a multiple of {format_bytes(unit_bytes)} was found",
-                "use a smaller unit",
-            )
-        return region
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | memory.MAP_NORESERVE
+        fillers: list[tuple[int, int]] = []
+        try:
+            for _ in range(PLACES_MAX):
+                try:
+                    region = super().__new__(cls, -1, size_bytes, flags=flags, prot=prot)
+                except (OSError, OverflowError) as error:
+                    raise PagingError(
+                        f"no address range of {format_bytes(size_bytes)} can be had: {error}", "page a part of it"
+                    ) from error
+                at = mapped_at(region)
+                excess = at % unit_bytes if unit_bytes >= HUGE_BYTES else 0
+                if not excess:
+                    return region
+                # The kernel took the end of the highest hole that is large enough: fill that up to a boundary, or all of it, and ask again.
+                mmap.mmap.close(region)
+                end = at + -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+                while (
+                    excess
+                    and not memory.mmap(end - excess, excess, memory.PROT_NONE, flags | memory.MAP_FIXED_NOREPLACE).ok
+                ):
+                    excess = excess // 2 // PAGE_BYTES * PAGE_BYTES
+                fillers.append((end - excess, excess))
+        finally:
+            for at, length in fillers:
+                memory.munmap(at, length)
+        raise PagingError(
+            f"no address range of {format_bytes(size_bytes)} at a multiple of {format_bytes(unit_bytes)} was found",
+            "use a smaller unit",
+        )
 
     def __init__(self, size_bytes: int, unit_bytes: int, writable: bool) -> None:
         super().__init__()
@@ -352,9 +364,8 @@ class Region(mmap.mmap):
         )
 
     def _range(self, offset: int, length: int | None) -> tuple[int, int]:
-        size = self._control.size
-        if length is None:
-            length = max(0, size - offset)
+        size, offset = self._control.size, operator.index(offset)
+        length = max(0, size - offset) if length is None else operator.index(length)
         if offset < 0 or length < 0 or offset + length > size:
             raise ValueError(f"offset {offset}, length {length}: {self._source.name} has bytes 0 to {size}")
         return offset, length
@@ -432,13 +443,9 @@ def _flush_at_exit() -> None:
 
 def _after_fork_in_child() -> None:
     """The range that the child does not have stays reserved: its own mappings must not land where the parent's region is thought to be."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-    MAP_FIXED_NOREPLACE = 0x100000
     for region in list(_living):
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
-        libc.mmap(region._control.base, region._control.length, 0, flags, -1, 0)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | memory.MAP_NORESERVE | memory.MAP_FIXED_NOREPLACE
+        memory.mmap(region._control.base, region._control.length, memory.PROT_NONE, flags)
 
 
 atexit.register(_flush_at_exit)
