@@ -134,7 +134,10 @@ def test_pages_and_tables_that_can_not_be_had_lose_nothing(
         elif op == 1:
             shrink_page(page_at(mm, 4) if pte_at(mm, 4).kind == PteKind.PRESENT else machine.pages[0])
         elif op == 2:
-            migrate_page(mm.pmd[0].pmd.page if table is None else page_at(mm, 1))
+            p = mm.pmd[0].pmd.page if table is None else page_at(mm, 1)
+            # What was swapped out has no page.
+            if p is not None:
+                migrate_page(p)
         elif op == 3:
             collapse_huge_page(mm, 8)
         elif op == 4 and table is None:

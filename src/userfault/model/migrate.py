@@ -120,12 +120,14 @@ def no_migration_entry_is_left(p: page) -> None:
     versions="v3.10 .. v6.8",
     section="C.8",
     steps=7,
-    omits="file pages, writeback, balloon pages",
+    omits="file pages, writeback, balloon pages; further tries, which wait for the page's lock; a page that nobody else has "
+    "any more is not told from one in use",
+    errs="missed bug",
 )
 def migrate_page(p: page) -> int:
     """Move an anonymous page to a new one; a huge one is split first (before v4.14).
 
-    0; -EAGAIN: it has users that can't be told; -ENOMEM: there is no new one.
+    0, also where nobody maps what should be split; -EAGAIN: it has users that can't be told; -ENOMEM: there is no new one.
     """
     if not isolate_lru_page(p):
         return -EAGAIN
@@ -133,13 +135,15 @@ def migrate_page(p: page) -> int:
         put_page(p)
         return -ENOMEM
     if config.TRANSPARENT_HUGEPAGE and not era.pte_mapped_huge and p.compound and split_huge_page(p) != 0:
+        # Nobody maps it any more, so there is nothing to be done.
         put_page(p)
-        return -EAGAIN
+        return 0
     if not trylock_page(p):
         put_page(p)
         return -EAGAIN
     huge = config.TRANSPARENT_HUGEPAGE and p.compound
-    if not PageAnon(p) or (PageKsm(p) and not config.CONFIG_KSM):
+    # What was read from swap and has not been mapped yet moves too: it has no reverse map, but a place in the cache.
+    if (not PageAnon(p) and p.swapcache is None) or (PageKsm(p) and not config.CONFIG_KSM):
         unlock_page(p)
         put_page(p)
         return -EAGAIN
@@ -162,9 +166,9 @@ def migrate_page(p: page) -> int:
     if av is not None or ksm:
         remove_migration_ptes(p, new if moved else p)
     if moved:
-        unlock_page(new)
         if not era.folios:
             p.mapping = NULL
+        unlock_page(new)
     if av is not None:
         put_anon_vma(av)
     no_migration_entry_is_left(p)
