@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from userfault.model import era as eras
-from userfault.model.errno import EAGAIN, ENOMEM, ESRCH
+from userfault.model import fork, madvise
+from userfault.model.errno import EAGAIN, EINVAL, ENOMEM, ESRCH
 from userfault.model.events import (
     EVENT_FORK,
     EVENT_PAGEFAULT,
@@ -168,6 +169,7 @@ def raced() -> Iterator[mm_struct]:
         (lambda mm: sys_munmap(mm, 0, 2), EVENT_UNMAP),
         (lambda mm: sys_mremap(mm, 4, 0, 2), EVENT_REMAP),
         (lambda mm: sys_madvise(mm, 0, 2, MADV.DONTNEED), EVENT_REMOVE),
+        (lambda mm: sys_madvise(mm, 0, 2, MADV.FREE), EVENT_REMOVE),
         (lambda mm: sys_fork(mm, new_mm(PAGES)), EVENT_FORK),
     ],
 )
@@ -181,6 +183,30 @@ def test_who_changes_the_address_space_waits_until_somebody_reads(
     assert read_event(raced) == event
     with pytest.raises(WouldBlock):
         read_event(raced)
+
+
+@pytest.mark.parametrize(
+    ("advice", "result"), [(MADV.DONTNEED, -EINVAL), (MADV.DONTNEED_LOCKED, 0), (MADV.FREE, -EINVAL)]
+)
+def test_memory_that_was_locked_while_its_removal_was_told_is_not_forgotten(
+    raced: mm_struct, monkeypatch: pytest.MonkeyPatch, advice: MADV, result: int
+) -> None:
+    def somebody_locks(mm: mm_struct, _: int) -> None:
+        mm.mmap[0].vm_flags |= int(vm.LOCKED)
+        mm.mmap_changing -= 1
+
+    monkeypatch.setattr(madvise, "wait_for_reader", somebody_locks)
+    assert sys_madvise(raced, 0, 2, advice) == result
+
+
+def test_a_fork_that_failed_is_no_event_any_more_when_its_child_ends(
+    raced: mm_struct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changing: list[int] = []
+    monkeypatch.setattr(fork, "copy_page_range", lambda *_: -ENOMEM)
+    monkeypatch.setattr(fork, "exit_mmap", lambda _: changing.append(raced.mmap_changing))
+    assert sys_fork(raced, new_mm(PAGES)) == -ENOMEM
+    assert changing == [0]
 
 
 def test_what_no_monitor_asked_for_waits_for_nobody(raced: mm_struct) -> None:

@@ -39,12 +39,14 @@ from userfault.model.mm_types import (
     spinlock_t,
     userfaultfd_ctx,
     vm,
+    vm_area_struct,
 )
 from userfault.model.mmap import do_mmap, sys_mmap
 from userfault.model.mprotect import sys_mprotect
 from userfault.model.pgtable import pmd_lockptr, ptep_get_and_clear
 from userfault.model.slab import get_page, nth_page, vm_area_alloc, vm_area_free
 from userfault.model.user import load, store
+from userfault.model.userfaultfd import uffdio_copy
 from userfault.model.userfaultfd_move import uffdio_move
 from userfault.model.vma_lock import vma_start_write
 
@@ -104,6 +106,43 @@ def test_fills_ask_again_for_events_under_the_lock(
     mm.mmap_changing = 0
     changes_while_it_waits(monkeypatch, fs_userfaultfd, mm)
     assert userfaultfd_copy(ctx, mm, 4, 0, 1, 0) == (-EAGAIN, -EAGAIN)
+
+
+@pytest.mark.parametrize("era", ["v6.8", "v6.18"])
+def test_a_copy_makes_its_vma_ready_before_it_asks_whether_it_is_registered(mm: mm_struct, era: str) -> None:
+    eras.use(era)
+    assert uffdio_copy(mm, 0, 1) == -ENOENT
+    assert (mm.mmap[0].anon_vma is not None) == (era == "v6.18")
+
+
+def test_a_copy_under_a_vma_lock_asks_for_events_last(
+    mm: mm_struct, ctx: userfaultfd_ctx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "PER_VMA_LOCKS", True)
+    found = userfaultfd.uffd_lock_vma
+
+    def event_begins(of: mm_struct, addr: int) -> tuple[int, vm_area_struct | None]:
+        of.mmap_changing = 1
+        return found(of, addr)
+
+    monkeypatch.setattr(userfaultfd, "uffd_lock_vma", event_begins)
+    assert uffdio_copy(mm, 0, 1) == -ENOENT
+    mm.mmap_changing = 0
+    assert uffdio_copy(mm, 4, 1) == -EAGAIN
+    assert mm.mmap[0].vm_refcnt == mm.mmap[1].vm_refcnt == 0
+
+
+def test_a_copy_looks_at_its_place_before_it_wants_a_page(
+    mm: mm_struct, ctx: userfaultfd_ctx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert userfaultfd_zeropage(ctx, 4, 1, 0) == (0, 1)
+    monkeypatch.setattr(userfaultfd, "out_of_memory", lambda: True)
+    assert uffdio_copy(mm, 5, 1) == -ENOMEM
+    table = mm.pmd[2].pmd
+    mm.pmd[2].pmd = pmd_t(kind=PmdKind.HUGE_ZERO)
+    assert uffdio_copy(mm, 4, 1) == -EEXIST
+    mm.pmd[2].pmd = table
+    settled()
 
 
 def test_what_comes_into_a_place_is_young(mm: mm_struct, ctx: userfaultfd_ctx) -> None:

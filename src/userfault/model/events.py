@@ -152,7 +152,8 @@ def event_begins(mm: mm_struct) -> None:
     versions="v4.11 .. v6.18",
     section="F.1",
     steps=3,
-    omits="signals; a userfaultfd that is closed meanwhile",
+    omits="signals; a userfaultfd that is closed meanwhile; of several events, the order in which they came",
+    errs="both",
 )
 def wait_for_reader(mm: mm_struct, event: int) -> None:
     """A message is there to be read; when it was, fills and moves go on. No lock is held."""

@@ -271,10 +271,10 @@ def sys_fork(mm: mm_struct, child: mm_struct) -> int:
     flush_tlb_mm(mm)
     mmap_write_unlock(mm)
     if err != 0:
-        # mmput: what was copied until then goes as at any exit.
-        exit_mmap(child)
         if config.RACED_EVENTS & FEATURE_EVENT_FORK and told:
             event_ends(mm)
+        # mmput: what was copied until then goes as at any exit.
+        exit_mmap(child)
         return err
     if config.EVENTS:
         deliver()

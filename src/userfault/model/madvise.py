@@ -78,7 +78,7 @@ class MADV(enum.IntEnum):
     versions="v3.10 .. v6.18",
     section="C.4",
     steps=3,
-    omits="hugetlb and PFN mappings; MADV_COLD of part of a huge page, which splits it",
+    omits="hugetlb and PFN mappings",
 )
 def sys_madvise(mm: mm_struct, addr: int, length: int, advice: int) -> int:
     """Advice on [addr, addr + length) (bytes), VMA by VMA.
@@ -205,24 +205,48 @@ def gathers(advice: int) -> bool:
     return forgets(advice) or advice == MADV.FREE
 
 
+@modelled(
+    "mm/madvise.c",
+    function="madvise_dontneed_free (after the event)",
+    versions="v4.11 .. v6.18",
+    section="F.1",
+    steps=3,
+    omits="what is left of a range whose VMA has become shorter: no VMA of a checked program does",
+)
+def removal_is_read(
+    mm: mm_struct, vma: vm_area_struct, start: int, end: int, advice: int
+) -> tuple[int, vm_area_struct, int]:
+    """A range will be forgotten: (0 or -errno, its VMA, its end) when its monitor has read that, without mmap_lock meanwhile."""
+    event_begins(mm)
+    up_read(mm.mmap_sem)
+    wait_for_reader(mm, EVENT_REMOVE)
+    down_read(mm.mmap_sem)
+    found = find_vma(mm, start)
+    if found is None:
+        return -ENOMEM, vma, end
+    if not may_forget(found, advice):
+        return -EINVAL, vma, end
+    return 0, found, min(end, found.vm_end)
+
+
+def may_forget(vma: vm_area_struct, advice: int) -> bool:
+    """madvise_dontneed_free_valid_vma."""
+    return advice == MADV.DONTNEED_LOCKED or not vma.vm_flags & vm.LOCKED
+
+
 @modelled("mm/madvise.c", versions="v3.10 .. v6.18", section="C.4", steps=3)
 def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: int, advice: int) -> int:
     """The advice on a part of one VMA: 0 or -errno."""
-    if forgets(advice):
-        if advice == MADV.DONTNEED and vma.vm_flags & vm.LOCKED:
+    if gathers(advice):
+        if not may_forget(vma, advice):
             return -EINVAL
         if config.EVENTS:
             userfaultfd_remove(mm, vma, start, end)
         if config.RACED_EVENTS & FEATURE_EVENT_REMOVE and vma.vm_flags & vm.USERFAULT:
-            event_begins(mm)
-            up_read(mm.mmap_sem)
-            wait_for_reader(mm, EVENT_REMOVE)
-            down_read(mm.mmap_sem)
-            found = find_vma(mm, start)
-            if found is None:
-                return -ENOMEM
-            vma = found
-            end = min(end, vma.vm_end)
+            changed_err, vma, end = removal_is_read(mm, vma, start, end, advice)
+            if changed_err != 0:
+                return changed_err
+    if forgets(advice):
         zap_page_range(mm, vma, start, end, True)
         if not era.dontneed_flushes_late:
             tlb_finish_mmu(mm, start, end)
@@ -231,10 +255,6 @@ def madvise_vma_behavior(mm: mm_struct, vma: vm_area_struct, start: int, end: in
         reached("a range was forgotten")
         return 0
     if advice == MADV.FREE:
-        if vma.vm_flags & vm.LOCKED:
-            return -EINVAL
-        if config.EVENTS:
-            userfaultfd_remove(mm, vma, start, end)
         madvise_free(mm, start, end)
         if not era.dontneed_flushes_late:
             flush_tlb_range(mm, start, end)

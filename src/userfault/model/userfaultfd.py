@@ -45,8 +45,9 @@ def uffd_lock_vma(mm: mm_struct, addr: int) -> tuple[int, vm_area_struct | None]
     versions="v4.3 .. v6.8",
     section="C.15",
     steps=5,
-    omits="the copy from user memory with its fault and revalidation; write-protect mode",
-    errs="missed bug",
+    omits="the copy from user memory with its fault and revalidation; write-protect mode; map_changing_lock (v6.9), by which "
+    "an event waits for the fills that are under way",
+    errs="both",
 )
 def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
     """Fill the missing page at `dst_addr` with `value`: 0, -ENOENT without a VMA, -EEXIST if it is not missing, -EAGAIN."""
@@ -56,17 +57,21 @@ def uffdio_copy(mm: mm_struct, dst_addr: int, value: int) -> int:
         locked, only = uffd_lock_vma(mm, dst_addr)
         if only is None:
             return locked
-        done = -EAGAIN
-        if mm.mmap_changing == 0:
-            done = copy_into(only, mm, dst_addr, value)
+        done = -ENOENT
+        if only.vm_flags & vm.USERFAULT:
+            done = -EAGAIN if mm.mmap_changing != 0 else copy_into(only, mm, dst_addr, value)
         vma_end_read(only)
         return done
     down_read(mm.mmap_sem)
     vma = find_vma(mm, dst_addr)
-    if era.per_vma_locks and (vma is None or not vma.vm_flags & vm.USERFAULT):
+    if era.per_vma_locks:
         # uffd_mfill_lock, before anything else is asked.
-        up_read(mm.mmap_sem)
-        return -ENOENT
+        if vma is not None and not vma.vm_flags & vm.SHARED and anon_vma_prepare(vma) != 0:
+            up_read(mm.mmap_sem)
+            return -ENOMEM
+        if vma is None or not vma.vm_flags & vm.USERFAULT:
+            up_read(mm.mmap_sem)
+            return -ENOENT
     if mm.mmap_changing != 0:
         up_read(mm.mmap_sem)
         return -EAGAIN
@@ -81,22 +86,21 @@ def copy_into(vma: vm_area_struct | None, mm: mm_struct, dst_addr: int, value: i
         return -ENOENT
     if vma.vm_flags & vm.SHARED or vma.vm_file is not None:
         return -EINVAL
-    if anon_vma_prepare(vma) != 0 or out_of_memory():
+    if not era.per_vma_locks and anon_vma_prepare(vma) != 0:
         return -ENOMEM
-    p = alloc_page()
-    p.data = value
     if pmd_trans_huge(pmd_offset(mm, dst_addr).pmd):
-        put_page(p)
         return -EEXIST
     if pte_alloc_fails(mm, dst_addr):
-        put_page(p)
         return -ENOMEM
     table = pte_alloc(mm, dst_addr)
     if table is None:
-        put_page(p)
         if era.fills_read_pmd_once:
             return -EEXIST
         return -EAGAIN if is_swap_pmd(pmd_offset(mm, dst_addr).pmd) else -EFAULT
+    if out_of_memory():
+        return -ENOMEM
+    p = alloc_page()
+    p.data = value
     ptep = pte_offset(table, dst_addr)
     spin_lock(pte_lockptr(table))
     if not (fillable(ptep.pte) if era.markers else ptep.pte.kind == PteKind.NONE):
