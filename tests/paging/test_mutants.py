@@ -77,6 +77,18 @@ MUTANTS = {
         "    int poisoned = 0;\n",
         "test_region.py::test_a_truncated_file_is_a_loud_sigbus_elsewhere",
     ),
+    "what is about to be overwritten whole is fetched": Mutant(
+        "pager_fill.c",
+        "    if (s->given) {",
+        "    if (0) {",
+        "test_region.py::test_what_is_overwritten_whole_is_not_fetched",
+    ),
+    "what is overwritten in part is not fetched": Mutant(
+        "pager.c",
+        "content && whole ?",
+        "content && offset <= first ?",
+        "test_region.py::test_what_is_overwritten_whole_is_not_fetched",
+    ),
     "the handlers use the application's descriptors": Mutant(
         "pager_threads.c", "if (unshare(CLONE_FILES)) return;", "return;", "test_application.py::test_close_range"
     ),

@@ -319,6 +319,48 @@ def test_a_page_that_a_write_fetches_counts_as_written_until_the_next_mark(mode:
     check(child)
 
 
+@pytest.mark.parametrize("unit", ["4 KiB", "64 KiB"])
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_overwritten_whole_is_not_fetched(data: bytes, mode: Any, unit: str) -> None:
+    def nothing(offset: int, view: memoryview) -> None:
+        raise LookupError(f"nothing at {offset}")
+
+    def child() -> None:
+        options: dict[str, Any] = {"mode": mode, "unit": unit, "access": "c", "resident": "256 KiB"}
+        with paging.open(nothing, size_bytes=SIZE, **options) as memory:
+            size = memory.unit_bytes
+            first, last = SIZE // 2 // size * size, SIZE // size * size
+            for _ in range(2):  # what is there, and what was evicted, is overwritten as well
+                memory.write_at(first, data[first:])
+                assert memory.dirty() == [(first, SIZE - first)]
+                assert memory.read_at(first, SIZE - first) == data[first:]
+            memory.write_at(last, bytes(SIZE - last))
+            assert memory.read_at(last, SIZE - last) == bytes(SIZE - last)
+            for at, length in ((0, size - 1), (1, size - 1), (size + 1, 2 * size)):
+                with pytest.raises(SourceError, match="nothing at"):
+                    memory.write_at(at, data[at : at + length])
+            memory.write_at(0, data[: 4 * size])  # where it failed before as well
+            assert memory.read_at(0, 4 * size) == data[: 4 * size]
+
+    check(child)
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_range_larger_than_the_budget_is_fetched_once(data: bytes, write: bool) -> None:
+    def child() -> None:
+        access: Any = "c" if write else "r"
+        with paging.open(data, access=access, resident="256 KiB", prefetch_units=0) as memory:
+            if write:
+                memory.write_at(1, data[1:-1])
+                assert memory.stats().in_bytes == 65536 + SIZE % 65536
+            else:
+                assert memory.read_at(0, SIZE) == data
+                assert memory.stats().in_bytes == SIZE
+            assert memory.stats().fill_count == -(-SIZE // 65536)
+
+    check(child)
+
+
 def test_flush_writes_what_was_written(tmp_path: Path, data: bytes) -> None:
     def child() -> None:
         file = tmp_path / "stored"

@@ -192,6 +192,17 @@ class RegionBesideBytes(RuleBasedStateMachine):
         self.written |= set(range(at // 4096, (at + count - 1) // 4096 + 1))
         self.did()
 
+    @precondition(lambda self: self.access != "r")
+    @rule(first=st.integers(0, SIZE - 1), count=st.integers(1, 3), value=st.integers(0, 255))
+    def write_units(self, first: int, count: int, value: int) -> None:
+        size = self.memory.unit_bytes
+        at = first // size * size
+        length = min(count * size, SIZE - at)
+        self.memory.write_at(at, bytes([value]) * length)
+        self.expected[at : at + length] = bytes([value]) * length
+        self.written |= set(range(at // 4096, (at + length - 1) // 4096 + 1))
+        self.did()
+
     @rule(where=ranges)
     def evict(self, where: tuple[int, int]) -> None:
         self.memory.evict(*where)

@@ -231,14 +231,17 @@ static void leave(pager *p, slot *s, const sigset_t *old) {
 }
 
 // Have [offset, offset + length) in memory. 0, or 1 + the offset of a page that can't be had.
-EXPORT u64 pager_ensure(pager *p, u64 offset, u64 length) {
+// `content`: what it is about to be overwritten with, or NULL. A unit of which nothing else remains is not fetched.
+EXPORT u64 pager_ensure(pager *p, u64 offset, u64 length, const u8 *content) {
     sigset_t old;
     u64 result = 0;
     if (!length) return 0;
     slot *s = enter(p, &old);
     for (u64 unit = unit_of(p, offset); unit <= (offset + length - 1) / p->unit && !result; unit++) {
-        u64 at = p->base + unit * p->unit, bytes = unit_bytes(p, unit), missing;
+        u64 first = unit * p->unit, at = p->base + first, bytes = unit_bytes(p, unit), missing;
         u8 there[512];
+        bool whole = offset <= first && (offset + length >= first + bytes || offset + length == p->size);
+        s->given = content && whole ? content + (first - offset) : NULL;
         for (int tries = 0; tries < 1000; tries++) {
             u32 state = STATE(atomic_load(&states(p)[unit]));
             if (state == PRESENT) {

@@ -98,6 +98,7 @@ typedef struct {
     i32 peer_fd;       // connection to the page server, of inode `peer_ino`
     u32 peer_busy, peer_id, record_bytes;
     u64 peer_ino;      // 0: none
+    const u8 *given;   // what the unit is about to be overwritten with, as a whole: nobody needs what its source has
     u8 *bounce, *take; // staging, registered with the userfaultfd so that pages can be moved out into it
     u8 *peek;          // as much as `take`: what was in the victims a moment before they were looked at
     char record[ERROR_TEXT]; // what a page server says of an error, if `record_bytes`

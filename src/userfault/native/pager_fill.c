@@ -206,14 +206,18 @@ static int fill(pager *p, slot *s, u64 unit, u32 flags, bool copy_only, bool sof
     }
     strike(p, s, AT_RESERVED, NULL);
     u8 *from = limbo_buffer(p, s);
-    if (p->kind == SOURCE_WORKER && !soft) {
+    if (s->given) {
+        u64 end = unit * p->unit + unit_bytes(p, unit), data = end > p->size ? p->size - unit * p->unit : unit_bytes(p, unit);
+        memcpy(from, s->given, data);
+        memset(from + data, 0, unit_bytes(p, unit) - data);
+        how |= UNARMED;
+    } else if (p->kind == SOURCE_WORKER && !soft) {
         code = submit(p, s, unit, ahead);
         if (!code) return PUT_OFF; // the receiver finishes it
         if (code == 1) goto there; // all of it was in the swap file
         what = "the page worker is gone and no other could be started";
         goto failed;
-    }
-    if (!soft) code = read_unit(p, s, unit, from, false, &what);
+    } else if (!soft) code = read_unit(p, s, unit, from, false, &what);
     if (code) goto failed;
     if (from == s->bounce) s->bounce_populated = 1;
     strike(p, s, AT_FILLED, NULL);
@@ -313,6 +317,7 @@ slot *guest_enter(pager *p, u64 since) {
             if (atomic_load(&p->slots[i].owner) == 0 && atomic_compare_exchange_strong(&p->slots[i].owner, &nobody, tid)) {
                 p->slots[i].waiter_tid = tid;
                 p->slots[i].reported = 0;
+                p->slots[i].given = NULL;
                 atomic_store_explicit(&p->slots[i].since_ns, since, memory_order_relaxed);
                 return &p->slots[i];
             }

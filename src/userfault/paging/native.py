@@ -164,7 +164,7 @@ def pager_library() -> ctypes.CDLL:
         "pager_start": (c_void_p, [POINTER(Settings), POINTER(c_int), c_char_p, c_uint64]),
         "pager_stop": (None, [c_void_p]),
         "pager_free": (None, [c_void_p]),
-        "pager_ensure": (c_uint64, [c_void_p, c_uint64, c_uint64]),
+        "pager_ensure": (c_uint64, [c_void_p, c_uint64, c_uint64, c_void_p]),
         "pager_will_need": (None, [c_void_p, c_uint64, c_uint64]),
         "pager_evict": (c_int64, [c_void_p, c_uint64, c_uint64]),
         "pager_copy": (c_uint64, [c_void_p, c_void_p, c_uint64]),

@@ -147,7 +147,11 @@ class Region(mmap.mmap):
         ValueError for a range outside.
         """
         offset, length = self._range(offset_bytes, length_bytes)
-        failed = self._call("pager_ensure", offset, length)
+        self._have(offset, length, None)
+
+    def _have(self, offset: int, length: int, content: int | None) -> None:
+        """Have it in memory. `content`, an address, is what it is about to be overwritten with: whole units of it are then not fetched."""
+        failed = self._call("pager_ensure", offset, length, content)
         if failed:
             raise self._failure(failed - 1)
 
@@ -183,7 +187,10 @@ class Region(mmap.mmap):
                 del here
 
     def write_at(self, offset_bytes: int, data: Any) -> None:
-        """Copy `data` to `offset_bytes`. Raises as `read_at`, and TypeError where the region is read-only."""
+        """Copy `data` to `offset_bytes`. Units that it overwrites whole are not fetched.
+
+        Raises as `read_at`, and TypeError where the region is read-only.
+        """
         if self._access == "r":
             raise TypeError(f"{self._source.name} was opened read-only: open it with access='c' or 'r+'")
         payload = bytes(memoryview(data).cast("B"))
@@ -193,11 +200,13 @@ class Region(mmap.mmap):
             self._copy(at, offset, length, to_region=True)
 
     def _copy(self, other: int, offset: int, length: int, *, to_region: bool) -> None:
-        end = offset + length
+        end, unit_bytes = offset + length, self.unit_bytes
+        # Piece by piece: a range larger than the budget passes through it, and what was made ready is still there when it is copied.
+        budget_bytes = self._control.budget_units * unit_bytes or 2 << 20
+        most = max(1, min(1 << 20, budget_bytes // 2) // unit_bytes) * unit_bytes
         while offset < end:
-            # Piece by piece: a range larger than the budget passes through it.
-            piece = min(end - offset, max(self.unit_bytes, 1 << 20))
-            self.ensure(offset, piece)
+            piece = min(end, offset // unit_bytes * unit_bytes + most) - offset
+            self._have(offset, piece, other if to_region else None)
             mine = self._base + offset
             with self._held():
                 fault = pager_library().pager_copy(*((mine, other) if to_region else (other, mine)), piece)
