@@ -36,7 +36,7 @@ class atomic_t:
     """A counter changed by atomic instructions only."""
 
     __embedded__ = True
-    counter: Annotated[int, Range(0, 7)] = 0
+    counter: Annotated[int, Range(0, 7)] = 0  # atomic
     within: anon_vma = NULL  # const
 
 
@@ -45,7 +45,7 @@ class spinlock_t:
     """A spinlock; nothing may sleep while it is held."""
 
     __embedded__ = True
-    owner: Owner = 0
+    owner: Owner = 0  # the lock itself
     lock_class: LockClass = LockClass.PTL  # const
     within: page_table = NULL  # const
 
@@ -55,8 +55,8 @@ class rw_semaphore:
     """A sleeping reader/writer lock."""
 
     __embedded__ = True
-    writer: Owner = 0
-    readers: Holders = field(default_factory=list)
+    writer: Owner = 0  # the lock itself
+    readers: Holders = field(default_factory=list)  # the lock itself
     lock_class: LockClass = LockClass.MMAP_SEM  # const
     within: anon_vma = NULL  # const
 
@@ -66,19 +66,19 @@ class cpu:
     """What a CPU knows of itself; only its own thread writes it."""
 
     __per_cpu__ = True
-    held: list[HeldCount] = field(default_factory=lambda: [0] * len(LockClass))  # locks held, by LockClass
-    rcu_nesting: Annotated[int, Range(0, 3)] = 0
-    irqs_off: bool = False  # IPIs to this CPU wait
+    held: list[HeldCount] = field(default_factory=lambda: [0] * len(LockClass))  # this CPU's own, by LockClass
+    rcu_nesting: Annotated[int, Range(0, 3)] = 0  # this CPU's own
+    irqs_off: bool = False  # this CPU's own: IPIs to it wait
     mm: mm_struct = NULL  # const: the address space that its user code runs in
-    tlb: list[tlb_t] = field(default_factory=list)  # by user page; written by this CPU, cleared by flushes
-    flush_required: bool = False  # try_to_unmap has left translations of what it unmapped (tlb_ubc)
-    flush_dirty: bool = False  # by one of them a CPU may still write
+    tlb: list[tlb_t] = field(default_factory=list)  # this CPU's own, by user page; flushes of others clear it
+    flush_required: bool = False  # this CPU's own (tlb_ubc): translations of what it unmapped are left
+    flush_dirty: bool = False  # this CPU's own: by one of them somebody may still write
     event: Annotated[int, Range(0, 31)] = (
         0  # a userfaultfd's message that this CPU waits for somebody to read; event_wqh.lock
     )
-    gather: list[page] = field(default_factory=list)  # mmu_gather: pages unmapped here, to be freed after the flush
-    pinned: list[page] = field(default_factory=list)  # what get_user_pages_fast gave to the caller
-    isolated: list[page] = field(default_factory=list)  # khugepaged's compound_pagelist: huge pages that it has locked
+    gather: list[page] = field(default_factory=list)  # this CPU's own mmu_gather: pages to be freed after the flush
+    pinned: list[page] = field(default_factory=list)  # this CPU's own: what get_user_pages_fast gave to the caller
+    isolated: list[page] = field(default_factory=list)  # this CPU's own compound_pagelist: huge pages, locked
     walk_visited: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that the rmap walk under way has visited
     walk_gained: Annotated[int, Range(0, 7)] = 0  # ghost: mappings its page has gained since the walk began
     walk_expected: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that it had when the walk began
@@ -93,8 +93,8 @@ class anon_vma:
     """include/linux/rmap.h: the head of the VMAs in which the pages created in one VMA may be mapped."""
 
     root: anon_vma = NULL  # set at allocation, constant until freed
-    rwsem: rw_semaphore = field(default_factory=rw_semaphore)  # only the root's is used
-    refcount: atomic_t = field(default_factory=atomic_t)
+    rwsem: rw_semaphore = field(default_factory=rw_semaphore)  # a lock; only the root's is used
+    refcount: atomic_t = field(default_factory=atomic_t)  # atomic
     rb_root: list[anon_vma_chain] = field(default_factory=list)  # root->rwsem
     parent: anon_vma = NULL  # root->rwsem; since v3.19
     num_children: Annotated[int, Range(0, 7)] = 0  # root->rwsem; since v6.0
@@ -171,9 +171,9 @@ class vm_area_struct:
     cursor: Annotated[int, Range(0, 0)] = (
         0  # vm_private_data of a nonlinear VMA: where the next sweep begins; i_mmap_mutex
     )
-    vm_refcnt: Annotated[int, Range(0, 7)] = 0  # readers of the VMA's own lock, since v6.4
+    vm_refcnt: Annotated[int, Range(0, 7)] = 0  # atomic: readers of the VMA's own lock, since v6.4
     vm_write_locked: bool = False  # until mmap_sem is let go, which its writer holds
-    detached: Annotated[int, CpuId(owned=True)] = 0  # whose munmap has taken it out of its mm
+    detached: Annotated[int, CpuId(owned=True)] = 0  # mmap_sem: whose munmap has taken it out of its mm
     allocated: bool = False  # slab
 
 
@@ -185,7 +185,7 @@ class userfaultfd_ctx:
     wp_unpopulated: bool = False  # const: UFFD_FEATURE_WP_UNPOPULATED
     wp_async: bool = False  # const: UFFD_FEATURE_WP_ASYNC
     features: int = 0  # const: UFFD_FEATURE_*, of which events.py reads some
-    mmap_changing: int = 0  # events that are prepared and not read; since v4.11
+    mmap_changing: int = 0  # atomic: events that are prepared and not read; since v4.11
 
 
 @struct
@@ -194,8 +194,8 @@ class address_space:
 
     i_mmap: list[vm_area_struct] = field(default_factory=list)  # i_mmap_mutex: linear VMAs
     i_mmap_nonlinear: list[vm_area_struct] = field(default_factory=list)  # i_mmap_mutex
-    i_mmap_mutex: rw_semaphore = field(default_factory=rw_semaphore)
-    pages: list[page | None] = field(default_factory=list)  # by file page
+    i_mmap_mutex: rw_semaphore = field(default_factory=rw_semaphore)  # a lock
+    pages: list[page | None] = field(default_factory=list)  # const, by file page
 
 
 @struct
@@ -207,21 +207,21 @@ class page:
     index: Index = 0  # page lock, as mapping
     mapping_stale: bool = False  # ghost: the slot that mapping points to serves another anon_vma by now
     mapcount: atomic_t = field(default_factory=atomic_t)  # 0 = unmapped; PTL of the PTE that changes it
-    refcount: atomic_t = field(default_factory=atomic_t)
+    refcount: atomic_t = field(default_factory=atomic_t)  # atomic
     entire_mapcount: Annotated[int, Range(0, 7)] = 0  # a huge page's head: PMDs that map it; PMD lock; since v4.5
-    pincount: Annotated[int, Range(0, 3)] = 0  # FOLL_PIN users; since v5.7
+    pincount: Annotated[int, Range(0, 3)] = 0  # atomic: FOLL_PIN users; since v5.7
     tail_users: Annotated[int, Range(0, 3)] = 0  # a tail's references (in its _mapcount); compound_lock; before v4.5
     write_pins: Annotated[int, Range(0, 3)] = 0  # ghost: pins that gup_fast has handed out for writing
-    locked: Owner = 0  # PG_locked
+    locked: Owner = 0  # PG_locked: the lock itself
     swapcache: swap_slot = NULL  # PG_swapcache + private: page lock
     anon_exclusive: bool = False  # PageAnonExclusive: PTL; since v5.19
     compound: bool = False  # part of a huge page; page lock / compound lock
     lru: bool = False  # lru_lock
-    dirty: bool = False
+    dirty: bool = False  # PG_dirty: atomic; under the PTL of an entry that was dirty, or the page lock
     lazyfree: bool = False  # MADV_FREE was said: PG_swapbacked is clear; lru_lock
     referenced: bool = False  # ghost of PG_referenced
     allocated: bool = False  # buddy
-    data: Content = 0  # the memory itself
+    data: Content = 0  # no lock: the memory itself
 
 
 VM_FAULT_OOM = 1
@@ -303,7 +303,7 @@ class pte_slot:
     """Where a PTE lives: what a `pte_t *` points to."""
 
     __embedded__ = True
-    pte: pte_t = pte_t()  # ptl of the table
+    pte: pte_t = pte_t()  # PTL of the table
     table: page_table = NULL  # const
 
 
@@ -322,10 +322,10 @@ class pmd_slot:
 class page_table:
     """A page of PTEs."""
 
-    ptl: spinlock_t = field(default_factory=spinlock_t)
+    ptl: spinlock_t = field(default_factory=spinlock_t)  # a lock
     pte: list[pte_slot] = field(default_factory=list)  # const list of slots
     number: Annotated[int, Range(0, 31)] = 0  # const: its address, for lock order
-    allocated: bool = False
+    allocated: bool = False  # buddy
     detached: bool = False  # PMD lock and ptl: freed, but for RCU readers
 
 
@@ -333,14 +333,14 @@ class page_table:
 class mm_struct:
     """An address space."""
 
-    mmap_sem: rw_semaphore = field(default_factory=rw_semaphore)
-    page_table_lock: spinlock_t = field(default_factory=spinlock_t)
+    mmap_sem: rw_semaphore = field(default_factory=rw_semaphore)  # a lock
+    page_table_lock: spinlock_t = field(default_factory=spinlock_t)  # a lock
     pmd: list[pmd_slot] = field(default_factory=list)  # const list of slots
     mmap: list[vm_area_struct] = field(default_factory=list)  # mmap_sem, in address order
-    allocated: bool = True  # in use; a free one waits for a fork
-    tlb_flush_batched: bool = False  # reclaim has not flushed yet what it unmapped here; since v4.4
+    allocated: bool = True  # slab: in use; a free one waits for a fork
+    tlb_flush_batched: bool = False  # PTL: reclaim has not flushed what it unmapped here; since v4.4
     write_protect_seq: Annotated[int, Range(0, 15)] = 0  # odd while a fork write-protects; mmap_sem W; since v5.11
-    mmap_changing: Annotated[int, Range(0, 3)] = 0  # the userfaultfd context's counter; since v4.11
+    mmap_changing: Annotated[int, Range(0, 3)] = 0  # atomic: the userfaultfd context's counter; since v4.11
 
 
 @struct
@@ -350,14 +350,14 @@ class swap_slot:
     swap_map: Annotated[int, Range(0, 7)] = 0  # swap lock
     has_cache: bool = False  # SWAP_HAS_CACHE: swap lock
     cache: page = NULL  # the swap cache: page lock + tree_lock
-    data: Content = 0  # what is on the device
+    data: Content = 0  # page lock of the cached page: what is on the device
 
 
 @struct
 class register:
     """A litmus register: what a thread's operation returned."""
 
-    value: Annotated[int, Range(-64, 63)] = 0
+    value: Annotated[int, Range(-64, 63)] = 0  # no lock: its thread's own
 
 
 # Names of types for fields that bear their type's name.
