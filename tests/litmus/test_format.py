@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from userfault.check.engine import run
 from userfault.litmus import LitmusError, compile_test, judged, load, matrix_jobs
 from userfault.litmus.ast import WAITS, Atom, Formula
 from userfault.litmus.mutants import parse_mutant, patch
+from userfault.litmus.operations import KERNEL_OPERATIONS, OPERATIONS
 from userfault.litmus.read import read, read_file
 from userfault.model.anon_vma import put_anon_vma
 
@@ -44,6 +47,9 @@ WRONG = [
     ("A:0-1 = P;", "A:0-1 = P; waiting;", 3, "a fault of the model raises SIGBUS"),
     ("forall (0:r0 = 1)", "locations [0:r9;]", 6, "no operation sets 0:r9"),
     ("expect v6.8 holds", "", 6, "the file ends here"),
+    ("expect v6.8 holds", "expect v6.9 holds", 7, "there is no era v6.9"),
+    ("expect v6.8 holds", "ignore termination v9.9\nexpect v6.8 holds", 7, "there is no era v9.9"),
+    ("A:0-1 = P;", "A:0-1 = P; swapout P dropped;", 3, "unexpected 'dropped'"),
 ]
 
 
@@ -57,6 +63,17 @@ def test_what_is_wrong_is_said_with_its_place(good: str, bad: str, line: int, pr
     assert message.startswith(f"t.litmus:{line}:")
     assert problem in message
     assert message.splitlines()[2].strip() == "^"
+
+
+def test_the_grammar_and_the_operations_are_in_the_docs() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "litmus.md").read_text()
+    grammar, operations = (docs.split(f"\n## {title}\n")[1].split("\n## ")[0] for title in ("Grammar", "Operations"))
+    lark = files("userfault.litmus").joinpath("litmus.lark").read_text()
+    words = [set(re.findall(r'"(~?[a-z]\w+)"', text)) for text in (lark, grammar)]
+    assert words[0] <= words[1]
+    assert words[1] - words[0] == {"remap", "remove", "unmap"}  # names of events
+    shown = {word for code in re.findall(r"`([^`]+)`", operations) for word in code.split()}
+    assert {*OPERATIONS, *KERNEL_OPERATIONS} <= shown
 
 
 def test_an_errno_and_a_place_are_read() -> None:

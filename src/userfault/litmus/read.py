@@ -13,6 +13,7 @@ from typing import Any
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
 
+from ..model.era import ERAS
 from .ast import WAITS, At, Atom, Column, Expectation, Formula, Operation, Setup, Test, Value, Vma
 from .errors import LitmusError, at_place
 
@@ -107,7 +108,8 @@ class _Reader:
             elif part.data == "kernel_only":
                 kernel_only = " ".join(str(part.children[0])[1:-1].split())
             elif part.data == "ignore":
-                ignore.add((str(part.children[0]), str(part.children[1] or "")))
+                prop, era = part.children
+                ignore.add((str(prop), "" if era is None else self.era(era)))
             elif part.data == "sometimes":
                 sometimes.append(str(part.children[0])[1:-1])
             else:
@@ -115,7 +117,7 @@ class _Reader:
                 if (verdict == "violated") != (prop is not None):
                     at = At(era.line or 1, era.column or 1)  # type: ignore[union-attr]
                     raise self.fail(at, f"{verdict} of what?", "write `violated PROPERTY`, or `holds` alone")
-                expect.append(Expectation(str(era), str(verdict), str(prop or "")))
+                expect.append(Expectation(self.era(era), str(verdict), str(prop or "")))
         assert isinstance(init, Tree) and isinstance(threads, Tree)
         return Test(
             name=str(name),
@@ -132,6 +134,11 @@ class _Reader:
             file=self.file,
             text=self.text,
         )
+
+    def era(self, node: Any) -> str:
+        if str(node) not in ERAS:
+            raise self.fail(self.at(node), f"there is no era {node}", f"one of {', '.join(ERAS)}")
+        return str(node)
 
     def at(self, node: Any) -> At:
         if isinstance(node, Token):
@@ -167,7 +174,9 @@ class _Reader:
                 flags.add(str(part.data))
         vma = Vma(at, str(mm), int(str(first)), int(str(last)), frozenset(flags), pgoff, pages, huge)
         if vma.last <= vma.first:
-            raise self.fail(at, f"the range {vma.first}-{vma.last} is empty", "write FIRST-LAST, LAST not included")
+            raise self.fail(
+                at, f"the range {vma.first}-{vma.last} is empty", "write FIRST-END, END not included: 0-1 is one page"
+            )
         return vma
 
     def threads(self, tree: Tree[Token]) -> tuple[Column, ...]:
