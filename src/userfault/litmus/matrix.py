@@ -123,15 +123,18 @@ def in_pairs(configuration: str, picked: Sequence[str], era: str) -> list[str]:
     return found
 
 
-def _verdict(name: str, configuration: str, picked: Sequence[str], era: str) -> tuple[str, list[str]]:
+def understood(name: str, era: str) -> tuple[str, list[str]]:
     """(the property that is understood to break, or "", properties to look past)."""
+    _, configuration, operations = name.split("/")
+    picked = operations.split("+")
     exact, _ = known().get((name, era), ("", ""))
     if len(picked) == 2:
         return exact, []
     pairs = in_pairs(configuration, picked, era)
     past = sorted({each for prop in pairs for each in PASSING.get(prop, ())})
     stopping = [prop for prop in pairs if prop not in PASSING]
-    return (exact or (stopping[0] if stopping else "")), past
+    prop = exact or (stopping[0] if stopping else "")
+    return "" if prop == "-" else prop, past
 
 
 def _text(name: str, configuration: str, picked: Sequence[str], eras: Sequence[str]) -> str:
@@ -141,9 +144,9 @@ def _text(name: str, configuration: str, picked: Sequence[str], eras: Sequence[s
     ignore, expect = [], []
     for era in eras:
         # What two of the operations break is known: look what else three do.
-        prop, past = _verdict(name, configuration, picked, era)
+        prop, past = understood(name, era)
         ignore += [f"ignore {each} {era}" for each in past]
-        expect.append(f"expect {era} violated {prop}" if prop not in ("", "-") else f"expect {era} holds")
+        expect.append(f"expect {era} violated {prop}" if prop else f"expect {era} holds")
     spare = SPARE if len(picked) > 2 else ""
     question = f"Can {' and '.join(picked)} run at the same time?"
     lines = [
