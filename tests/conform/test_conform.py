@@ -150,13 +150,12 @@ SEEDS = {
     "fault-flags": 4,
     "free-shared-cache": 5,
     "free-written": 6,
-    "ksm-alone": 39,
-    "ksm-merge-protection": 2,
+    "ksm-alone": 3,
     "ksm-referred": 2,
-    "ksm-remapped": 39,
-    "ksm-unmerge-protection": 19,
+    "ksm-remapped": 4,
     "merge-registered": 2,
     "swapin-write-protected": 8,
+    "unshare-reuse": 22,
     "upgrade-shared": 8,
 }
 """With the first seed these take thousands of operations, with these some hundred."""
@@ -356,6 +355,26 @@ def test_the_copy_of_a_pinned_page_that_nobody_may_use_can_t_be_used_either() ->
     assert [perform(op, world).outcome.result for op in sequence] == [0, 0, 0, 0, -14]
     if "io_uring" not in running().without:
         assert check(MOVES, sequence) == len(sequence)
+
+
+def test_a_pin_for_reading_gives_a_process_a_page_of_its_own_first_and_finds_zeroes_in_a_hole() -> None:
+    page = MOVES.window.first * PAGE
+    sequence = (
+        Op(0, "mmap", (page, 2 * PAGE, 3)),
+        Op(0, "store", (page + 8, 5)),
+        Op(0, "fork", (1,)),
+        Op(1, "vmread", (page + 8,)),
+        Op(1, "vmread", (page + PAGE,)),
+        Op(0, "munmap", (page, PAGE)),
+        Op(0, "vmread", (page,)),
+    )
+    world = World(MOVES.window, lambda data: 1, Quirks())
+    done = [perform(op, world) for op in sequence]
+    assert [each.outcome.result for each in done] == [0, 0, 0, 8, 8, 0, -errno.EFAULT]
+    assert [each.outcome.out for each in done[3:5]] == [5, 0]
+    shared, own = (words.describe(done[at].states[1].words[0]) for at in (2, 3))
+    assert "ANON,AE" in own and "ANON,AE" not in shared
+    assert check(MOVES, sequence) == len(sequence)
 
 
 def test_a_pinned_small_page_is_in_the_way_of_madv_collapse_for_now() -> None:

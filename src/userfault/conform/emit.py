@@ -148,6 +148,7 @@ DISOWN
 		break;
 DRIVE
 KEEP
+READ_PINNED
 	case EXIT:
 LET_GO
 		printf("%3d  %s\\n", n, op->text);
@@ -208,7 +209,20 @@ START
 """
 
 
-KINDS = ("SYSCALL", "LOAD", "STORE", "FORK", "EXIT", "MEANWHILE", "PIN", "UNPIN", "HOLD", "RELEASE", "KSM_RUN")
+KINDS = (
+    "SYSCALL",
+    "LOAD",
+    "STORE",
+    "FORK",
+    "EXIT",
+    "MEANWHILE",
+    "PIN",
+    "UNPIN",
+    "HOLD",
+    "RELEASE",
+    "KSM_RUN",
+    "VMREAD",
+)
 KEEPERS = ("pin", "unpin", "hold", "release")
 
 KEEPER = """\
@@ -329,6 +343,15 @@ DRIVE = """\
 		break;
 """
 
+READ_PINNED = """\
+	case VMREAD: {
+		struct iovec to = {op->scratch, 8}, from = {(void *)a[0], 8};
+
+		value = process_vm_readv(getpid(), &to, 1, &from, 1, 0) < 0 ? -errno : 8;
+		break;
+	}
+"""
+
 AREA = """\
 	// A process without an area that may be merged loses its place among those that are scanned.
 	madvise(mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 4096, 12);
@@ -428,7 +451,8 @@ def c_program(sequence: Sequence[Op], profile: Profile, title: str, lacking: Fea
         rows.append(row(op, command))
     keeps = any(op.name in KEEPERS for op in sequence)
     drives = any(op.name == "ksmd" for op in sequence)
-    kinds = KINDS if keeps or drives else KINDS[: MEANWHILE + 1]
+    reads = any(op.name == "vmread" for op in sequence)
+    kinds = KINDS if keeps or drives or reads else KINDS[: MEANWHILE + 1]
     head = HEAD.format(
         kinds=", ".join(kinds),
         title=title,
@@ -448,6 +472,7 @@ def c_program(sequence: Sequence[Op], profile: Profile, title: str, lacking: Fea
         tail = tail.replace(f"{marker}\n", text if keeps else "")
     for marker, text in (("KSMD", KSMD), ("DRIVE", DRIVE), ("AREA", AREA)):
         tail = tail.replace(f"{marker}\n", text if drives else "")
+    tail = tail.replace("READ_PINNED\n", READ_PINNED if reads else "")
     return head + tail.replace("{FEATURES}", f"{{{features}}}").replace("FIRST_FD", str(CONTEXT_FD)).replace(
         "PIDFD", str(PIDFD)
     )

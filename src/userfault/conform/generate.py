@@ -192,7 +192,7 @@ HUGE = Profile(
 )
 PINS = Profile(
     "pins",
-    "forks and swap with pages that somebody keeps: pinned for writing, or referred to",
+    "forks and swap with pages that somebody keeps: pinned for writing or for reading, or referred to",
     Window(BASE, HUGE_PAGES - 10, 16),
     120,
     {
@@ -206,6 +206,7 @@ PINS = Profile(
         "munmap": 2,
         "pin": 16,
         "unpin": 8,
+        "vmread": 12,
         "hold": 12,
         "release": 8,
     },
@@ -274,6 +275,7 @@ KSM = Profile(
         "exit": 4,
         "pin": 5,
         "unpin": 4,
+        "vmread": 4,
         "hold": 5,
         "release": 4,
     },
@@ -537,6 +539,14 @@ class Generator:
         vma = self.vma(mm)
         return self.slot(self.world.holds, True), self.page_in(mm, vma, True if self.maybe(0.7) else None)
 
+    def draw_vmread(self, mm: mm_struct) -> tuple[int, ...]:
+        """Often of a page that is to be unshared first, best of a write-protected one."""
+        shared = self.where(mm, lambda p: not p.anon_exclusive)
+        protected = [addr for addr in shared if self.pte(mm, addr).uffd_wp]
+        if shared and self.maybe(0.7):
+            return (self.rng.choice(protected or shared) + 8 * self.rng.randrange(512),)
+        return self.draw_load(mm)
+
     def draw_unpin(self, mm: mm_struct) -> tuple[int, ...]:
         return (self.slot(self.world.pins, False),)
 
@@ -559,9 +569,13 @@ class Generator:
     def draw_pageout(self, mm: mm_struct) -> tuple[int, ...]:
         return self.around(mm, lambda p: p.lazyfree)
 
+    def where(self, mm: mm_struct, wanted: Callable[[Page], bool]) -> list[int]:
+        """The addresses of such pages."""
+        return [addr for addr in self.pages() if (p := self.pte(mm, addr).page) is not None and wanted(p)]
+
     def around(self, mm: mm_struct, wanted: Callable[[Page], bool]) -> tuple[int, int]:
         """Now and then a range that begins with such a page, if there is one."""
-        found = [addr for addr in self.pages() if (p := self.pte(mm, addr).page) is not None and wanted(p)]
+        found = self.where(mm, wanted)
         if found and self.maybe(0.4):
             return self.inside(self.rng.choice(found), self.length())
         return self.range_in(mm)

@@ -20,6 +20,7 @@ from ..kernel.agent import (
     STORE,
     SYSCALL,
     UNPIN,
+    VMREAD,
     Answer,
     Command,
 )
@@ -41,6 +42,7 @@ ADDRESS_BITS = 47
 ADVICE = tuple(MADV)
 CONTEXT_FD = 200
 """The userfaultfds have this number and the following ones."""
+WORD_BYTES = 8
 MERGE, UNMERGE = 1, 2
 """What ksmd is told (/sys/kernel/mm/ksm/run)."""
 PIDFD = 199
@@ -163,6 +165,16 @@ def release_page(world: World, mm: mm_struct, slot: int) -> Outcome:
     if p is not None:
         put_page(p)
     return Outcome(signed(content))
+
+
+def read_pinned(world: World, mm: mm_struct, addr: int) -> Outcome:
+    first = addr & -PAGE_SIZE_BYTES
+    data = gup.process_vm_read(mm, first)
+    if isinstance(data, int) and data < 0:
+        return Outcome(data)
+    # Of a page that was only cleared, and of the zero page, the model has no bytes.
+    word = data[addr - first : addr - first + WORD_BYTES] if isinstance(data, bytes) else b""
+    return Outcome(WORD_BYTES, signed(int.from_bytes(word, "little")))
 
 
 def drive_ksmd(world: World, mm: mm_struct, what: int) -> Outcome:
@@ -328,6 +340,13 @@ KINDS["release"] = Kind(
     "let go of it, by reading the page from the pipe",
     lambda base, process, a: Command(RELEASE, process, 0, a),
     release_page,
+)
+KINDS["vmread"] = Kind(
+    ("@addr",),
+    "process_vm_readv of a word of its own: a pin for reading",
+    lambda base, process, a: Command(VMREAD, process, 0, (base + a[0],)),
+    read_pinned,
+    out=0,
 )
 KINDS["ksmd"] = Kind(
     ("run",),

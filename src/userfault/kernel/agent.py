@@ -21,7 +21,7 @@ from .uapi import PageIs
 
 PROCESSES = 8
 SCRATCH = 8
-SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE, PIN, UNPIN, HOLD, RELEASE, KSM = range(11)
+SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE, PIN, UNPIN, HOLD, RELEASE, KSM, VMREAD = range(12)
 SLOTS = 4
 """How many pages a process can keep pinned, and how many held."""
 MEANWHILE_DONE, RESOLVED = 1, 2
@@ -42,7 +42,7 @@ MASK = (1 << 64) - 1
 
 
 class Command(NamedTuple):
-    """One operation. kind: SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE, PIN, UNPIN, HOLD, RELEASE or KSM; process: who does it.
+    """One operation. kind: SYSCALL, LOAD, STORE, FORK, EXIT, MEANWHILE, PIN, UNPIN, HOLD, RELEASE, KSM or VMREAD; process: who does it.
 
     number, arguments: the system call's; arguments whose bit is set in `pointers` are byte offsets into the scratch words, which
     the call reads and writes. LOAD and STORE take an address and a word; FORK the new process's number. MEANWHILE is an ioctl
@@ -50,7 +50,8 @@ class Command(NamedTuple):
     waits to be read. PIN and HOLD take a slot and an address: the page is pinned for writing (FOLL_PIN, a registered buffer of an
     io_uring), or only referred to (a pipe, vmsplice); UNPIN and RELEASE take the slot, and the latter answers with the word that
     stands for what the page holds then (hash_page). KSM takes what ksmd shall do: 1, whole scans until nothing changes any more; 2,
-    to unmerge everything. It needs an area that may be merged in every process.
+    to unmerge everything. It needs an area that may be merged in every process. VMREAD takes an address, whose word process_vm_readv
+    puts in the first scratch word: the page is pinned for reading (FOLL_PIN) as long as that takes.
     """
 
     kind: int
