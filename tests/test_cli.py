@@ -109,6 +109,23 @@ def test_a_wrong_use_is_one_where_nobody_can_be_told(args: tuple[str, ...]) -> N
         assert subprocess.run([*COMMAND, *args], stderr=full).returncode == 2
 
 
+@pytest.mark.parametrize("args", [("check", "S4"), ("check", "S1", "S3", "--jobs", "2"), ("conform", "--ops", "10")])
+def test_where_nothing_can_be_started_that_is_said(args: tuple[str, ...]) -> None:
+    # Another user is limited; the files are root's still.
+    limited = """
+import ctypes, os, resource
+if not os.geteuid():
+    os.setresuid(1_000_000 + os.getpid(), 1_000_000, 0)
+    ctypes.CDLL(None).setfsuid(0)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+from userfault.cli import main
+main()"""
+    done = subprocess.run([sys.executable, "-c", limited, *args], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("userfault") and done.stderr.count("\n") == 1
+    assert "no process or thread can be started" in done.stderr and "`ulimit -u`" in done.stderr
+
+
 def test_whoever_stops_reading_learns_nothing_of_the_verdicts() -> None:
     with subprocess.Popen([*COMMAND, "check", "S4", "S3", "--jobs", "1"], stdout=PIPE, stderr=PIPE) as started:
         assert started.stdout is not None and started.stderr is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 
 from userfault import litmus
 from userfault.cli import cli
-from userfault.conform import emit, operations, report, words
+from userfault.conform import emit, operations, report, sandbox, words
 from userfault.conform.compare import Divergence, perform
 from userfault.conform.drive import (
     ConformError,
@@ -36,7 +37,7 @@ from userfault.conform.sandbox import merging
 from userfault.conform.world import HUGE_PAGES, World
 from userfault.kernel.agent import SYSCALL, Agent, Command
 from userfault.kernel.errors import Unavailable
-from userfault.kernel.uapi import RegisterMode
+from userfault.kernel.uapi import Feature, RegisterMode
 from userfault.litmus import Mutant
 from userfault.model import fork, userfaultfd_move
 
@@ -248,6 +249,25 @@ def test_a_process_that_can_t_be_set_up_is_no_divergence() -> None:
     with pytest.raises(Unavailable, match="set up: userfaultfd: Operation not permitted: run as root"):
         agent.run([load], forbidden, seconds=5)
     assert agent.run([load], lambda: None, seconds=5).done == 1
+
+
+def test_a_limit_of_open_files_is_named_and_not_taken_for_a_want_of_privilege() -> None:
+    def limited(most: int, setup: Callable[[], object]) -> str:
+        def there() -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            setup()
+
+        load = operations.command(Op(0, "load", (0,)), MOVES.window.base)
+        with pytest.raises(Unavailable) as refused:
+            Agent(MOVES.window.start, 1, 8).run([load], there, seconds=5)
+        return str(refused.value)
+
+    # Below the numbers that the agent's userfaultfds have, and so few that nothing can be opened.
+    few = limited(150, lambda: sandbox.prepare(False, False, Feature(0), ()))
+    assert few.endswith(f"may have 150 open files, and it needs {sandbox.FILES}: `ulimit -n {sandbox.FILES}`")
+    assert "root" not in few
+    none = limited(4, lambda: os.open("/dev/null", os.O_RDONLY))
+    assert none.endswith("too many open files: a process may have 4: raise that limit, `ulimit -n`")
 
 
 def test_litmus_is_run_compare(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,13 +52,23 @@ def endings() -> Iterator[None]:
         # What is still to be written when the interpreter leaves would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_NOT_READ)
-    except OSError as error:
-        # Of what prints: a verb says itself what is wrong with a file that it was given.
-        if error.errno not in NOT_WRITTEN or error.filename is not None:
+    except (OSError, RuntimeError) as error:
+        why = reason(error)
+        if not why:
             raise
         with suppress(OSError):
-            click.echo(f"userfault: the output could not be written: {error.strerror}", err=True)
+            click.echo(f"userfault: {why}", err=True)
         sys.exit(EXIT_ENVIRONMENT)
+
+
+def reason(error: OSError | RuntimeError) -> str:
+    """Why the environment let no verb go on; empty where it is not the environment's fault."""
+    # Of what prints: a verb says itself what is wrong with a file that it was given.
+    if isinstance(error, OSError) and error.errno in NOT_WRITTEN and error.filename is None:
+        return f"the output could not be written: {error.strerror}"
+    from ..kernel.errors import limit_met
+
+    return str(limit_met(error) or "")
 
 
 class Verbs(click.Group):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,13 +19,18 @@ from .operations import CONTEXT_FD, PIDFD
 PR_SET_THP_DISABLE = 41
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 SWAP_BYTES = 512 << 20
+FILES = CONTEXT_FD + 256
+"""How many the agent's process may need: userfaultfds of children have the numbers from CONTEXT_FD on (MOST_CONTEXTS of native/agent.c)."""
 VMA_READAHEAD = "/sys/kernel/mm/swap/vma_ra_enabled"
 
 
 def prepare(huge: bool, ksm: bool, lacking: Feature, contexts: Sequence[Feature]) -> None:
     """In the agent's process: one CPU, huge pages only where advised or (not `huge`) nowhere, a pidfd of it, and the userfaultfds,
-    without the features that the kernel is lacking. Raises OSError.
+    without the features that the kernel is lacking. Raises OSError, Unavailable.
     """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most < FILES:
+        raise Unavailable(f"a process may have {most} open files, and it needs {FILES}", f"`ulimit -n {FILES}`")
     # Batches of pages that are on their way to the LRU lists are kept by CPU.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     libc = ctypes.CDLL(None, use_errno=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..native import library, why_missing
-from .errors import KernelError, Unavailable
+from .errors import KernelError, Unavailable, limit_met
 from .pagemap import known_categories
 from .uapi import PageIs
 
@@ -240,15 +240,9 @@ class Agent:
             value, raised, *scratch = RESULT.unpack_from(self._memory, self._results_at + number * RESULT.size)
             answers.append(Answer(value, raised, tuple(scratch)))
         if not done and os.waitstatus_to_exitcode(status) == NOT_SET_UP:
-            why = (
-                bytes(self._view[self._records_at : self._records_at + WHY_BYTES])
-                .rstrip(b"\0")
-                .decode(errors="replace")
-            )
-            raise Unavailable(
-                f"the process that operations are done to could not be set up: {why}",
-                "run as root; `userfault probe --missing` says what else is not there",
-            )
+            said = bytes(self._view[self._records_at : self._records_at + WHY_BYTES])
+            why, _, remedy = said.rstrip(b"\0").decode(errors="replace").partition("\0")
+            raise Unavailable(f"the process that operations are done to could not be set up: {why}", remedy)
         records = [self._record(number) for number in range(done)] if observed else []
         messages = [self._messages(number) for number in range(done)] if observed else []
         return Run(answers, records, done, hung, status, messages)
@@ -260,7 +254,12 @@ class Agent:
             if failed:
                 raise OSError(-failed, f"/proc/self/pagemap, kpagecount, kpageflags: {os.strerror(-failed)}")
         except BaseException as error:
-            why = str(getattr(error, "strerror", None) or error).encode()[:WHY_BYTES]
+            missing = error if isinstance(error, Unavailable) else limit_met(error)
+            missing = missing or Unavailable(
+                str(getattr(error, "strerror", None) or error),
+                "run as root; `userfault probe --missing` says what else is not there",
+            )
+            why = f"{missing.reason}\0{missing.remedy}".encode()[:WHY_BYTES]
             self._view[self._records_at : self._records_at + WHY_BYTES] = why.ljust(WHY_BYTES, b"\0")
             os._exit(NOT_SET_UP)
         self._lib.uf_agent_run(

@@ -54,7 +54,12 @@ class Child:
         self._status: int | None = None
         go_read, self._go = os.pipe()
         self._answers, answer_write = os.pipe()
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            for each in (go_read, self._go, self._answers, answer_write):
+                os.close(each)
+            raise
         # A group of its own: what it forks ends with it. Both sides set it, because either may be first.
         with suppress(OSError):
             os.setpgid(self.pid, 0)

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import KernelError, Unavailable
+from .errors import KernelError, Unavailable, limit_met
 from .syscalls import libc
 from .uapi import PAGE_SIZE_BYTES
 
@@ -185,7 +185,9 @@ def machine(*, timeout_s: float = 60.0, state: Path = STATE) -> Iterator[Machine
         state.mkdir(mode=0o755, exist_ok=True)
         handle = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Unavailable(f"the machine's settings can't be changed: {error}", "run as root") from error
+        raise limit_met(error) or Unavailable(
+            f"the machine's settings can't be changed: {error}", "run as root"
+        ) from error
     owner = os.getpid()
     _handles.add(handle)
     try:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from .errors import Unavailable
+from .errors import Unavailable, limit_met
 
 VM_FLAGS = {
     "rd": "readable",
@@ -104,7 +104,7 @@ def _lines(pid: int, name: str) -> Iterator[str]:
     except OSError as error:
         gone = error.errno in (errno.ENOENT, errno.ESRCH)
         remedy = f"there is no process {pid} any more" if gone else "that process is not yours: run as root"
-        raise Unavailable(f"{path}: {os.strerror(error.errno or errno.EIO)}", remedy) from error
+        raise limit_met(error) or Unavailable(f"{path}: {os.strerror(error.errno or errno.EIO)}", remedy) from error
 
 
 def _vma(line: str) -> Vma:

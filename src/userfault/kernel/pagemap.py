@@ -14,7 +14,7 @@ from itertools import groupby
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from .errors import KernelError, Unavailable
+from .errors import KernelError, Unavailable, limit_met
 from .syscalls import ioctl, process_name
 from .uapi import (
     ANON_EXCLUSIVE,
@@ -109,7 +109,9 @@ class Pagemap:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise Unavailable(f"{path}: {os.strerror(error.errno or errno.EIO)}", _whose(pid, error)) from error
+            raise limit_met(error) or Unavailable(
+                f"{path}: {os.strerror(error.errno or errno.EIO)}", _whose(pid, error)
+            ) from error
 
     def words(self, address: int, length: int) -> memoryview:
         """The entries of a range as 64-bit words, one a page. Shorter than asked for where the address space ends, or the process did."""
@@ -209,7 +211,7 @@ class Frames:
         except OSError as error:
             self.close()
             remedy = "this kernel lacks CONFIG_PROC_PAGE_MONITOR" if error.errno == errno.ENOENT else "run as root"
-            raise Unavailable(f"{error.filename}: {error.strerror}", remedy) from error
+            raise limit_met(error) or Unavailable(f"{error.filename}: {error.strerror}", remedy) from error
 
     def count(self, pfn: int) -> int:
         """How many page-table entries map this frame (of the zero page: 0)."""

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 from .child import ChildDied, ChildHung, call
-from .errors import KernelError, Unavailable
+from .errors import KernelError, Unavailable, limit_met
 
 Verdict = Literal["yes", "no", "unknown"]
 DEADLINE_S = 10.0
@@ -66,7 +66,11 @@ class Probe:
             return found("no", f"it did not come to an end within {DEADLINE_S:g} s", "report it: it should")
         except ChildDied as error:
             return found("no", str(error), "report it: it should not")
-        except (OSError, KernelError) as error:
+        except (OSError, RuntimeError, KernelError) as error:
+            if limit := limit_met(error):
+                return found("unknown", limit.reason, limit.remedy)
+            if isinstance(error, RuntimeError):
+                raise
             return found("no", str(error), "run as root, or on a newer kernel: the reason is the kernel's")
         except AssertionError as error:
             return found("no", f"it is there and does something else: {error}", "report it, with the kernel's version")

@@ -18,7 +18,7 @@ from importlib import resources
 from mmap import mmap
 
 from ..native import library, why_missing
-from .errors import KernelError
+from .errors import KernelError, limit_met
 
 MAX_THREADS, MAX_MMS, MAX_FIELDS, MAX_OUTCOMES = 8, 8, 24, 4096
 WAITS = -(2**31)
@@ -193,7 +193,7 @@ def run_race(
         try:
             pid = lib.uf_race_start(ctypes.byref(program), at, rounds, int(seconds * 1e9), pin, seed)
             if pid < 0:
-                raise KernelError(f"no process for a race: {os.strerror(-pid)}")
+                raise limit_met(OSError(-pid, "")) or KernelError(f"no process for a race: {os.strerror(-pid)}")
             hung = not _wait(pid, results, patience)
             out = Outcomes(
                 rounds=results.rounds,
