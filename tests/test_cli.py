@@ -35,6 +35,11 @@ def test_a_hole_is_expected_and_shown() -> None:
     assert "1 checked" in result.output
 
 
+def test_what_brings_the_kernel_down_is_shown_before_a_shorter_run_that_only_surprises() -> None:
+    assert "\nS3 on v3.10+seed\n" in run("check", "move+dontneed-tables", "S3").output
+    assert "\nmove+dontneed-tables on v6.18\n" in run("check", "move+dontneed-tables", "guard+load").output
+
+
 def test_json_is_one_object_a_line_with_the_documented_keys() -> None:
     result = run("check", "S3", "--json")
     keys = {"test", "era", "mutant", "verdict", "property", "states", "transitions", "seconds", "steps", "replay"}

@@ -46,10 +46,14 @@ def summary(outcomes: Sequence[Outcome], seconds: float) -> str:
     return text + (f"; {surprises} NOT as expected" if surprises else "; all as expected")
 
 
+HARM = {"bug_on": 0, "use_after_free": 0, "condition": 2, "termination": 3}
+"""What a broken property does to the kernel: brings it down, breaks its rules (1: all others), surprises its user, or never ends."""
+
+
 def best_of(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The counterexample worth showing: a surprise first, then a hole of a kernel as it was, the shortest of them."""
+    """The counterexample worth showing: a surprise first, then a hole of a kernel as it was, the worst, the shortest of them."""
     violated = [o for o in outcomes if o.verdict == "violated" and o.replay]
-    return min(violated, key=lambda o: (o.expected, bool(o.mutant), o.property == "termination", o.steps), default=None)
+    return min(violated, key=lambda o: (o.expected, bool(o.mutant), HARM.get(o.property, 1), o.steps), default=None)
 
 
 def print_trace(outcome: Outcome) -> None:
