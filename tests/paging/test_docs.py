@@ -1,4 +1,4 @@
-"""The Python in docs/paging-sources.md runs, and the contract holds for the store that it shows."""
+"""The programs in docs/paging.md and docs/paging-sources.md run, and the contract holds for the store that the latter shows."""
 
 from __future__ import annotations
 
@@ -36,12 +36,18 @@ def run(directory: Path, *arguments: str) -> str:
 
 
 @pytest.mark.usefixtures("can_page")
-def test_the_example_of_the_first_page_runs(tmp_path: Path) -> None:
+def test_the_examples_of_the_first_page_run(tmp_path: Path) -> None:
     np.ones((2000, 768), dtype="<f4").tofile(tmp_path / "vectors.f32")
     text = (DOCUMENT.parent / "paging.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    (tmp_path / "script.py").write_text(block)
+    first, ranks, function = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (policy,) = re.findall(r"^```c\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "policy.c").write_text(policy)
+    flags = ["-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run(["cc", *flags, "-o", tmp_path / "policy.so", tmp_path / "policy.c"], check=True)
+    (tmp_path / "script.py").write_text(f"{first}{ranks}{function}print(memory.stats())\n")
     printed = run(tmp_path, "script.py")
+    assert "1.536e+06 present" in printed
+    assert "of 512.0 KiB resident" in printed.splitlines()[-1]
     assert "768." in printed
     assert "of 256.0 KiB resident" in printed
 

@@ -257,6 +257,12 @@ MUTANTS = {
         "else if (ahead && !(atomic_load(&states(p)[unit]) & WAITED)) release_unit",
         "test_prefetch.py::test_who_waits_for_a_fetch_ahead_that_fails_asks_anew",
     ),
+    "ranks are compared as ages": Mutant(
+        "pager_evict.c",
+        "if (atomic_load(&ranks[units[i]]) < atomic_load(&ranks[units[best]])) best = i;",
+        "if ((i32)(atomic_load(&ranks[units[i]]) - atomic_load(&ranks[units[best]])) < 0) best = i;",
+        "test_prefetch.py::test_the_lowest_rank_leaves",
+    ),
     "a policy may choose units in work": Mutant(
         "pager_evict.c",
         "n += STATE(atomic_load(&states(p)[units[n]])) == PRESENT;",

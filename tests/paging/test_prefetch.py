@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from userfault import paging
-from userfault.paging import Region
+from userfault.paging import PagingError, Region
 from userfault.paging.pytest_plugin import check
 
 pytestmark = pytest.mark.usefixtures("can_page")
@@ -128,6 +128,33 @@ def test_clock_spares_what_is_used_again() -> None:
                 assert memory[unit * UNIT] == DATA[unit * UNIT]
                 memory.ensure(0, 1)
             assert memory.state_of(UNIT) == "absent"
+
+    check(child)
+
+
+def test_the_lowest_rank_leaves() -> None:
+    def child() -> None:
+        with paging.open(DATA, resident=8 * UNIT, prefetch_units=0, policy="rank") as memory:
+            ranks = memory.ranks
+            assert list(ranks) == [0] * (len(DATA) // UNIT)
+
+            def read(first: int, last: int) -> list[int]:
+                for unit in range(first, last):
+                    assert memory[unit * UNIT] == DATA[unit * UNIT]
+                    while memory.state_of(unit * UNIT) != "present":  # until it says so it is no candidate
+                        time.sleep(0.001)
+                return [unit for unit in range(len(DATA) // UNIT) if memory.state_of(unit * UNIT) == "present"]
+
+            for unit in range(7):
+                ranks[unit] = 0xFFFFFFFF - unit
+            assert read(0, 40) == [0, 1, 2, 3, 4, 5, 6, 39]
+            ranks[3], ranks[39], ranks[40], ranks[41] = 0, 1, 3, 2
+            assert read(40, 41) == [0, 1, 2, 4, 5, 6, 39, 40]
+            assert read(41, 42) == [0, 1, 2, 4, 5, 6, 40, 41]
+            assert read(42, 44) == [0, 1, 2, 4, 5, 6, 40, 43]
+        ranks[0] = 1  # they are not the region's memory
+        with paging.open(DATA) as memory, pytest.raises(PagingError, match='policy="rank"'):
+            memory.ranks  # noqa: B018
 
     check(child)
 

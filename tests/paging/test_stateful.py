@@ -127,7 +127,7 @@ class RegionBesideBytes(RuleBasedStateMachine):
     @initialize(
         unit=st.sampled_from(["4 KiB", "64 KiB"]),
         mode=st.sampled_from(["threads", "sigbus"]),
-        policy=st.sampled_from(["clock", "fifo", "lru"]),
+        policy=st.sampled_from(["clock", "fifo", "lru", "rank"]),
         access=st.sampled_from(["r", "c", "r+"]),
         source=st.sampled_from(SOURCES),
         handlers=st.integers(1, 3),
@@ -202,6 +202,12 @@ class RegionBesideBytes(RuleBasedStateMachine):
         self.expected[at : at + length] = bytes([value]) * length
         self.written |= set(range(at // 4096, (at + length - 1) // 4096 + 1))
         self.did()
+
+    @rule(unit=st.integers(0, SIZE - 1), rank=st.integers(0, 3))
+    def rank(self, unit: int, rank: int) -> None:
+        if self.options["policy"] == "rank":
+            self.memory.ranks[unit // self.memory.unit_bytes] = rank
+            self.did()
 
     @rule(where=ranges)
     def evict(self, where: tuple[int, int]) -> None:

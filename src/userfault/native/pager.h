@@ -17,7 +17,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #define PAGE ((uint64_t)4096)
 #define PAGER_MAGIC 0x7265676170667375ull // "usfpager"
-#define PAGER_VERSION 2
+#define PAGER_VERSION 3
 #define MOVE_FROM_BYTES 65536 // moving a page costs two TLB flushes, copying costs a copy: this is where it turns
 #define MAX_SERVICE 16  // handlers, background, receiver, guardian
 #define MAX_SLOTS 64    // service threads first, then guests: threads of the application that resolve for themselves
@@ -40,7 +40,7 @@ typedef _Atomic u64 au64;
 
 enum { SOURCE_ZERO, SOURCE_FILE, SOURCE_MEMORY, SOURCE_WORKER, SOURCE_PEER };
 enum { MODE_THREADS, MODE_SIGBUS };
-enum { POLICY_CLOCK, POLICY_FIFO, POLICY_LRU, POLICY_CUSTOM };
+enum { POLICY_CLOCK, POLICY_FIFO, POLICY_LRU, POLICY_RANK, POLICY_CUSTOM };
 
 // A unit's state word: what it is in the low bits, who works on it in the upper half (of one in limbo: 1 + its place there).
 enum { ABSENT, FILLING, PRESENT, EVICTING, POISONED, GONE, LIMBO };

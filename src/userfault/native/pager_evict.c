@@ -40,7 +40,7 @@ static u64 random_u64(pager *p) { // under the ring's lock
     return p->random = x;
 }
 
-// LRU by sampling, and policies of the user: bring the best of a few random candidates to the head of the ring.
+// LRU by sampling, and policies of the user, ranks or a function: bring the best of a few random candidates to the head of the ring.
 static void choose(pager *p) {
     u64 count = p->ring_tail - p->ring_head, at[16];
     u32 units[16], n = 0, best = 0;
@@ -53,6 +53,10 @@ static void choose(pager *p) {
     if (p->policy == POLICY_LRU) {
         for (u32 i = 1; i < n; i++)
             if ((i32)(atomic_load(&stamps(p)[units[i]]) - atomic_load(&stamps(p)[units[best]])) < 0) best = i;
+    } else if (p->policy == POLICY_RANK) {
+        au32 *ranks = (au32 *)p->policy_context;
+        for (u32 i = 1; i < n; i++)
+            if (atomic_load(&ranks[units[i]]) < atomic_load(&ranks[units[best]])) best = i;
     } else {
         u32 (*function)(void *, const u32 *, u32) = (u32 (*)(void *, const u32 *, u32))p->policy_function;
         best = function((void *)p->policy_context, units, n);

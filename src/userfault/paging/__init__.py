@@ -57,8 +57,9 @@ def open(  # shadows the built-in on purpose, as gzip.open and others do
       (writable regions are tracked by 4 KiB pages, so they have small ones).
     - `mode`: `"threads"`, the default, serves every access, system calls included; `"sigbus"` resolves a fault in the faulting
       thread and is faster, but a system call on a page that is not there gets EFAULT: call `ensure()` first.
-    - `policy`: who leaves: `"clock"`, `"fifo"`, `"lru"` (of 16 random candidates), or a C function
-      `u32 (void *, const u32 *units, u32 count)`. No hardware tells of accesses: "used" means faulted, `ensure`d, or read by `read_at`.
+    - `policy`: who leaves: `"clock"`, `"fifo"`, `"lru"` (of 16 random candidates), `"rank"` (the one of the lowest `Region.ranks`, which
+      you set), or a C function `u32 (void *, const u32 *units, u32 count)`, given a null pointer and up to 16 candidates, that
+      returns which. No hardware tells of accesses: "used" means faulted, `ensure`d, or read by `read_at`.
     - `swap_directory`: where what was written and evicted waits, in an unlinked file; `$USERFAULT_SWAP_DIRECTORY`, or the
       temporary directory.
     - `prefetch_units`: how far a sequential or strided run is fetched ahead; 0: not at all.

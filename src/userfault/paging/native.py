@@ -11,11 +11,11 @@ from ..native import library, why_missing
 
 PAGE_BYTES = 4096
 MAGIC = 0x7265676170667375
-VERSION = 2
+VERSION = 3
 QUEUE, MAX_SLOTS, MAX_RULES, MAX_ERRORS, ERROR_TEXT, MAX_REMAPS, BUCKETS = 1024, 64, 16, 8, 8192, 16, 256
 
 MODES = ("threads", "sigbus")
-POLICIES = ("clock", "fifo", "lru", "custom")
+POLICIES = ("clock", "fifo", "lru", "rank", "custom")
 ABSENT, FILLING, PRESENT, EVICTING, POISONED, GONE, LIMBO = range(7)
 STATE_MASK = 7
 

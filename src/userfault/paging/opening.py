@@ -66,8 +66,8 @@ def open_region(
         raise ValueError(
             f"resident={resident!r}: the budget must hold at least two units of {format_bytes(unit_bytes)}"
         )
-    if isinstance(policy, str) and policy not in POLICIES[:3]:
-        raise ValueError(f"policy={policy!r}: it is 'clock', 'fifo', 'lru' or a C function")
+    if isinstance(policy, str) and policy not in POLICIES[:4]:
+        raise ValueError(f"policy={policy!r}: it is 'clock', 'fifo', 'lru', 'rank' or a C function")
     for argument, value, least, most in (
         ("handlers", handlers, 1, HANDLERS_MAX),
         ("prefetch_units", prefetch_units, 0, PREFETCH_UNITS_MAX),
@@ -122,6 +122,11 @@ def open_region(
         if handlers is None:
             handlers = 2
         region = Region(size_bytes, unit_bytes, access != "r")
+        ranks = None
+        if policy == "rank":
+            ranks = mmap.mmap(
+                -1, -(-size_bytes // unit_bytes) * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | memory.MAP_NORESERVE
+            )
         pager = _start(
             region,
             source,
@@ -131,6 +136,7 @@ def open_region(
             resident_bytes=resident_bytes,
             mode=mode,
             policy=policy if isinstance(policy, str) else _function_address(policy),
+            ranks=ranks,
             handlers=handlers,
             swap_directory=os.fspath(swap_directory) if swap_directory is not None else None,
             prefetch_units=prefetch_units,
@@ -140,7 +146,7 @@ def open_region(
             user_mode_only=user_mode_only,
             name=name or source.name,
         )
-        region._adopt(pager, source, worker, access, retry)
+        region._adopt(pager, source, worker, access, retry, ranks)
         return region
     except BaseException:
         if region is None or not region._pager:
@@ -164,6 +170,7 @@ def _start(
     resident_bytes: int,
     mode: Mode,
     policy: Policy | int,
+    ranks: mmap.mmap | None,
     handlers: int,
     swap_directory: str | None,
     prefetch_units: int,
@@ -189,6 +196,7 @@ def _start(
         handlers=handlers,
         policy=POLICIES.index(policy) if isinstance(policy, str) else POLICIES.index("custom"),
         policy_function=0 if isinstance(policy, str) else policy,
+        policy_context=mapped_at(ranks) if ranks else 0,
         direct=native.direct,
         align=native.alignment_bytes,
         retries=retry.attempt_count - 1,
@@ -280,6 +288,7 @@ def _function_address(policy: Callable[..., Any] | int) -> int:
     if isinstance(policy, ctypes._CFuncPtr) and not thunk:  # type: ignore[attr-defined]
         return ctypes.cast(policy, ctypes.c_void_p).value or 0
     raise TypeError(
-        "an eviction policy runs where no Python can: pass a C function `u32 choose(void *, const u32 *units, u32 count)` "
-        "(its address, a function of a ctypes library, or numba's cfunc), which returns the index of the one to evict"
+        'an eviction policy runs where no Python can: set ranks (policy="rank"), or pass a C function '
+        "`u32 choose(void *, const u32 *units, u32 count)` (its address, a function of a ctypes library, or numba's cfunc), "
+        "which returns the index of the one to evict"
     )

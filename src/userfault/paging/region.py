@@ -29,7 +29,7 @@ from .stats import Stats
 from .worker import Worker
 
 Mode = Literal["threads", "sigbus"]
-Policy = Literal["clock", "fifo", "lru"]
+Policy = Literal["clock", "fifo", "lru", "rank"]
 Access = Literal["r", "r+", "c"]
 
 HUGE_BYTES = 2 << 20
@@ -97,13 +97,21 @@ class Region(mmap.mmap):
         self._lock = threading.RLock()
         self._pager = 0
 
-    def _adopt(self, pager: int, source: Source, worker: Worker | None, access: Access, retry: RetryPolicy) -> None:
+    def _adopt(
+        self,
+        pager: int,
+        source: Source,
+        worker: Worker | None,
+        access: Access,
+        retry: RetryPolicy,
+        ranks: mmap.mmap | None,
+    ) -> None:
         """From here on the pager serves it; before, it is a plain mapping, and `close()` of it is that of a mapping."""
-        self._source, self._worker, self._access, self._retry = source, worker, access, retry
+        self._source, self._worker, self._access, self._retry, self._ranks = source, worker, access, retry, ranks
         self._store: Store | None = source if isinstance(source, Store) and not worker else None
         self._pager = pager
         self._control = Pager.from_address(pager)
-        self._finalizer = weakref.finalize(self, _end, pager, self._pid, source, worker)
+        self._finalizer = weakref.finalize(self, _end, pager, self._pid, source, worker, ranks)
         # Not when the interpreter exits: its memory may still be touched then, and nobody would fill it.
         self._finalizer.atexit = False
         _living.add(self)
@@ -119,6 +127,19 @@ class Region(mmap.mmap):
     def unit_bytes(self) -> int:
         """How much one fault fetches."""
         return int(self._control.unit)
+
+    @property
+    def ranks(self) -> memoryview:
+        """A rank for each unit, as unsigned 32-bit numbers, all 0 at first: with policy="rank" the lowest of 16 candidates leaves.
+
+        It is ordinary memory (`numpy.asarray(memory.ranks)[hot] = 9`): write to it whenever you like, from any thread. It outlives the
+        region. Raises PagingError where the policy is another one.
+        """
+        if self._ranks is None:
+            raise PagingError(
+                f"{self._source.name} has no ranks: its policy is another one", 'open it with policy="rank"'
+            )
+        return memoryview(self._ranks).cast("I")
 
     @property
     def closed_for_good(self) -> bool:
@@ -317,7 +338,7 @@ class Region(mmap.mmap):
         # What the finalizer needs of the control block is copied: stats() of a closed region are its last ones.
         pager, self._control = self._pager, Pager.from_buffer_copy(self._control)
         self._finalizer.detach()
-        _end(pager, self._pid, self._source, self._worker)
+        _end(pager, self._pid, self._source, self._worker, self._ranks)
         _living.discard(self)
 
     def __enter__(self) -> Self:
@@ -417,8 +438,8 @@ class Region(mmap.mmap):
         return ("absent", "filling", "present", "evicting", "poisoned", "gone", "limbo")[word & STATE_MASK]
 
 
-def _end(pager: int, pid: int, source: Source, worker: Worker | None) -> None:
-    """The region's memory is gone, or going: stop its threads, close its source."""
+def _end(pager: int, pid: int, source: Source, worker: Worker | None, _ranks: mmap.mmap | None) -> None:
+    """The region's memory is gone, or going: stop its threads, which may look at the ranks until then, and close its source."""
     if pid != os.getpid():
         return
     lib = pager_library()
