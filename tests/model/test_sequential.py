@@ -18,6 +18,7 @@ from userfault.model.lang import ModelError, WouldBlock
 from userfault.model.locks import check_no_locks_held, down_read, lock_page, spin_lock, spin_unlock, up_read
 from userfault.model.machine import machine, new_mm
 from userfault.model.madvise import madvise_dontfork, madvise_dontneed, madvise_nouserfault, madvise_userfault
+from userfault.model.memory_failure import memory_failure
 from userfault.model.migrate import migrate_page
 from userfault.model.mm_types import PmdKind, vm
 from userfault.model.mmap import do_mmap, sys_munmap
@@ -223,6 +224,21 @@ def test_a_look_at_the_accessed_bit_clears_it(era: str) -> None:
     run_in(mm)
     read(mm, 0)
     assert page_referenced_anon(page_at(mm, 0), False) == 1
+
+
+@every_era
+def test_a_memory_failure_finds_every_vma_that_maps_the_page(era: str) -> None:
+    mm = start(era)
+    do_mmap(mm, 0, 2, int(vm.WRITE), 0)
+    write(mm, 0, CONTENT)
+    p = page_at(mm, 0)
+    assert memory_failure(p) == 1
+    child = new_mm(PAGES)
+    assert sys_fork(mm, child) == 0
+    assert memory_failure(p) == 2
+    write(mm, 0, b"a page of its own")
+    assert memory_failure(p) == memory_failure(page_at(mm, 0)) == 1
+    settled()
 
 
 def test_locks_know_their_misuse() -> None:

@@ -14,6 +14,7 @@ from ..model import (
     khugepaged,
     ksm,
     madvise,
+    memory_failure,
     migrate,
     mmap,
     mprotect,
@@ -257,6 +258,12 @@ OPERATIONS: dict[str, OperationKind] = {
         "compaction: migrate a page",
         lambda mm, a: (migrate.migrate_page, (a[0],)),
         Need(pages=1),
+        needs_mm=False,
+    ),
+    "memory_failure": OperationKind(
+        ("page",),
+        "the search for who maps a page that is broken; how many VMAs do",
+        lambda mm, a: (memory_failure.memory_failure, (a[0],)),
         needs_mm=False,
     ),
     "get_anon_vma": OperationKind(

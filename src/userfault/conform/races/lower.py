@@ -419,6 +419,7 @@ UNSEEN = {
     "pinwrite": ": pin_user_pages does not stop at its fast path; `vmwrite` is a pin that also faults",
     "pinread": ": nothing here keeps a pin for reading; `vmread` is a short one",
     "devwrite": ": process_vm_writev pins by the slow path only; `vmwrite` is that",
+    "memory_failure": ": it takes a page of this machine for good",
     "get_anon_vma": ": a reference to an anon_vma leaves no trace there",
     "referenced": ": nothing asks reclaim to look at one page",
     "idle": ": it takes /sys/kernel/mm/page_idle and a physical address",
