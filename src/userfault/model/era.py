@@ -66,6 +66,9 @@ class Era:
     advice_goes_by_batches: bool = False
     """MADV_COLD, MADV_PAGEOUT and MADV_FREE leave a huge page whole that PTEs map one after the other, and go on behind one that can't be
     split (v6.18; v6.8 splits any of which a PTE maps a part, and ends where it can't)."""
+    advice_clears_one_bit: bool = False
+    """MADV_COLD clears a small page's accessed bit in place, and MADV_PAGEOUT leaves it, and a huge page's, as they are (v6.18; v6.8 takes
+    the entry out, for both)."""
     lazyfree_is_kept_busy: bool = False
     """A page that may be freed lazily and that somebody refers to stays one for the next reclaim (v6.18, not v6.8)."""
     move_split_is_busy: bool = False
@@ -180,6 +183,7 @@ V6_18 = replace(
     collapse_takes_read_only=True,
     move_split_is_busy=True,
     advice_goes_by_batches=True,
+    advice_clears_one_bit=True,
     lazyfree_is_kept_busy=True,
     move_keeps_clean=True,
     huge_zero_page_is_replaced=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .catalogue import modelled
 from .era import era
+from .ghost import walk_put_back
 from .huge_split import split_folio
 from .lang import atomic, raw
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
@@ -21,7 +22,9 @@ from .pgtable import (
     pte_lockptr,
     pte_offset,
     ptep_clear_young,
+    ptep_get_and_clear,
     set_pmd,
+    set_pte,
 )
 from .slab import compound_head, get_page, hpage_nr, hpage_size, put_page
 from .vmscan import shrink_page
@@ -34,8 +37,9 @@ from .vmscan import shrink_page
     section="C.7",
     steps=3,
     omits="isolation of a page table's pages before the first is written; pages that are not on the LRU lists yet; huge pages whole in "
-    "swap, which only a block device takes",
-    errs="missed bug",
+    "swap, which only a block device takes; one hold of a table's lock for all its entries; that v6.8 keeps what was used since it looked, "
+    "and does not flush again what reclaim has batched when it takes the lock again after a split",
+    errs="both",
 )
 def madvise_cold_or_pageout(mm: mm_struct, start: int, end: int, pageout: bool) -> None:
     """The pages of the range that nobody else maps are not in use; pageout: they are reclaimed."""
@@ -71,13 +75,13 @@ def advise_huge(mm: mm_struct, pmdp: pmd_slot, addr: int, whole: bool, pageout: 
     pmd = pmdp.pmd
     p = pmd.page
     wanted = pmd.kind == PmdKind.HUGE and not maybe_mapped_shared(p)
-    if wanted and whole and not pageout:
+    if wanted and whole and clears_age(pageout):
         if pmd.young:
             # What the hardware notes between the look and this is lost with it.
             pmdp_invalidate(pmdp)
             flush_tlb_pmd(mm, addr)
             set_pmd(pmdp, pmd._replace(young=False))
-        wanted = False
+        wanted = pageout
     if wanted:
         get_page(p)
     spin_unlock(pmd_lockptr(pmdp))
@@ -118,7 +122,7 @@ def advise_pte(mm: mm_struct, table: page_table, addr: int, border: int, pageout
             count = batch(table, addr, border)
             after = count if era.advice_goes_by_batches else (border - addr) >> config.PAGE_SHIFT
             whole = era.advice_goes_by_batches and count == hpage_nr()
-            wanted = folio_mapcount(head) == count if whole else not maybe_mapped_shared(head)
+            wanted = head.lru and folio_mapcount(head) == count if whole else not maybe_mapped_shared(head)
             if wanted and whole and not pageout:
                 for at in range(count):
                     ptep_clear_young(pte_offset(table, addr + (at << config.PAGE_SHIFT)))
@@ -135,12 +139,22 @@ def advise_pte(mm: mm_struct, table: page_table, addr: int, border: int, pageout
                 return after
             continue
         wanted = p.lru and folio_mapcount(p) == 1
-        if wanted and not pageout:
-            ptep_clear_young(ptep)
+        if wanted and clears_age(pageout) and pte.young:
+            if era.advice_clears_one_bit:
+                ptep_clear_young(ptep)
+            else:
+                entry = ptep_get_and_clear(ptep)
+                set_pte(ptep, entry._replace(young=False))
+                walk_put_back(p)
         spin_unlock(pte_lockptr(table))
         if wanted and pageout:
             shrink_page(p)
         return 1
+
+
+def clears_age(pageout: bool) -> bool:
+    """Is what was used lately to be forgotten? v6.18's reclaim is told not to ask, and an entry's age stays."""
+    return not pageout or not era.advice_clears_one_bit
 
 
 @atomic

@@ -23,7 +23,6 @@ from .pgtable import (
     ptep_get_and_clear,
     set_pmd,
     set_pte,
-    table_is_gone,
 )
 from .slab import atomic_read, compound_head, get_page, hpage_nr, hpage_size, put_page
 from .swap import free_swap_and_cache, try_to_free_swap
@@ -56,9 +55,7 @@ def madvise_free(mm: mm_struct, start: int, end: int) -> None:
                 if addr < done:
                     continue
                 if maps_part(pte_offset(pmd.table, addr).pte):
-                    done = addr + (madvise_free_folio(pmd.table, addr, border) << config.PAGE_SHIFT)
-                    if table_is_gone(mm, addr, pmd.table):
-                        break
+                    done = addr + (madvise_free_folio(mm, pmd.table, addr, border) << config.PAGE_SHIFT)
                     if addr < done:
                         continue
                 madvise_free_pte(pte_offset(pmd.table, addr))
@@ -71,8 +68,11 @@ def maps_part(pte: pte_t) -> bool:
     return config.TRANSPARENT_HUGEPAGE and pte.kind == PteKind.PRESENT and not pte.special and pte.page.compound
 
 
-def madvise_free_folio(table: page_table, addr: int, border: int) -> int:
-    """A huge page that PTEs map: how many entries are done with; 0: it is split, look again. PTL held, but for the split."""
+def madvise_free_folio(mm: mm_struct, table: page_table, addr: int, border: int) -> int:
+    """A huge page that PTEs map: how many entries are done with; 0: it is split, look again. PTL held, but for the split.
+
+    Whoever takes the table away meanwhile leaves it empty: then there is nothing to do in it.
+    """
     head = compound_head(pte_offset(table, addr).pte.page)
     nr = batch(table, addr, border)
     if nr < hpage_nr() or not era.advice_goes_by_batches:
@@ -86,6 +86,8 @@ def madvise_free_folio(table: page_table, addr: int, border: int) -> int:
         unlock_page(head)
         put_page(head)
         spin_lock(pte_lockptr(table))
+        if config.BATCHED_UNMAP and era.advice_goes_by_batches:
+            flush_tlb_batched_pending(mm)
         return 0 if err == 0 else nr
     if head.dirty:
         if not trylock_page(head):
@@ -96,16 +98,16 @@ def madvise_free_folio(table: page_table, addr: int, border: int) -> int:
         head.dirty = False
         unlock_page(head)
     for at in range(hpage_nr()):
-        clean_entry(pte_offset(table, addr + (at << config.PAGE_SHIFT)))
+        ptep = pte_offset(table, addr + (at << config.PAGE_SHIFT))
+        clean_entry(ptep, ptep.pte)
     if head.lru:
         head.lazyfree = True
     return nr
 
 
-def clean_entry(ptep: pte_slot) -> None:
-    """The entry forgets that its page was accessed, and written."""
-    pte = ptep.pte
-    if pte.young or pte.dirty:
+def clean_entry(ptep: pte_slot, seen: pte_t) -> None:
+    """The entry forgets that its page was accessed, and written, if that was so when it was looked at."""
+    if seen.young or seen.dirty:
         pte = ptep_get_and_clear(ptep)
         set_pte(ptep, pte._replace(young=False, dirty=False))
         walk_put_back(pte.page)
@@ -130,8 +132,9 @@ def madvise_free_pte(ptep: pte_slot) -> None:
                 return
             p.dirty = False
             unlock_page(p)
-        clean_entry(ptep)
-        if p.lru:
+        clean_entry(ptep, pte)
+        # Reclaim may have taken it into the swap cache since its lock was free.
+        if p.lru and p.swapcache is None:
             p.lazyfree = True
 
 
