@@ -7,10 +7,15 @@ import pytest
 from userfault.model import era as eras
 from userfault.model.fork import sys_fork
 from userfault.model.ksm import ksm_make_stable, ksm_merge
-from userfault.model.machine import machine, new_mm
+from userfault.model.ksmd import PAGE, Ksmd
+from userfault.model.machine import attach, boot, machine, new_mm
 from userfault.model.migrate import migrate_page
 from userfault.model.mm_types import PteKind, mm_struct, page, stable_node, vm
-from userfault.model.mmap import do_mmap
+from userfault.model.mmap import do_mmap, sys_mmap, sys_munmap
+from userfault.model.page_flags import page_mapped
+from userfault.model.pgtable import pte_offset
+from userfault.model.slab import get_page, put_page
+from userfault.model.user import poke
 from userfault.model.vmscan import shrink_page
 
 from .scene import CONTENT, PAGES, every_era, page_at, pte_at, read, run_in, settled, start, write
@@ -77,4 +82,28 @@ def test_a_merged_place_keeps_its_anon_vma(era: str) -> None:
     write(mm, 4, b"apart")
     assert page_at(mm, 4) is not kpage
     assert kpage.mapcount.counter == 2
+    settled()
+
+
+def test_a_ksm_page_that_nobody_maps_loses_its_node_when_everything_is_unmerged() -> None:
+    eras.use("v6.18")
+    boot(page_shift=12, ksm=True, split_vmas=True)
+    mm = new_mm(PAGES)
+    attach(0, mm, PAGES)
+    ksmd = Ksmd()
+    ksmd.enter(mm)
+    assert sys_mmap(mm, 0, 3 * PAGE, int(vm.READ | vm.WRITE)) == 0
+    mm.mmap[0].vm_flags |= int(vm.MERGEABLE)
+    for at in range(3):
+        assert poke(mm, at * PAGE, b"all the same") == 12
+    ksmd.run()
+    kpage = pte_offset(mm.pmd[0].pmd.table, 0).pte.page
+    node = ksmd.node_of(kpage)
+    assert node is not None and ksmd.merged[id(node)] == 3 == kpage.mapcount.counter
+    get_page(kpage)
+    assert sys_munmap(mm, 0, 2 * PAGE) == 0
+    ksmd.unmerge()
+    assert ksmd.node_of(kpage) is None and not page_mapped(kpage)
+    put_page(kpage)
+    ksmd.run()
     settled()

@@ -83,7 +83,9 @@ class Ksmd:
         "mm/ksm.c",
         versions="v6.18",
         section="C.17",
-        omits="NUMA nodes, the zero page in place of pages of zeroes (use_zero_pages), max_page_sharing, unequal contents of one checksum",
+        omits="NUMA nodes, the zero page in place of pages of zeroes (use_zero_pages), max_page_sharing, unequal contents of one checksum, "
+        "chains that change their order when a search for other contents passes them",
+        errs="false alarm",
     )
     def cmp_and_merge_page(
         self,
@@ -154,7 +156,14 @@ class Ksmd:
             self.merged[id(item.node)] -= 1
             item.node = None
 
-    @modelled("mm/ksm.c", function="unmerge_and_remove_all_rmap_items", versions="v6.18", section="C.17")
+    @modelled(
+        "mm/ksm.c",
+        function="unmerge_and_remove_all_rmap_items, remove_all_stable_nodes",
+        versions="v6.18",
+        section="C.17",
+        omits="that it ends at the first node, in the tree's order, whose page somebody maps: the others stay as they are",
+        errs="false alarm",
+    )
     def unmerge(self) -> None:
         """Every KSM page of a mergeable area is copied, and what scans left is forgotten, but for the KSM pages that others map."""
         for mm, items in self.items.items():
@@ -167,7 +176,11 @@ class Ksmd:
             self.detach(item)
         self.left = []
         for contents, nodes in self.stable.items():
-            self.stable[contents] = [node for node in nodes if has_page(node) and page_mapped(node.page)]
+            kept = self.stable[contents] = [node for node in nodes if has_page(node) and page_mapped(node.page)]
+            for node in nodes:
+                if node not in kept:
+                    # A page of it that somebody holds is a KSM page without a node.
+                    del self.merged[id(node)]
 
 
 def has_page(node: stable_node) -> bool:
