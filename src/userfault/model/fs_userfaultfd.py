@@ -250,28 +250,27 @@ def progress(done: int, length: int) -> tuple[int, int]:
     return (0 if done == length else -EAGAIN), done
 
 
-@modelled("fs/userfaultfd.c", versions="v6.9 .. v6.18", section="F.1", steps=3, omits="waking who waits")
-def userfaultfd_zeropage(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int]:
-    """UFFDIO_ZEROPAGE: (0 or -errno, bytes done or -errno)."""
+def fill(ctx: userfaultfd_ctx, start: int, length: int, mode: int, poison: bool) -> tuple[int, int]:
+    """UFFDIO_ZEROPAGE or, `poison`, UFFDIO_POISON."""
     if ctx.mmap_changing != 0:
         return refused()
     if validate_range(start, length) != 0 or mode & ~1:
         return -EINVAL, UNWRITTEN
     if not ctx.mm.allocated:
         return -ESRCH, UNWRITTEN
-    return progress(mfill_atomic(ctx.mm, start, length, False), length)
+    return progress(mfill_atomic(ctx.mm, start, length, poison), length)
+
+
+@modelled("fs/userfaultfd.c", versions="v6.9 .. v6.18", section="F.1", steps=3, omits="waking who waits")
+def userfaultfd_zeropage(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int]:
+    """UFFDIO_ZEROPAGE: (0 or -errno, bytes done or -errno)."""
+    return fill(ctx, start, length, mode, False)
 
 
 @modelled("fs/userfaultfd.c", versions="v6.9 .. v6.18", section="F.1", steps=3, omits="waking who waits")
 def userfaultfd_poison(ctx: userfaultfd_ctx, start: int, length: int, mode: int) -> tuple[int, int]:
     """UFFDIO_POISON: (0 or -errno, bytes done or -errno)."""
-    if ctx.mmap_changing != 0:
-        return refused()
-    if validate_range(start, length) != 0 or mode & ~1:
-        return -EINVAL, UNWRITTEN
-    if not ctx.mm.allocated:
-        return -ESRCH, UNWRITTEN
-    return progress(mfill_atomic(ctx.mm, start, length, True), length)
+    return fill(ctx, start, length, mode, True)
 
 
 @modelled("fs/userfaultfd.c", versions="v5.7 .. v6.18", section="F.1", steps=3, omits="waking who waits")
