@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import TypeVar
 
 from . import ir
 from .analysis import bits
@@ -20,6 +21,8 @@ from .reduce import Reduction
 from .result import DEADLOCK, DEREFERENCE, LIVELOCK, RANGE, Move, Options, Result
 
 State = tuple[object, ...]
+Place = TypeVar("Place")
+"""A state, or one with what a search knows beside it."""
 
 LOCAL_LIMIT = 100_000
 """Instructions of one step; more means local work that never comes to its next shared access."""
@@ -440,7 +443,7 @@ def explore_reduced(program: ir.Program, reduction: Reduction, options: Options 
     return result
 
 
-def _path(parents: dict[State, tuple[State, Move] | None], state: State) -> list[Move]:
+def _path(parents: dict[Place, tuple[Place, Move] | None], state: Place) -> list[Move]:
     moves: list[Move] = []
     link = parents[state]
     while link is not None:
@@ -588,11 +591,11 @@ def fewest_switches(program: ir.Program, target: Failure, options: Options | Non
                         move = Move(thread, choices)
                         if isinstance(after, Violation):
                             if after.failure == target:
-                                return [*_way(best, key), move]
+                                return [*_path(best, key), move]
                             continue
                         broken = machine.broken(after)
                         if broken == target:
-                            return [*_way(best, key), move]
+                            return [*_path(best, key), move]
                         if broken is not None:
                             continue
                         following = (after, thread)
@@ -601,16 +604,6 @@ def fewest_switches(program: ir.Program, target: Failure, options: Options | Non
                         where = current if last in (-1, thread) or machine.pc(state, last) < 0 else coming
                         where.setdefault(steps + 1, []).append((following, (key, move)))
                 if not moved and not machine.ended(state) and target == DEADLOCK:
-                    return _way(best, key)
+                    return _path(best, key)
         current = coming
     return None
-
-
-def _way(best: dict[tuple[State, int], tuple[tuple[State, int], Move] | None], key: tuple[State, int]) -> list[Move]:
-    moves = []
-    link = best[key]
-    while link is not None:
-        key, move = link
-        moves.append(move)
-        link = best[key]
-    return moves[::-1]
