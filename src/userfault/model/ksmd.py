@@ -158,7 +158,7 @@ class Ksmd:
 
     @modelled(
         "mm/ksm.c",
-        function="unmerge_and_remove_all_rmap_items, remove_all_stable_nodes",
+        function="unmerge_and_remove_all_rmap_items",
         versions="v6.18",
         section="C.17",
         omits="that it ends at the first node, in the tree's order, whose page somebody maps: the others stay as they are",
