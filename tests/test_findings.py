@@ -23,6 +23,7 @@ OUTSIDE = {
     "F-18": "userfault conform found it",
     "F-19": "userfault run found it, in a guest",
     "F-23": "found with userfault conform",
+    "F-25": "userfault conform found it",
 }
 """Findings without a trace of the model."""
 

@@ -7,7 +7,8 @@ import json
 import os
 import resource
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,7 +30,7 @@ from userfault.conform.drive import (
     steps_of,
     surroundings,
 )
-from userfault.conform.generate import HUGE, MOVES, PROFILES
+from userfault.conform.generate import FAMILIES, HUGE, MOVES, PROFILES
 from userfault.conform.mutants import find_mutant, mutant_library, mutated
 from userfault.conform.operations import Op
 from userfault.conform.quirks import Quirks, running
@@ -95,6 +96,23 @@ def test_a_divergence_is_found_shrunk_and_shown(monkeypatch: pytest.MonkeyPatch)
     assert "kernel: -2, output -2" in text
     monkeypatch.undo()
     assert check(MOVES, short.sequence) == len(short.sequence)
+
+
+def test_a_divergence_is_made_short_when_the_run_has_given_the_machine_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    @contextmanager
+    def once() -> Iterator[None]:
+        assert not held, "who borrows the machine twice waits for itself"
+        held.append(1)
+        yield
+        held.clear()
+
+    monkeypatch.setattr("userfault.conform.drive.swap", once)
+    monkeypatch.setattr("userfault.conform.drive.shrunk", lambda profile, found: found)
+    monkeypatch.setattr(userfaultfd_move, "ENOENT", 5)
+    done = CliRunner().invoke(cli, ["conform", "--profile", "swaps", "--ops", "2000"])
+    assert "model and kernel part" in done.output, done.exception
 
 
 def test_a_run_is_resumed_where_it_was_stopped(tmp_path: Path) -> None:
@@ -434,6 +452,28 @@ def test_all_of_a_huge_page_that_small_entries_map_is_freed_lazily_and_whole() -
         assert check(HUGE, sequence) == len(sequence)
         # Then who is to write one part by another way than its entry says so of all of it.
         assert check(HUGE, (*sequence, Op(0, "populate_write", (2 * PAGE, PAGE)))) == len(sequence) + 1
+
+
+def test_the_last_part_of_a_huge_page_is_copied_so_that_the_page_is_freed() -> None:
+    size = HUGE_PAGES * PAGE
+    sequence = (
+        Op(0, "mmap", (0, size, 3)),
+        Op(0, "hugepage", (0, size)),
+        Op(0, "store", (0, 1)),
+        Op(0, "fork", (1,)),
+        Op(0, "dontneed", (2 * PAGE, size - 2 * PAGE)),
+        Op(1, "exit", ()),
+        # Two parts are left: the first is ours again, and then it is given back.
+        Op(0, "store", (0, 2)),
+        Op(0, "dontneed", (0, PAGE)),
+        Op(0, "store", (PAGE, 2)),
+    )
+    world = World(FAMILIES.window, lambda data: 1, Quirks())
+    *_, taken, _, copied = (perform(op, world) for op in sequence)
+    assert "THP" in words.describe(taken.states[0].words[0])
+    assert "THP" not in words.describe(copied.states[0].words[1])
+    with surroundings(FAMILIES):
+        assert check(FAMILIES, sequence) == len(sequence)
 
 
 def test_minor_mode_is_refused_for_anonymous_memory() -> None:

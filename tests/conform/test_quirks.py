@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from signal import SIGSEGV
@@ -357,6 +357,33 @@ def test_a_merge_with_the_wrong_neighbour_loses_a_page(right: bool) -> None:
     *_, unregister, pageout = (perform(op, world) for op in WRONG_NEIGHBOUR)
     assert vmas(unregister) == ([(0, 1), (1, 2), (2, 3), (3, 4)] if right else [(0, 1), (1, 3), (3, 4)])
     assert pageout.broken == ("" if right else "ModelError: walk_is_complete: the walk missed a mapping of the page")
+
+
+SHARED_HUGE = [Op(0, "mmap", (0, HUGE, 3)), Op(0, "hugepage", (0, HUGE)), Op(0, "store", (0, 1)), Op(0, "fork", (1,))]
+
+
+def words_of_huge(operations: list[Op], quirks: Quirks) -> Sequence[int]:
+    """The words of the first process's pages."""
+    world = World(Window(BASE, 0, HUGE // PAGE), lambda data: 1, quirks)
+    *_, last = (perform(op, world) for op in operations)
+    return last.states[0].words
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_huge_entry_shows_how_often_its_first_part_is_mapped_or_each(first: bool) -> None:
+    quirks = replace(Quirks(), huge_entry_shows_first_part=first)
+    head, part, *_ = words_of_huge([*SHARED_HUGE, Op(1, "dontneed", (PAGE, PAGE))], quirks)
+    assert (head >> w.COUNT_AT & 255, part >> w.COUNT_AT & 255) == (2, 1)
+    assert not head & w.X and bool(part & w.X) != first
+    head, part, *_ = words_of_huge([*SHARED_HUGE, Op(1, "dontneed", (0, PAGE))], quirks)
+    assert head & w.X and bool(part & w.X) == first
+
+
+@pytest.mark.parametrize("reused", [True, False])
+def test_a_part_of_a_huge_page_is_taken_over_or_copied(reused: bool) -> None:
+    written = [*SHARED_HUGE, Op(0, "store", (PAGE, 1)), Op(1, "exit", ()), Op(0, "store", (2 * PAGE, 1))]
+    first, copied, last, *_ = words_of_huge(written, replace(Quirks(), reuses_parts=reused))
+    assert first & w.THP and not copied & w.THP and bool(last & w.THP) == reused
 
 
 @pytest.mark.parametrize("field", BEHAVIOURS)

@@ -273,18 +273,19 @@ def compare(name: str, seed: int, operations: int, jobs: int, resume: Path | Non
     started = time.perf_counter()
     progress = Progress.load(resume, name, seed) if resume else Progress(name, seed, set())
     before = progress.operations
+    found: Divergence | None = None
     with closing(run(name, seed, operations, jobs=jobs, progress=progress)) as results:
         for each in results:
             if isinstance(each, Divergence):
-                profile = profile_named(name)
-                if not as_json:
-                    click.echo(
-                        f"{name}: parts after {progress.operations + each.at} operations ({each.what}), is made short"
-                    )
-                with surroundings(profile):
-                    return shrunk(profile, each)
-            if resume:
+                found = each
+            elif resume:
                 each.save(resume)
+    if found is not None:
+        if not as_json:
+            click.echo(f"{name}: parts after {progress.operations + found.at} operations ({found.what}), is made short")
+        # The run has given the machine back by now: who asks for it twice waits for itself.
+        with surroundings(profile_named(name)):
+            return shrunk(profile_named(name), found)
     rate = (progress.operations - before) / (time.perf_counter() - started)
     if as_json:
         summary = {

@@ -24,7 +24,7 @@ class Profile:
     """What sequences are like. length: operations in one; weights: how often each operation comes.
 
     swap: the machine must have swap on a RAM disk. huge: huge pages are allowed. ksm: ksmd is driven, and few contents are written, so that
-    pages are equal. slice: pages whose contents are looked at after
+    pages are equal. children: how many live at once, at most. slice: pages whose contents are looked at after
     each operation (0: all). cost: of an operation, in operations of other profiles. contexts: the userfaultfds' features.
     """
 
@@ -36,6 +36,7 @@ class Profile:
     swap: bool = False
     huge: bool = False
     ksm: bool = False
+    children: int = 3
     slice: int = 0
     cost: int = 1
     contexts: tuple[Feature, ...] = CONTEXTS
@@ -190,6 +191,33 @@ HUGE = Profile(
     slice=256,
     cost=4,
 )
+FAMILIES = Profile(
+    "families",
+    "huge pages that processes share after forks, some as a whole and some in parts",
+    Window(BASE, 0, 4 * HUGE_PAGES),
+    60,
+    {
+        "mmap": 1,
+        "munmap": 1,
+        "hugepage": 2,
+        "collapse": 6,
+        "load": 12,
+        "store": 24,
+        "dontneed": 8,
+        "register": 2,
+        "move": 20,
+        "populate_write": 2,
+        "mprotect": 2,
+        "cold": 5,
+        "free": 6,
+        "fork": 10,
+        "exit": 7,
+    },
+    huge=True,
+    children=1,
+    slice=256,
+    cost=4,
+)
 PINS = Profile(
     "pins",
     "forks and swap with pages that somebody keeps: pinned for writing or for reading, or referred to",
@@ -282,7 +310,7 @@ KSM = Profile(
     ksm=True,
     cost=4,
 )
-PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, PINS, KSM, EVENTS, HUGE)}
+PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, PINS, KSM, EVENTS, HUGE, FAMILIES)}
 
 
 RW = int(vm.READ | vm.WRITE)
@@ -328,7 +356,7 @@ class Generator:
         name = self.rng.choices(self.names, self.totals)[0]
         processes = [number for number, mm in enumerate(self.world.processes) if mm is not None]
         if name == "fork":
-            free = [number for number in range(1, 4) if number not in processes]
+            free = [number for number in range(1, 1 + self.profile.children) if number not in processes]
             if free:
                 return Op(self.rng.choice(processes), "fork", (free[0],))
             name = "exit"

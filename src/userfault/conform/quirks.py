@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from errno import EINVAL
 from functools import cache
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..kernel import memory
-from ..kernel.child import call
+from ..kernel.child import Child, call
 from ..kernel.errors import Unavailable
 from ..kernel.maps import vma_at
 from ..kernel.memory import Mapping
@@ -37,6 +37,7 @@ class Quirks:
     holes_are_written: bool = True
     anon_shows_ksm: bool = False
     parts_show_huge_flags: bool = True
+    huge_entry_shows_first_part: bool = True
     shows_lock_on_fault: bool = True
     fills_replace_guards: bool = True
     merge_spares_fork_children: bool = True
@@ -56,6 +57,7 @@ class Quirks:
     mprotect_unaccounts: bool = True
     empty_tables_are_freed: bool = True
     huge_zero_page_is_replaced: bool = True
+    reuses_parts: bool = True
     collapse_of_less_succeeds: bool = False
     swapin_goes_through_cache: bool = False
     split_maps_zero_page: bool = True
@@ -103,6 +105,7 @@ IN_THE_MODEL = (
     "mprotect_unaccounts",
     "empty_tables_are_freed",
     "huge_zero_page_is_replaced",
+    "reuses_parts",
     "collapse_of_less_succeeds",
     "swapin_goes_through_cache",
     "split_maps_zero_page",
@@ -165,6 +168,20 @@ def _parts_show_huge_flags() -> bool | None:
         memory.store(area.address, b"1")
         flags = _flags(area.at(1))
         return bool(flags & ANON_EXCLUSIVE) if flags & PageFlag.THP else None
+
+
+def _huge_entry_shows_first_part() -> bool | None:
+    def forget() -> Iterator[None]:
+        area.madvise(Advice.DONTNEED, 1, 1)
+        yield
+
+    with Mapping.huge() as area, Pagemap() as pagemap:
+        memory.store(area.address, b"1")
+        if not _flags(area.at(1)) & PageFlag.THP:
+            return None
+        with Child(forget) as child:
+            child.step()
+            return not pagemap.entry(area.at(1)).mapped_once
 
 
 def _shows_lock_on_fault() -> bool:
@@ -323,6 +340,19 @@ def _huge_zero_page_is_replaced() -> bool | None:
         return bool(_flags(area.at(1)) & PageFlag.THP)
 
 
+def _reuses_parts() -> bool | None:
+    with Mapping.huge() as area:
+        memory.store(area.address, b"1")
+        if not _flags(area.at(1)) & PageFlag.THP:
+            return None
+        memory.mprotect(area.at(1), PAGE, READ).or_raise("mprotect")
+        memory.mprotect(area.at(1), PAGE, READ | mmap.PROT_WRITE).or_raise("mprotect")
+        # A fork shares the page, and its end leaves it to us.
+        call(int)
+        memory.store(area.at(1), b"1")
+        return bool(_flags(area.at(1)) & PageFlag.THP)
+
+
 def _collapse_of_less_succeeds() -> bool:
     with Mapping.huge() as area:
         memory.store(area.address, b"1")
@@ -396,6 +426,14 @@ QUIRKS = (
         "fs/proc/page.c, stable_page_flags: page->flags in 6.1.176, folio->flags in 6.12.117",
         "/proc/kpageflags of the second part of a huge page",
         _parts_show_huge_flags,
+    ),
+    Quirk(
+        "huge_entry_shows_first_part",
+        "that a part of a huge page is mapped once, pagemap says by how often the first part is; by its own count otherwise (F-25)",
+        "ynyyyy",
+        "fs/proc/task_mmu.c, pagemap_pmd_range: asked once in 6.1.176, for each part in 6.12.117, of the first part each time in 6.18",
+        "pagemap of the second part of a huge page, which a child shares but for that part",
+        _huge_entry_shows_first_part,
     ),
     Quirk(
         "shows_lock_on_fault",
@@ -551,6 +589,14 @@ QUIRKS = (
         "mm/huge_memory.c, do_huge_pmd_wp_page: split in 6.12.117",
         "/proc/kpageflags of the page beside one that was read, then written, in an area for huge pages",
         _huge_zero_page_is_replaced,
+    ),
+    Quirk(
+        "reuses_parts",
+        "a write to a part of a huge page that was shared, and that one process alone maps by now, takes it over; it copies it otherwise",
+        "nnyyyy",
+        "mm/memory.c, wp_can_reuse_anon_folio: one reference in 6.12.117, as many as the process has mappings in 6.18",
+        "/proc/kpageflags of a part that is written when a forked child has gone",
+        _reuses_parts,
     ),
     Quirk(
         "collapse_of_less_succeeds",

@@ -436,19 +436,29 @@ class World:
         seen: dict[object, int],
         words: array[int],
     ) -> None:
-        """The words of a huge page from its part `part` on: they differ in their class alone, and the first from the others."""
+        """The words of a huge page from its part `part` on: they differ in their class alone, and the first from the others.
+
+        Where other entries map parts of it one by one, they differ in how often they are mapped, too.
+        """
+        mapped: list[int] = []
         if pmd.kind == PmdKind.HUGE_ZERO:
             word = common | w.P | w.F | w.PRESENT | w.WRITTEN | w.HUGE | ZERO_PAGE | w.THP | w.TAIL
             keys = range(ZERO_PARTS + part, ZERO_PARTS + part + until - at)
         else:
             head = pmd.page
             keys = range(head.pfn + part, head.pfn + part + until - at)
-            count = head.entire_mapcount + head.mapcount.counter
-            word = common | self._anon | UNPROTECTED | w.HUGE | HUGE_TAIL | count << w.COUNT_AT
-            if count == 1:
-                word |= w.X
+            word = common | self._anon | UNPROTECTED | w.HUGE | HUGE_TAIL
             if head.anon_exclusive and self.quirks.parts_show_huge_flags:
                 word |= w.AE
+            counts = [
+                each.mapcount.counter + head.entire_mapcount for each in machines.machine.pages[keys.start : keys.stop]
+            ]
+            if counts.count(counts[0]) == len(counts):
+                del counts[1:]
+            of_all = head.mapcount.counter + head.entire_mapcount if self.quirks.huge_entry_shows_first_part else 0
+            mapped = [count << w.COUNT_AT | (w.X if (of_all or count) == 1 else 0) for count in counts]
+            if len(mapped) == 1:
+                word |= mapped.pop()
         if keys[0] not in seen and keys[-1] not in seen:
             # Nothing of it was seen before: every part is the first of its class.
             classes = range(offset + at, offset + until)
@@ -458,6 +468,8 @@ class World:
         else:
             for place, key in enumerate(keys, at):
                 words[place] = word | seen.setdefault(key, offset + place) << w.CLASS_AT
+        for place, how_often in enumerate(mapped, at):
+            words[place] |= how_often
         if part == 0:
             words[at] ^= w.HEAD | w.TAIL
             if pmd.kind == PmdKind.HUGE and pmd.page.anon_exclusive:

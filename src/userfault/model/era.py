@@ -80,6 +80,8 @@ class Era:
     """A write to the huge zero page maps a huge page in its place (since v6.13); before, the mapping is split."""
     collapse_of_less_succeeds: bool = False
     """MADV_COLLAPSE of a range that touches no border of huge pages is 0 (seen on v7.2, not on v7.1), where it is EINVAL."""
+    reuses_parts: bool = False
+    """A write to a part of a huge page that one address space alone maps takes it over; before, it is copied (since v6.15)."""
     split_maps_zero_page: bool = False
     """A split maps the zero page in place of parts that hold zeroes only (seen on v6.12, not on v6.1)."""
     empty_tables_are_freed: bool = False
@@ -187,6 +189,7 @@ V6_18 = replace(
     lazyfree_is_kept_busy=True,
     move_keeps_clean=True,
     huge_zero_page_is_replaced=True,
+    reuses_parts=True,
     split_maps_zero_page=True,
     empty_tables_are_freed=True,
     dontneed_flushes_late=True,

@@ -8,16 +8,15 @@ from .ghost import walk_put_back
 from .huge_split import split_folio
 from .lang import atomic, raw
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
-from .machine import config, machine
-from .mm_types import PmdKind, PteKind, mm_struct, page, page_table, pmd_slot
-from .page_flags import folio_mapcount
+from .machine import config
+from .mm_types import PmdKind, PteKind, mm_struct, page_table, pmd_slot
+from .page_flags import folio_mapcount, maybe_mapped_shared
 from .pgtable import (
     flush_tlb_batched_pending,
     flush_tlb_pmd,
     pmd_is_huge,
     pmd_lockptr,
     pmd_offset,
-    pmd_trans_huge,
     pmdp_invalidate,
     pte_lockptr,
     pte_offset,
@@ -171,29 +170,3 @@ def batch(table: page_table, addr: int, border: int) -> int:
             break
         count += 1
     return count
-
-
-@atomic
-@raw
-def maybe_mapped_shared(head: page) -> bool:
-    """folio_maybe_mapped_shared (v6.18): does more than one address space map the huge page? v6.8 asks how often its first part is.
-
-    The kernel remembers two of them: with more, it may say so of one that is left alone.
-    """
-    if not era.advice_goes_by_batches:
-        return head.mapcount.counter + head.entire_mapcount != 1
-    owners = 0
-    for mm in machine.mms:
-        mine = False
-        for pmdp in mm.pmd:
-            pmd = pmdp.pmd
-            if pmd_trans_huge(pmd) and pmd.page is head:
-                mine = True
-            elif pmd.kind == PmdKind.TABLE:
-                for ptep in pmd.table.pte:
-                    pte = ptep.pte
-                    if pte.kind == PteKind.PRESENT and not pte.special and compound_head(pte.page) is head:
-                        mine = True
-        if mine:
-            owners += 1
-    return owners > 1

@@ -8,9 +8,9 @@ from .ghost import walk_put_back
 from .huge_split import split_folio
 from .locks import spin_lock, spin_unlock, trylock_page, unlock_page
 from .machine import config
-from .madvise_cold import batch, maybe_mapped_shared
+from .madvise_cold import batch
 from .mm_types import PmdKind, PteKind, mm_struct, page_table, pte_slot, pte_t
-from .page_flags import folio_mapcount
+from .page_flags import folio_mapcount, maybe_mapped_shared
 from .pgtable import (
     flush_tlb_batched_pending,
     flush_tlb_pmd,

@@ -30,7 +30,7 @@ from .mm_types import (
     vm,
     vm_area_struct,
 )
-from .page_flags import PageAnon, PageKsm
+from .page_flags import PageAnon, PageKsm, folio_mapcount, maybe_mapped_shared
 from .pgtable import (
     flush_tlb_batched_pending,
     flush_tlb_pmd,
@@ -238,6 +238,8 @@ def do_wp_page(
 @modelled("mm/memory.c", versions="v5.19 .. v6.8", section="C.2", steps=5, omits="the drain of the LRU caches")
 def wp_can_reuse_anon_folio(p: page, vma: vm_area_struct) -> bool:
     """Nobody else has a reference, so the page is ours to write; the PTL is held."""
+    if config.TRANSPARENT_HUGEPAGE and era.reuses_parts and p.compound:
+        return wp_can_reuse_large_anon_folio(p)
     if PageKsm(p) or atomic_read(p.refcount) > (1 if p.swapcache is None else 2):
         return False
     if not trylock_page(p):
@@ -250,6 +252,21 @@ def wp_can_reuse_anon_folio(p: page, vma: vm_area_struct) -> bool:
     page_move_anon_rmap(p, vma)
     unlock_page(p)
     return True
+
+
+@modelled(
+    "mm/memory.c",
+    function="__wp_can_reuse_large_anon_folio",
+    versions="v6.15 .. v6.18",
+    section="C.2",
+    steps=3,
+    omits="huge pages in the swap cache",
+)
+def wp_can_reuse_large_anon_folio(head: page) -> bool:
+    """All references to a huge page are mappings of parts, all in one address space: the part that is written is ours."""
+    if folio_mapcount(head) <= 1 or maybe_mapped_shared(head):
+        return False
+    return folio_mapcount(head) == atomic_read(head.refcount)
 
 
 @modelled("mm/memory.c", versions="v3.10 (in do_wp_page) .. v6.8", section="C.2", steps=4, omits="the mmu notifier")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .era import era
-from .lang import READ_ONCE, atomic
-from .machine import config
-from .mm_types import address_space, page, stable_node
+from .lang import READ_ONCE, atomic, raw
+from .machine import config, machine
+from .mm_types import PmdKind, PteKind, address_space, page, stable_node
 from .slab import compound_head, hpage_nr, nth_page
 
 
@@ -33,3 +33,29 @@ def folio_mapcount(p: page) -> int:
 def page_mapped(p: page) -> bool:
     """page_mapped / folio_mapped. The page is a head, or not huge."""
     return folio_mapcount(p) != 0
+
+
+@atomic
+@raw
+def maybe_mapped_shared(head: page) -> bool:
+    """folio_maybe_mapped_shared (v6.18): does more than one address space map the huge page? v6.8 asks how often its first part is.
+
+    The kernel remembers two of them: with more, it may say so of one that is left alone.
+    """
+    if not era.advice_goes_by_batches:
+        return head.mapcount.counter + head.entire_mapcount != 1
+    owners = 0
+    for mm in machine.mms:
+        mine = False
+        for pmdp in mm.pmd:
+            pmd = pmdp.pmd
+            if pmd.kind == PmdKind.HUGE and pmd.page is head:
+                mine = True
+            elif pmd.kind == PmdKind.TABLE:
+                for ptep in pmd.table.pte:
+                    pte = ptep.pte
+                    if pte.kind == PteKind.PRESENT and not pte.special and compound_head(pte.page) is head:
+                        mine = True
+        if mine:
+            owners += 1
+    return owners > 1
