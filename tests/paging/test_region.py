@@ -12,6 +12,7 @@ import resource
 import signal
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -341,6 +342,21 @@ def test_what_is_overwritten_whole_is_not_fetched(data: bytes, mode: Any, unit: 
                     memory.write_at(at, data[at : at + length])
             memory.write_at(0, data[: 4 * size])  # where it failed before as well
             assert memory.read_at(0, 4 * size) == data[: 4 * size]
+
+    check(child)
+
+
+def test_what_is_written_may_be_large_or_the_region_itself(data: bytes) -> None:
+    def child() -> None:
+        with paging.open(data, access="c", unit="4 KiB", resident="256 KiB") as memory:
+            large = bytes(SIZE)
+            tracemalloc.start()
+            memory.write_at(0, large)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+            memory.write_at(0, data)
+            with memoryview(memory) as view:
+                memory.write_at(5000, view[: SIZE - 5000])
+            assert memory.read_at(0, SIZE) == data[:5000] + data[: SIZE - 5000]
 
     check(child)
 

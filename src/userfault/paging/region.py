@@ -204,7 +204,9 @@ class Region(mmap.mmap):
             offset, length = self._range(offset_bytes, len(view))
             if length:
                 here = (ctypes.c_char * length).from_buffer(view)
-                self._copy(ctypes.addressof(here), offset, length, to_region=False)
+                for at, count in self._pieces(offset, length):
+                    self._have(at, count, None)
+                    self._copy(ctypes.addressof(here) + at - offset, self._base + at, count)
                 del here
 
     def write_at(self, offset_bytes: int, data: Any) -> None:
@@ -214,26 +216,33 @@ class Region(mmap.mmap):
         """
         if self._access == "r":
             raise TypeError(f"{self._source.name} was opened read-only: open it with access='c' or 'r+'")
-        payload = bytes(memoryview(data).cast("B"))
-        offset, length = self._range(offset_bytes, len(payload))
-        if length:
-            at = ctypes.cast(ctypes.c_char_p(payload), ctypes.c_void_p).value or 0
-            self._copy(at, offset, length, to_region=True)
+        with memoryview(data).cast("B") as view:
+            offset, length = self._range(offset_bytes, len(view))
+            # What lies in the region itself would be overwritten while it is copied.
+            inside = address_of(view) < self._base + self._control.length and address_of(view) + length > self._base
+            rest = memoryview(bytes(view)) if inside else view
+            for at, count in self._pieces(offset, length):
+                # The pager copies it while it owns a unit, when nothing may fault: data may be paged themselves.
+                piece = bytes(rest[at - offset : at - offset + count])
+                here = ctypes.cast(ctypes.c_char_p(piece), ctypes.c_void_p).value or 0
+                self._have(at, count, here)
+                self._copy(self._base + at, here, count)
 
-    def _copy(self, other: int, offset: int, length: int, *, to_region: bool) -> None:
+    def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """A range larger than the budget passes through it piece by piece, and what was made ready is still there when it is copied."""
         end, unit_bytes = offset + length, self.unit_bytes
-        # Piece by piece: a range larger than the budget passes through it, and what was made ready is still there when it is copied.
         budget_bytes = self._control.budget_units * unit_bytes or 2 << 20
         most = max(1, min(1 << 20, budget_bytes // 2) // unit_bytes) * unit_bytes
         while offset < end:
-            piece = min(end, offset // unit_bytes * unit_bytes + most) - offset
-            self._have(offset, piece, other if to_region else None)
-            mine = self._base + offset
-            with self._held():
-                fault = pager_library().pager_copy(*((mine, other) if to_region else (other, mine)), piece)
-            if fault:
-                raise self._failure(fault - 1 - self._base)
-            offset, other = offset + piece, other + piece
+            count = min(end, offset // unit_bytes * unit_bytes + most) - offset
+            yield offset, count
+            offset += count
+
+    def _copy(self, to: int, source: int, length: int) -> None:
+        with self._held():
+            fault = pager_library().pager_copy(to, source, length)
+        if fault:
+            raise self._failure(fault - 1 - self._base)
 
     # -- dirty pages ----------------------------------------------------------------------------------------------------
 
