@@ -169,6 +169,7 @@ SEEDS = {
     "fault-flags": 4,
     "free-shared-cache": 5,
     "free-written": 6,
+    "keep-last-part": 5,
     "ksm-alone": 3,
     "ksm-referred": 2,
     "ksm-remapped": 4,
@@ -177,7 +178,7 @@ SEEDS = {
     "unshare-reuse": 22,
     "upgrade-shared": 8,
 }
-"""With the first seed these take thousands of operations, with these some hundred."""
+"""With the first seed these take thousands of operations, with these some hundred, or one thousand."""
 
 
 @pytest.mark.parametrize("mutant", mutant_library(), ids=[mutant.name for mutant in mutant_library()])
@@ -474,6 +475,29 @@ def test_the_last_part_of_a_huge_page_is_copied_so_that_the_page_is_freed() -> N
     assert "THP" not in words.describe(copied.states[0].words[1])
     with surroundings(FAMILIES):
         assert check(FAMILIES, sequence) == len(sequence)
+
+
+def test_a_write_keeps_a_part_of_a_huge_page_that_no_other_process_has_any_more() -> None:
+    size, lower = HUGE_PAGES * PAGE, [Op(0, "mprotect", (PAGE, PAGE, prot)) for prot in (1, 3)]
+    start = [Op(0, "mmap", (0, size, 3)), Op(0, "hugepage", (0, size)), Op(0, "store", (0, 1)), *lower]
+    child = [Op(0, "fork", (1,)), Op(1, "exit", ())]
+    all_parts = (*start, *child, Op(0, "store", (0, 2)))
+    last_part = (*start, Op(0, "dontneed", (PAGE, size - PAGE)), *child, Op(0, "store", (0, 2)))
+
+    def is_kept(quirks: Quirks, sequence: tuple[Op, ...]) -> bool:
+        world = World(FAMILIES.window, lambda data: 1, quirks)
+        *_, last = (perform(op, world) for op in sequence)
+        return "THP" in words.describe(last.states[0].words[0])
+
+    # As v6.18, v6.12 and v6.1.
+    assert is_kept(Quirks(), all_parts) and not is_kept(Quirks(), last_part)
+    between = Quirks(reuses_parts=False)
+    assert not is_kept(between, all_parts) and not is_kept(between, last_part)
+    before = Quirks(reuses_parts=False, copies_last_part=False)
+    assert not is_kept(before, all_parts) and is_kept(before, last_part)
+    with surroundings(FAMILIES):
+        for sequence in (all_parts, last_part):
+            assert check(FAMILIES, sequence) == len(sequence)
 
 
 def test_minor_mode_is_refused_for_anonymous_memory() -> None:

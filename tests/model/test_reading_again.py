@@ -5,17 +5,35 @@ from __future__ import annotations
 import pytest
 
 from userfault.model import migrate
+from userfault.model.fork import sys_fork
+from userfault.model.gup import get_user_pages_fast, taken
 from userfault.model.locks import unlock_page
-from userfault.model.machine import machine
+from userfault.model.machine import machine, new_mm
 from userfault.model.madvise import madvise_dontneed
 from userfault.model.migrate import migrate_page
-from userfault.model.mm_types import page, vm
-from userfault.model.mmap import do_mmap
+from userfault.model.mm_types import mm_struct, page, vm
+from userfault.model.mmap import do_mmap, exit_mmap
 from userfault.model.slab import get_page, put_page
 from userfault.model.swap import read_swap_cache
 from userfault.model.vmscan import shrink_page
 
-from .scene import CONTENT, every_era, huge, old, page_at, pte_at, read, run_in, settled, start, write
+from .scene import (
+    CONTENT,
+    PAGES,
+    RW,
+    every_era,
+    huge,
+    modern,
+    old,
+    page_at,
+    pte_at,
+    pte_mapped,
+    read,
+    run_in,
+    settled,
+    start,
+    write,
+)
 
 
 @old
@@ -66,3 +84,57 @@ def test_the_old_page_is_described_no_more_when_the_new_one_is_unlocked(
     monkeypatch.setattr(migrate, "unlock_page", unlocked)
     assert migrate_page(p) == 0
     assert seen == [(False, True), (True, True)]
+
+
+def shared_once(era: str, parts: int) -> tuple[mm_struct, page]:
+    """A huge page of which PTEs map the last `parts`, and which a child has had: no part is flagged as the process's own."""
+    mm, p = pte_mapped(era)
+    mm.mmap[0].vm_flags = RW
+    if parts == 1:
+        madvise_dontneed(mm, 0, 1)
+    child = new_mm(PAGES)
+    sys_fork(mm, child)
+    exit_mmap(child)
+    run_in(mm)
+    assert not page_at(mm, 1).anon_exclusive
+    return mm, p
+
+
+@modern
+@pytest.mark.parametrize(("parts", "keeps"), [(2, {"v6.18"}), (1, {"v6.8"})])
+@pytest.mark.parametrize("reading", [False, True])
+def test_a_write_keeps_a_part_in_place(era: str, parts: int, keeps: set[str], reading: bool) -> None:
+    mm, _ = shared_once(era, parts)
+    part = page_at(mm, 1)
+    if reading:
+        assert get_user_pages_fast(mm, 1, 1, False) == 1
+        assert taken() is page_at(mm, 1)
+    else:
+        write(mm, 1, b"more")
+    assert (page_at(mm, 1) is part) == (era in keeps)
+    assert page_at(mm, 1).anon_exclusive
+    assert pte_at(mm, 1).write != reading
+    assert read(mm, 1) == (b"second part" if reading else b"more")
+
+
+def test_a_part_is_not_kept_beside_another_reference() -> None:
+    mm, p = shared_once("v6.18", 2)
+    part = page_at(mm, 1)
+    get_page(p)
+    write(mm, 1, b"more")
+    assert page_at(mm, 1) is not part
+    put_page(p)
+    settled()
+
+
+def test_a_part_is_not_kept_while_a_child_has_another() -> None:
+    mm, _ = pte_mapped("v6.18")
+    child = new_mm(PAGES)
+    sys_fork(mm, child)
+    run_in(child)
+    madvise_dontneed(child, 1, 1)
+    run_in(mm)
+    part = page_at(mm, 1)
+    write(mm, 1, b"more")
+    assert page_at(mm, 1) is not part
+    settled()

@@ -58,6 +58,7 @@ class Quirks:
     empty_tables_are_freed: bool = True
     huge_zero_page_is_replaced: bool = True
     reuses_parts: bool = True
+    copies_last_part: bool = True
     collapse_of_less_succeeds: bool = False
     swapin_goes_through_cache: bool = False
     split_maps_zero_page: bool = True
@@ -106,6 +107,7 @@ IN_THE_MODEL = (
     "empty_tables_are_freed",
     "huge_zero_page_is_replaced",
     "reuses_parts",
+    "copies_last_part",
     "collapse_of_less_succeeds",
     "swapin_goes_through_cache",
     "split_maps_zero_page",
@@ -340,17 +342,34 @@ def _huge_zero_page_is_replaced() -> bool | None:
         return bool(_flags(area.at(1)) & PageFlag.THP)
 
 
-def _reuses_parts() -> bool | None:
+def _mapped_by_small_entries(area: Mapping) -> bool:
+    """Touch an area, which becomes a huge page, and have small entries map it; is there one?"""
+    memory.store(area.address, b"1")
+    memory.mprotect(area.at(1), PAGE, READ).or_raise("mprotect")
+    memory.mprotect(area.at(1), PAGE, READ | mmap.PROT_WRITE).or_raise("mprotect")
+    return bool(_flags(area.address) & PageFlag.THP)
+
+
+def _copied_part(last: bool) -> bool | None:
+    """Is a part of a huge page that a child has had copied by a write? last: no other part is mapped any more."""
     with Mapping.huge() as area:
-        memory.store(area.address, b"1")
-        if not _flags(area.at(1)) & PageFlag.THP:
+        if not _mapped_by_small_entries(area):
             return None
-        memory.mprotect(area.at(1), PAGE, READ).or_raise("mprotect")
-        memory.mprotect(area.at(1), PAGE, READ | mmap.PROT_WRITE).or_raise("mprotect")
+        if last:
+            memory.madvise(area.at(1), area.length_bytes - PAGE, Advice.DONTNEED).or_raise("MADV_DONTNEED")
         # A fork shares the page, and its end leaves it to us.
         call(int)
-        memory.store(area.at(1), b"1")
-        return bool(_flags(area.at(1)) & PageFlag.THP)
+        memory.store(area.address, b"2")
+        return not _flags(area.address) & PageFlag.THP
+
+
+def _reuses_parts() -> bool | None:
+    copied = _copied_part(last=False)
+    return None if copied is None else not copied
+
+
+def _copies_last_part() -> bool | None:
+    return _copied_part(last=True)
 
 
 def _collapse_of_less_succeeds() -> bool:
@@ -385,10 +404,7 @@ def _split_maps_zero_page() -> bool | None:
 
 def _advice_goes_by_batches() -> bool | None:
     with Mapping.huge() as area:
-        memory.store(area.address, b"1")
-        memory.mprotect(area.at(1), PAGE, READ).or_raise("mprotect")
-        memory.mprotect(area.at(1), PAGE, READ | mmap.PROT_WRITE).or_raise("mprotect")
-        if not _flags(area.address) & PageFlag.THP:
+        if not _mapped_by_small_entries(area):
             return None
         area.madvise(Advice.FREE).or_raise("MADV_FREE")
         return bool(_flags(area.address) & PageFlag.THP)
@@ -597,6 +613,14 @@ QUIRKS = (
         "mm/memory.c, wp_can_reuse_anon_folio: one reference in 6.12.117, as many as the process has mappings in 6.18",
         "/proc/kpageflags of a part that is written when a forked child has gone",
         _reuses_parts,
+    ),
+    Quirk(
+        "copies_last_part",
+        "a write to the only part of a huge page that is still mapped, and that was shared, copies it; it takes it over otherwise",
+        "nyyyyy",
+        "mm/memory.c, wp_can_reuse_anon_folio: no huge page is taken over in 6.12.117; in 6.1.176 (do_wp_page) one with one reference is",
+        "/proc/kpageflags of the last part, written when a forked child has gone",
+        _copies_last_part,
     ),
     Quirk(
         "collapse_of_less_succeeds",

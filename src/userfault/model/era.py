@@ -82,6 +82,8 @@ class Era:
     """MADV_COLLAPSE of a range that touches no border of huge pages is 0 (seen on v7.2, not on v7.1), where it is EINVAL."""
     reuses_parts: bool = False
     """A write to a part of a huge page that one address space alone maps takes it over; before, it is copied (since v6.15)."""
+    copies_last_part: bool = False
+    """A write to the only part of a huge page that is still mapped copies it (seen on v6.12, not on v6.1; v6.8 takes it over)."""
     split_maps_zero_page: bool = False
     """A split maps the zero page in place of parts that hold zeroes only (seen on v6.12, not on v6.1)."""
     empty_tables_are_freed: bool = False
@@ -190,6 +192,7 @@ V6_18 = replace(
     move_keeps_clean=True,
     huge_zero_page_is_replaced=True,
     reuses_parts=True,
+    copies_last_part=True,
     split_maps_zero_page=True,
     empty_tables_are_freed=True,
     dontneed_flushes_late=True,

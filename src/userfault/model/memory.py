@@ -237,9 +237,9 @@ def do_wp_page(
 
 @modelled("mm/memory.c", versions="v5.19 .. v6.8", section="C.2", steps=5, omits="the drain of the LRU caches")
 def wp_can_reuse_anon_folio(p: page, vma: vm_area_struct) -> bool:
-    """Nobody else has a reference, so the page is ours to write; the PTL is held."""
-    if config.TRANSPARENT_HUGEPAGE and era.reuses_parts and p.compound:
-        return wp_can_reuse_large_anon_folio(p)
+    """Nobody else has a reference, so the page is ours to write; the PTL is held. A huge page is mapped by PTEs here."""
+    if config.TRANSPARENT_HUGEPAGE and era.copies_last_part and p.compound:
+        return era.reuses_parts and wp_can_reuse_large_anon_folio(p)
     if PageKsm(p) or atomic_read(p.refcount) > (1 if p.swapcache is None else 2):
         return False
     if not trylock_page(p):
