@@ -495,8 +495,9 @@ def test_a_boundary_is_found_among_many_holes(path: Path, data: bytes) -> None:
         with paging.open(path, unit="2 MiB", size_bytes=300_000) as region:
             assert region._control.base % (2 << 20) == 0
             assert region.read_at(0, 300_000) == data[:300_000]
-        # What filled the holes is given back.
-        assert reserved <= memory.mmap(0, 300_000, memory.PROT_NONE).value < reserved + (32 << 20)
+        # What filled the holes is given back; what the region itself had may lie above them, and is taken first.
+        places = [memory.mmap(0, 300_000, memory.PROT_NONE).value for _ in range(64)]
+        assert any(reserved <= each < reserved + (32 << 20) for each in places)
 
     check(child)
 
