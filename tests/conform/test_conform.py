@@ -170,12 +170,12 @@ SEEDS = {
     "free-shared-cache": 5,
     "free-written": 6,
     "keep-last-part": 5,
-    "ksm-alone": 3,
+    "ksm-alone": 15,
     "ksm-referred": 2,
     "ksm-remapped": 4,
     "merge-registered": 2,
     "swapin-write-protected": 8,
-    "unshare-reuse": 22,
+    "unshare-reuse": 8,
     "upgrade-shared": 8,
 }
 """With the first seed these take thousands of operations, with these some hundred, or one thousand."""

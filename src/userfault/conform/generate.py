@@ -339,6 +339,8 @@ class Generator:
         self.main = rng.choice(range(len(WATCHED)) if self.watched else (0, 0, 1, 2))
         self.child = -1
         self.at = 0
+        self.read: dict[int, int] = {}
+        """Where each process has read for another (vmread) since it stored."""
 
     def draw(self) -> Op:
         """The next operation: at first some that map most of the window."""
@@ -540,10 +542,13 @@ class Generator:
         return (self.page_in(mm, vma, True if self.maybe(0.6) else None) + 8 * self.rng.randrange(512),)
 
     def draw_store(self, mm: mm_struct) -> tuple[int, ...]:
-        vma = self.vma(mm, RW) if self.maybe(0.95) else None
+        """Often where vmread has made a copy, which is as protected as the page was."""
+        page = self.read.pop(self.process, None)
+        if page is None or not self.maybe(0.5):
+            page = self.page_in(mm, self.vma(mm, RW) if self.maybe(0.95) else None)
         if self.profile.ksm:
-            return self.page_in(mm, vma), self.rng.choice((0, 1, 1, 2))
-        return (self.page_in(mm, vma) + 8 * self.rng.randrange(512), self.rng.randrange(1, 1 << 16))
+            return page, self.rng.choice((0, 1, 1, 2))
+        return (page + 8 * self.rng.randrange(512), self.rng.randrange(1, 1 << 16))
 
     def draw_mergeable(self, mm: mm_struct) -> tuple[int, ...]:
         vma = self.vma(mm)
@@ -572,7 +577,8 @@ class Generator:
         shared = self.where(mm, lambda p: not p.anon_exclusive)
         protected = [addr for addr in shared if self.pte(mm, addr).uffd_wp]
         if shared and self.maybe(0.7):
-            return (self.rng.choice(protected or shared) + 8 * self.rng.randrange(512),)
+            page = self.read[self.process] = self.rng.choice(protected or shared)
+            return (page + 8 * self.rng.randrange(512),)
         return self.draw_load(mm)
 
     def draw_unpin(self, mm: mm_struct) -> tuple[int, ...]:
