@@ -7,12 +7,14 @@ import pytest
 from userfault.model import migrate
 from userfault.model.fork import sys_fork
 from userfault.model.gup import get_user_pages_fast, taken
-from userfault.model.locks import unlock_page
+from userfault.model.huge_split import split_folio
+from userfault.model.locks import lock_page, unlock_page
 from userfault.model.machine import machine, new_mm
 from userfault.model.madvise import madvise_dontneed
 from userfault.model.migrate import migrate_page
 from userfault.model.mm_types import mm_struct, page, vm
 from userfault.model.mmap import do_mmap, exit_mmap
+from userfault.model.mprotect import sys_mprotect
 from userfault.model.slab import get_page, put_page
 from userfault.model.swap import read_swap_cache
 from userfault.model.vmscan import shrink_page
@@ -138,3 +140,26 @@ def test_a_part_is_not_kept_while_a_child_has_another() -> None:
     write(mm, 1, b"more")
     assert page_at(mm, 1) is not part
     settled()
+
+
+def test_a_page_that_nobody_may_use_is_migrated_to_one_that_nobody_may_use() -> None:
+    mm = start("v6.18")
+    do_mmap(mm, 0, 2, RW, 0)
+    write(mm, 0, CONTENT)
+    assert sys_mprotect(mm, 0, 1, 0) == 0
+    old_page = pte_at(mm, 0).page
+    assert migrate_page(old_page) == 0
+    assert pte_at(mm, 0).page is not old_page and pte_at(mm, 0).protnone
+
+
+@pytest.mark.parametrize("content", [bytes(len(CONTENT)), CONTENT])
+def test_a_split_leaves_what_nobody_may_use_so(content: bytes) -> None:
+    mm, p = huge("v6.18")
+    write(mm, 1, content)
+    assert sys_mprotect(mm, 1, 1, 0) == 0
+    get_page(p)
+    lock_page(p)
+    assert split_folio(p) == 0
+    unlock_page(p)
+    put_page(p)
+    assert pte_at(mm, 1).protnone and pte_at(mm, 1).special == (content != CONTENT)

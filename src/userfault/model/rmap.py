@@ -396,14 +396,23 @@ def remove_migration_pte(old: page, new: page, vma: vm_area_struct, addr: int, u
     spin_lock(pte_lockptr(pmd.table))
     pte = ptep.pte
     if pte.kind == PteKind.MIGRATION and pte.page is old:
+        protnone = vma.vm_flags & (vm.READ | vm.WRITE | vm.EXEC) == 0
         if use_zero_page and is_zero_filled(new) and not vma.vm_flags & vm.LOCKED:
-            set_pte(ptep, pte_t(kind=PteKind.PRESENT, special=True, uffd_wp=pte.uffd_wp))
+            set_pte(ptep, pte_t(kind=PteKind.PRESENT, special=True, uffd_wp=pte.uffd_wp, protnone=protnone))
             spin_unlock(pte_lockptr(pmd.table))
             return
         get_page(new)
         dirty = pte.dirty and new.dirty
         uffd_wp = pte.uffd_wp and not pte.write
-        present = pte_t(kind=PteKind.PRESENT, page=new, write=pte.write, young=pte.young, dirty=dirty, uffd_wp=uffd_wp)
+        present = pte_t(
+            kind=PteKind.PRESENT,
+            page=new,
+            write=pte.write,
+            young=pte.young,
+            dirty=dirty,
+            uffd_wp=uffd_wp,
+            protnone=protnone,
+        )
         if era.folios:
             page_mapcount_inc(new)
             if pte.exclusive:
