@@ -17,6 +17,7 @@ from userfault.model.mmap import do_mmap, exit_mmap
 from userfault.model.mprotect import sys_mprotect
 from userfault.model.slab import get_page, put_page
 from userfault.model.swap import read_swap_cache
+from userfault.model.user import store
 from userfault.model.vmscan import shrink_page
 
 from .scene import (
@@ -156,7 +157,7 @@ def test_a_page_that_nobody_may_use_is_migrated_to_one_that_nobody_may_use() -> 
 def test_a_split_leaves_what_nobody_may_use_so(zeroed: bool) -> None:
     mm, p = huge("v6.18")
     if zeroed:
-        write(mm, 1, bytes(len("second part")))
+        store(mm, 1, 0)
     assert sys_mprotect(mm, 1, 1, 0) == 0
     get_page(p)
     lock_page(p)
