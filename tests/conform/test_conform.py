@@ -169,7 +169,6 @@ SEEDS = {
     "fault-flags": 4,
     "free-shared-cache": 5,
     "free-written": 6,
-    "keep-last-part": 5,
     "ksm-alone": 15,
     "ksm-referred": 2,
     "ksm-remapped": 4,
