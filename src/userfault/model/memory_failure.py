@@ -57,7 +57,8 @@ def collect_procs_anon(p: page) -> int:
     versions="v3.10 .. v6.18",
     section="C.19",
     steps=1,
-    omits="what follows: signals, and hwpoison entries for the mappings; KSM pages; huge pages, which are split first",
+    omits="what follows: signals, and hwpoison entries for the mappings; KSM pages; huge pages, which are split first; that a page "
+    "off the LRU lists, or one that failed before, is not walked, which is a false alarm",
     errs="missed bug",
 )
 def memory_failure(p: page) -> int:
