@@ -34,6 +34,7 @@ from userfault.model.fs_userfaultfd import (
 from userfault.model.lang import WouldBlock
 from userfault.model.machine import attach, boot, new_mm
 from userfault.model.madvise import MADV, sys_madvise
+from userfault.model.mlock import sys_mlock
 from userfault.model.mm_types import mm_struct, userfaultfd_ctx, vm
 from userfault.model.mmap import do_mmap, sys_mmap, sys_munmap
 from userfault.model.mremap import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, mremap_fixed, sys_mremap
@@ -214,3 +215,27 @@ def test_what_no_monitor_asked_for_waits_for_nobody(raced: mm_struct) -> None:
     assert sys_madvise(raced, 6, 2, MADV.DONTNEED) == 0
     assert sys_munmap(raced, 6, 2) == 0
     assert raced.mmap_changing == 0
+
+
+@pytest.mark.parametrize("era", ["v6.8", "v6.18"])
+def test_what_is_unmapped_while_its_monitor_is_asked_is_looked_up_again(era: str) -> None:
+    asked: list[int] = []
+
+    def unmaps(ctx: userfaultfd_ctx, message: uffd_msg) -> None:
+        if message.event == EVENT_PAGEFAULT:
+            assert asked == [], "asked again for what is no longer there"
+            asked.append(message.first)
+            assert sys_munmap(ctx.mm, 0, 2) == 0
+
+    for populate, result in ((lambda mm: sys_madvise(mm, 0, 2, MADV.POPULATE_WRITE), -ENOMEM), (locks, 0)):
+        eras.use(era)
+        boot(cpus=1, split_vmas=True, monitor=unmaps)
+        mm, _ = registered(0, (0, 2))
+        asked.clear()
+        assert populate(mm) == result
+        assert asked == [0] and mm.mmap == []
+    boot(cpus=1)
+
+
+def locks(mm: mm_struct) -> int:
+    return sys_mlock(mm, 0, 2, False)

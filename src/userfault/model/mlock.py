@@ -8,7 +8,7 @@ from .locks import down_read, down_write, up_read
 from .machine import config
 from .mm_types import mm_struct, vm, vm_area_struct
 from .mmap import find_vma, vma_at_or_after
-from .populate import populate_one
+from .populate import faultin_page
 from .vma import vma_modify
 from .vma_lock import mmap_write_unlock, vma_start_write
 
@@ -36,18 +36,26 @@ def apply_vma_lock_flags(mm: mm_struct, start: int, end: int, flags: int) -> int
     return 0
 
 
-@modelled("mm/gup.c", versions="v4.5 .. v6.18", section="C.1", steps=2)
-def populate_vma_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> int:
-    """Fault a part of a VMA in, for writing if it may be written: 0, -EFAULT or -ENOMEM."""
+@modelled(
+    "mm/gup.c", function="populate_vma_page_range, faultin_page", versions="v4.5 .. v6.18", section="C.1", steps=2
+)
+def populate_vma_page_range(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -> tuple[int, int]:
+    """Fault a part of a VMA in, for writing if it may be written: (up to where, 0, -EFAULT or -ENOMEM).
+
+    Short of the end, without an error: a monitor was asked, and the VMA is to be looked up again.
+    """
     if vma.vm_flags & vm.LOCKONFAULT:
-        return 0
+        return end, 0
     if vma.vm_flags & (vm.READ | vm.WRITE | vm.EXEC) == 0:
-        return -EFAULT
+        return start, -EFAULT
     for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
-        err = populate_one(mm, vma, number << config.PAGE_SHIFT, vma.vm_flags & vm.WRITE != 0)
+        addr = number << config.PAGE_SHIFT
+        err, again = faultin_page(mm, vma, addr, vma.vm_flags & vm.WRITE != 0)
+        if again:
+            return addr, 0
         if err != 0:
-            return -ENOMEM if err == -ENOMEM else -EFAULT
-    return 0
+            return addr, -ENOMEM if err == -ENOMEM else -EFAULT
+    return end, 0
 
 
 @modelled("mm/gup.c", function="__mm_populate", versions="v4.5 .. v6.18", section="C.1", steps=2)
@@ -60,9 +68,7 @@ def mm_populate(mm: mm_struct, start: int, end: int) -> int:
         vma = vma_at_or_after(mm, at)
         if vma is None or vma.vm_start >= end:
             break
-        last = min(end, vma.vm_end)
-        err = populate_vma_page_range(mm, vma, max(at, vma.vm_start), last)
-        at = last
+        at, err = populate_vma_page_range(mm, vma, max(at, vma.vm_start), min(end, vma.vm_end))
     up_read(mm.mmap_sem)
     return err
 

@@ -37,33 +37,34 @@ def madvise_populate(mm: mm_struct, start: int, end: int, write: bool) -> int:
 
     0; -ENOMEM: not mapped; -EINVAL: not for this access; -EFAULT: a signal; -EHWPOISON. What lies before it is done.
     """
-    err = 0
     down_read(mm.mmap_sem)
-    for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
-        addr = number << config.PAGE_SHIFT
-        vma = find_vma(mm, addr)
-        if vma is None:
-            err = -ENOMEM
-        elif not vma.vm_flags & (vm.WRITE if write else vm.READ):
-            err = -EINVAL
-        else:
-            err = populate_one(mm, vma, addr, write)
-        if err != 0:
-            break
+    err = populate_locked(mm, start, end, write)
     up_read(mm.mmap_sem)
     if err == 0:
         reached("a range was populated")
     return err
 
 
+def populate_locked(mm: mm_struct, start: int, end: int, write: bool) -> int:
+    """Page by page. mmap_sem is held for reading."""
+    err = 0
+    for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
+        err = populate_one(mm, number << config.PAGE_SHIFT, write)
+        if err != 0:
+            break
+    return err
+
+
 @modelled(
-    "mm/madvise.c", function="madvise_walk_vmas, madvise_populate", versions="v5.14 .. v6.1", section="C.1", steps=3
+    "mm/madvise.c", function="madvise_walk_vmas, madvise_populate", versions="v5.14 .. v6.8", section="C.1", steps=3
 )
 def populate_vmas(mm: mm_struct, start: int, end: int, write: bool) -> int:
     """The same, VMA by VMA: also what lies behind a hole is faulted in."""
     at = start
     hole = False
-    while at < end:
+    err = 0
+    down_read(mm.mmap_sem)
+    while at < end and err == 0:
         vma = vma_at_or_after(mm, at)
         if vma is None or vma.vm_start >= end:
             hole = True
@@ -72,15 +73,34 @@ def populate_vmas(mm: mm_struct, start: int, end: int, write: bool) -> int:
             hole = True
             at = vma.vm_start
         last = min(end, vma.vm_end)
-        err = madvise_populate(mm, at, last, write)
-        if err != 0:
-            return err
+        err = populate_locked(mm, at, last, write)
         at = last
-    return -ENOMEM if hole else 0
+    up_read(mm.mmap_sem)
+    if err == 0 and hole:
+        err = -ENOMEM
+    if err == 0:
+        reached("a range was populated")
+    return err
 
 
-def populate_one(mm: mm_struct, vma: vm_area_struct, addr: int, write: bool) -> int:
-    """Faults until the page can be accessed, or no more can be done. mmap_sem is held for reading."""
+def populate_one(mm: mm_struct, addr: int, write: bool) -> int:
+    """Look the VMA up, and fault its page in: again where a monitor was asked, since the lock was let go meanwhile."""
+    while True:
+        vma = find_vma(mm, addr)
+        if vma is None:
+            return -ENOMEM
+        if not vma.vm_flags & (vm.WRITE if write else vm.READ):
+            return -EINVAL
+        err, again = faultin_page(mm, vma, addr, write)
+        if not again:
+            return err
+
+
+def faultin_page(mm: mm_struct, vma: vm_area_struct, addr: int, write: bool) -> tuple[int, bool]:
+    """Faults until the page can be accessed, or no more can be done: (0 or an errno, is the VMA to be looked up again?).
+
+    mmap_sem is held for reading; it was let go if the second is true.
+    """
     while not touch_mapped(mm, addr, write):
         result = handle_mm_fault(vma, addr, write)
         if config.EVENTS and result == VM_FAULT_USERFAULT:
@@ -88,14 +108,14 @@ def populate_one(mm: mm_struct, vma: vm_area_struct, addr: int, write: bool) -> 
             resolved = handle_userfault(vma, addr, write)
             down_read(mm.mmap_sem)
             if resolved:
-                continue
+                return 0, True
         if result == VM_FAULT_HWPOISON:
-            return -EHWPOISON
+            return -EHWPOISON, False
         if result == VM_FAULT_OOM:
-            return -ENOMEM
+            return -ENOMEM, False
         if result != 0:
-            return -EFAULT
-    return 0
+            return -EFAULT, False
+    return 0, False
 
 
 @modelled(
