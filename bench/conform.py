@@ -12,7 +12,7 @@ import time
 
 from userfault.conform.compare import compare
 from userfault.conform.drive import agent_for, steps_of, surroundings
-from userfault.conform.generate import PROFILES
+from userfault.conform.profiles import PROFILES
 
 ROUNDS = 5
 

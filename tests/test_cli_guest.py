@@ -12,8 +12,8 @@ import pytest
 from userfault.cli import conform
 from userfault.cli.guest import DEATHS, EXIT_BOUND, Guest, Stage, alone
 from userfault.cli.run import raced_there
-from userfault.conform.generate import PROFILES
 from userfault.conform.panics import PANICS
+from userfault.conform.profiles import PROFILES
 from userfault.kernel import guest
 from userfault.kernel.errors import KernelError
 from userfault.kernel.guest import Ended

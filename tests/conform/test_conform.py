@@ -30,9 +30,9 @@ from userfault.conform.drive import (
     steps_of,
     surroundings,
 )
-from userfault.conform.generate import FAMILIES, HUGE, MOVES, PROFILES
 from userfault.conform.mutants import find_mutant, mutant_library, mutated
 from userfault.conform.operations import Op
+from userfault.conform.profiles import FAMILIES, HUGE, MOVES, PROFILES
 from userfault.conform.quirks import Quirks, running
 from userfault.conform.sandbox import merging
 from userfault.conform.world import HUGE_PAGES, World
@@ -336,11 +336,11 @@ def test_of_all_profiles_one_that_can_t_be_run_is_said(monkeypatch: pytest.Monke
         raise Unavailable("no swap device could be made", "load zram")
 
     monkeypatch.setattr("userfault.conform.drive.swap", none)
-    monkeypatch.setattr("userfault.conform.generate.PROFILES", {name: PROFILES[name] for name in ("moves", "swaps")})
+    monkeypatch.setattr("userfault.conform.profiles.PROFILES", {name: PROFILES[name] for name in ("moves", "swaps")})
     invoke = CliRunner().invoke
     done = invoke(cli, ["conform", "--profile", "all", "--ops", "120"])
     assert done.exit_code == 0 and "swaps: skipped: no swap device could be made: load zram" in done.output
-    monkeypatch.setattr("userfault.conform.generate.PROFILES", {name: PROFILES[name] for name in ("swaps",)})
+    monkeypatch.setattr("userfault.conform.profiles.PROFILES", {name: PROFILES[name] for name in ("swaps",)})
     assert invoke(cli, ["conform", "--profile", "all", "--ops", "120"]).exit_code == 2
     alone = invoke(cli, ["conform", "--profile", "swaps", "--ops", "120"])
     assert alone.exit_code == 2 and "load zram" in alone.output

@@ -16,9 +16,10 @@ from userfault.cli import cli
 from userfault.conform import panics, quirks
 from userfault.conform import words as w
 from userfault.conform.compare import Step, perform
-from userfault.conform.generate import FILLS, PROFILES, Generator
+from userfault.conform.generate import Generator
 from userfault.conform.needs import NEEDS, missing
 from userfault.conform.operations import MEANWHILES, Op, Outcome
+from userfault.conform.profiles import FILLS, PROFILES
 from userfault.conform.quirks import KERNELS, QUIRKS, Quirks, lines, running, table
 from userfault.conform.world import CONTEXTS, WATCHED, Window, World
 from userfault.kernel.agent import MEANWHILE_DONE, VM_FLAGS, Message

@@ -17,9 +17,10 @@ from userfault.cli import cli
 from userfault.conform import drive, stateful
 from userfault.conform.compare import Divergence
 from userfault.conform.drive import ConformError, search, shrunk
-from userfault.conform.generate import FORKS, MOVES, PROFILES, Generator
+from userfault.conform.generate import Generator
 from userfault.conform.mutants import find_mutant, mutated
 from userfault.conform.operations import Op
+from userfault.conform.profiles import FORKS, MOVES, PROFILES
 from userfault.conform.quirks import Quirks
 from userfault.conform.shrink import shrink
 from userfault.conform.world import PAGE, World

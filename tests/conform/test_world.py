@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 
 from userfault.conform.compare import perform
-from userfault.conform.generate import HUGE, PROFILES, Generator, Profile
+from userfault.conform.generate import Generator
+from userfault.conform.profiles import HUGE, PROFILES, Profile
 from userfault.conform.quirks import Quirks
 from userfault.conform.world import State, World
 from userfault.model import lang, locks, pgtable

@@ -131,7 +131,7 @@ def command(
     from ..conform.compare import Divergence
     from ..conform.drive import ConformError, check, profile_named, surroundings
     from ..conform.freedom import FREEDOM
-    from ..conform.generate import PROFILES
+    from ..conform.profiles import PROFILES
     from ..kernel.errors import KernelError, Unavailable
     from ..litmus import LitmusError
 
@@ -244,7 +244,7 @@ def skipped(name: str, why: str, as_json: bool) -> None:
 def names_of(given: str) -> list[str]:
     """The profiles of `all`, `moves`, or `moves,huge`. Raises ConformError."""
     from ..conform.drive import profile_named
-    from ..conform.generate import PROFILES
+    from ..conform.profiles import PROFILES
 
     return (
         list(PROFILES) if given == "all" else [profile_named(each).name for each in given.removesuffix(",").split(",")]

@@ -10,8 +10,8 @@ from functools import partial
 from ..kernel.agent import Agent, Message, Seen
 from ..model.lang import ModelError, WouldBlock
 from . import operations
-from .generate import Profile
 from .operations import CONTEXT_FD, Op, Outcome
+from .profiles import Profile
 from .quirks import running
 from .sandbox import prepare
 from .world import WATCHED, State, World

@@ -17,8 +17,9 @@ from types import ModuleType
 from ..kernel.agent import Agent
 from ..kernel.workers import workers
 from .compare import Divergence, Step, compare, perform
-from .generate import PROFILES, Generator, Profile
+from .generate import Generator
 from .operations import Op
+from .profiles import PROFILES, Profile
 from .quirks import running
 from .sandbox import huge_pages, merging, swap
 from .shrink import shrink

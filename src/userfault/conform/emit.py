@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ..kernel.agent import MASK, MEANWHILE, Command
 from ..kernel.uapi import Feature
 from . import operations
-from .generate import Profile
 from .operations import CONTEXT_FD, PIDFD, Op
+from .profiles import Profile
 from .world import WATCHED
 
 HEAD = """\

@@ -21,8 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from ..kernel.agent import Agent
 from .compare import Divergence, Step, compare, perform
-from .generate import Generator, Profile
+from .generate import Generator
 from .operations import KINDS, Op
+from .profiles import Profile
 from .quirks import running
 from .shrink import Check, cut
 from .world import PAGE, World
