@@ -6,28 +6,16 @@ needs.py.
 
 from __future__ import annotations
 
-import mmap
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EINVAL
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-from ..kernel import memory
-from ..kernel.child import Child, call
 from ..kernel.errors import Unavailable
-from ..kernel.maps import vma_at
-from ..kernel.memory import Mapping
-from ..kernel.pagemap import Frames, Pagemap
-from ..kernel.uapi import ANON_EXCLUSIVE, Advice, Feature, PageFlag, PageIs, RegisterMode, RemapFlag
-from ..kernel.uapi import PAGE_SIZE_BYTES as PAGE
-from ..kernel.userfaultfd import Userfault
+from ..kernel.uapi import Feature
 from . import needs
+from . import quirk_probes as probes
 from . import words as w
-
-READ, MOVE = mmap.PROT_READ, RemapFlag.MAYMOVE | RemapFlag.FIXED
 
 
 @dataclass(frozen=True)
@@ -144,279 +132,6 @@ class Quirk(NamedTuple):
         return f"yes: {self.kernels('y')}; no: {self.kernels('n')}"
 
 
-def _holes_are_written() -> bool:
-    with Mapping(2 * PAGE) as area, Pagemap() as pagemap:
-        memory.store(area.address, b"1")
-        regions = pagemap.scan(area.address, area.address + 2 * PAGE)
-        return any(region.end > area.address + PAGE and region.categories & PageIs.WRITTEN for region in regions)
-
-
-def _fills_replace_guards() -> bool:
-    with Mapping(2 * PAGE) as area, Userfault(Feature.SIGBUS) as uffd:
-        memory.store(area.address, b"1")
-        uffd.register(area.address + PAGE, PAGE).or_raise("UFFDIO_REGISTER")
-        memory.madvise(area.address + PAGE, PAGE, Advice.GUARD_INSTALL).or_raise("MADV_GUARD_INSTALL")
-        return uffd.copy(area.address + PAGE, area.address, PAGE).ok
-
-
-def _anon_shows_ksm() -> bool:
-    with Mapping(PAGE) as area:
-        memory.store(area.address, b"1")
-        return bool(_flags(area.address) & PageFlag.KSM)
-
-
-def _parts_show_huge_flags() -> bool | None:
-    with Mapping.huge() as area:
-        memory.store(area.address, b"1")
-        flags = _flags(area.at(1))
-        return bool(flags & ANON_EXCLUSIVE) if flags & PageFlag.THP else None
-
-
-def _huge_entry_shows_first_part() -> bool | None:
-    def forget() -> Iterator[None]:
-        area.madvise(Advice.DONTNEED, 1, 1)
-        yield
-
-    with Mapping.huge() as area, Pagemap() as pagemap:
-        memory.store(area.address, b"1")
-        if not _flags(area.at(1)) & PageFlag.THP:
-            return None
-        with Child(forget) as child:
-            child.step()
-            return not pagemap.entry(area.at(1)).mapped_once
-
-
-def _shows_lock_on_fault() -> bool:
-    with Mapping(PAGE) as area:
-        memory.mlock(area.address, PAGE, onfault=True).or_raise("mlock2")
-        vma = vma_at(area.address)
-        return vma is not None and "lf" in vma.vm_flags
-
-
-def _merge_spares_fork_children() -> bool:
-    with Mapping(2 * PAGE) as area:
-        area.madvise(Advice.DONTDUMP, 0, 1).or_raise("MADV_DONTDUMP")
-        memory.store(area.at(1), b"1")
-        area.madvise(Advice.DONTDUMP, 1, 1).or_raise("MADV_DONTDUMP")
-        vma = vma_at(area.address)
-        return vma is not None and area.at(1) in vma
-
-
-def _mremap_moves_several() -> bool:
-    with Mapping(2 * PAGE) as area, Mapping(2 * PAGE) as place:
-        memory.mprotect(area.at(1), PAGE, READ).or_raise("mprotect")
-        return memory.mremap(area.address, 2 * PAGE, 2 * PAGE, MOVE, place.address).ok
-
-
-def _dontunmap_splits_locked() -> bool:
-    with Mapping(2 * PAGE) as area, Mapping(PAGE) as place:
-        memory.mlock(area.address, 2 * PAGE).or_raise("mlock")
-        memory.mremap(area.at(1), PAGE, PAGE, MOVE | RemapFlag.DONTUNMAP, place.address).or_raise("mremap")
-        vma = vma_at(area.address)
-        return vma is not None and "lo" in vma.vm_flags
-
-
-def _dontunmap_resets_offset() -> bool:
-    with Mapping(2 * PAGE) as area, Mapping(PAGE) as source, Mapping(PAGE) as place:
-        memory.store(source.address, b"1")
-        memory.mremap(source.address, PAGE, PAGE, MOVE, area.at(1)).or_raise("mremap")
-        memory.mremap(area.at(1), PAGE, PAGE, MOVE | RemapFlag.DONTUNMAP, place.address).or_raise("mremap")
-        area.madvise(Advice.DONTDUMP, 0, 1).or_raise("MADV_DONTDUMP")
-        area.madvise(Advice.DODUMP, 0, 1).or_raise("MADV_DODUMP")
-        vma = vma_at(area.address)
-        return vma is not None and area.at(1) in vma
-
-
-def _dontunmap_keeps_source_apart() -> bool:
-    with Mapping(2 * PAGE) as area:
-        memory.munmap(area.at(1), PAGE).or_raise("munmap")
-        memory.mremap(area.address, PAGE, PAGE, MOVE | RemapFlag.DONTUNMAP, area.at(1)).or_raise("mremap")
-        vma = vma_at(area.address)
-        return vma is not None and area.at(1) not in vma
-
-
-def _mremap_drops_protection() -> bool:
-    with Mapping(PAGE) as area, Mapping(PAGE) as place, Userfault(Feature.SIGBUS) as uffd, Pagemap() as pagemap:
-        memory.store(area.address, b"1")
-        uffd.register(area.address, PAGE, RegisterMode.WP).or_raise("UFFDIO_REGISTER")
-        uffd.writeprotect(area.address, PAGE).or_raise("UFFDIO_WRITEPROTECT")
-        memory.mremap(area.address, PAGE, PAGE, MOVE, place.address).or_raise("mremap")
-        return not pagemap.entry(place.address).uffd_wp
-
-
-def _populate_stops_at_holes() -> bool:
-    with Mapping(3 * PAGE) as area, Pagemap() as pagemap:
-        memory.munmap(area.at(1), PAGE).or_raise("munmap")
-        memory.madvise(area.at(1), 2 * PAGE, Advice.POPULATE_WRITE)
-        return not pagemap.entry(area.at(2)).present
-
-
-def _writeprotect_spans_vmas() -> bool:
-    with Mapping(2 * PAGE) as area, Userfault(Feature.SIGBUS) as uffd:
-        area.madvise(Advice.DONTDUMP, 0, 1).or_raise("MADV_DONTDUMP")
-        uffd.register(area.address, 2 * PAGE, RegisterMode.WP).or_raise("UFFDIO_REGISTER")
-        return uffd.writeprotect(area.address, 2 * PAGE).ok
-
-
-def _unregister_asks_whose() -> bool:
-    with Mapping(PAGE) as area, Userfault(Feature.SIGBUS) as uffd, Userfault(Feature.SIGBUS) as other:
-        uffd.register(area.address, PAGE).or_raise("UFFDIO_REGISTER")
-        return not other.unregister(area.address, PAGE).ok
-
-
-def _uffd_merges_rear() -> bool:
-    with Mapping(3 * PAGE) as area, Userfault(Feature.SIGBUS) as uffd:
-        uffd.register(area.address, 2 * PAGE).or_raise("UFFDIO_REGISTER")
-        uffd.unregister(area.at(1), PAGE).or_raise("UFFDIO_UNREGISTER")
-        vma = vma_at(area.at(1))
-        return vma is not None and area.at(2) in vma
-
-
-def _refusal_is_output() -> bool:
-    with Mapping(PAGE) as area, Userfault(Feature.EVENT_REMOVE) as uffd:
-        uffd.register(area.address, PAGE).or_raise("UFFDIO_REGISTER")
-        forgets = threading.Thread(target=area.madvise, args=(Advice.DONTNEED,))
-        forgets.start()
-        uffd.wait(5)
-        refused = uffd.zeropage(area.address, PAGE)
-        uffd.read()
-        forgets.join()
-        return refused.field is not None
-
-
-def _copy_checks_source() -> bool:
-    with Mapping(PAGE) as area, Userfault(Feature.SIGBUS) as uffd:
-        uffd.register(area.address, PAGE).or_raise("UFFDIO_REGISTER")
-        return uffd.copy(area.address, 1 << 47, PAGE).errno == EINVAL
-
-
-def _mmap_merges_both_sides() -> bool:
-    with Mapping(3 * PAGE) as area:
-        memory.munmap(area.at(1), PAGE).or_raise("munmap")
-        memory.store(area.at(2), b"1")
-        fixed = memory.MAP_PRIVATE | memory.MAP_ANONYMOUS | memory.MAP_FIXED
-        memory.mmap(area.at(1), PAGE, flags=fixed).or_raise("mmap")
-        vma = vma_at(area.address)
-        return vma is not None and area.at(2) in vma
-
-
-def _fills_prepare_first() -> bool:
-    with Mapping(2 * PAGE) as area, Mapping(PAGE) as source, Userfault(Feature.SIGBUS) as uffd:
-        area.madvise(Advice.DONTDUMP, 1, 1).or_raise("MADV_DONTDUMP")
-        uffd.copy(area.address, source.address, PAGE)
-        memory.store(area.at(1), b"1")
-        area.madvise(Advice.DONTDUMP, 0, 1).or_raise("MADV_DONTDUMP")
-        # Two anon_vmas can't be one VMA's.
-        vma = vma_at(area.address)
-        return vma is not None and area.at(1) not in vma
-
-
-def _mprotect_unaccounts() -> bool:
-    with Mapping(PAGE) as area:
-        memory.mprotect(area.address, PAGE, READ).or_raise("mprotect")
-        vma = vma_at(area.address)
-        return vma is not None and "ac" not in vma.vm_flags
-
-
-def _empty_tables_are_freed() -> bool:
-    with Mapping.huge(advise=False) as area:
-        area.madvise(Advice.NOHUGEPAGE)
-        memory.store(area.address, b"1")
-        before = page_tables_bytes()
-        area.madvise(Advice.DONTNEED).or_raise("MADV_DONTNEED")
-        return page_tables_bytes() < before
-
-
-def page_tables_bytes() -> int:
-    """VmPTE of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmPTE:"))
-
-
-def _huge_zero_page_is_replaced() -> bool | None:
-    with Mapping.huge() as area:
-        memory.load(area.at(1), 1)
-        if not _flags(area.at(1)) & PageFlag.THP:
-            return None
-        memory.store(area.address, b"1")
-        return bool(_flags(area.at(1)) & PageFlag.THP)
-
-
-def _mapped_by_small_entries(area: Mapping) -> bool:
-    """Touch an area, which becomes a huge page, and have small entries map it; is there one?"""
-    memory.store(area.address, b"1")
-    memory.mprotect(area.at(1), PAGE, READ).or_raise("mprotect")
-    memory.mprotect(area.at(1), PAGE, READ | mmap.PROT_WRITE).or_raise("mprotect")
-    return bool(_flags(area.address) & PageFlag.THP)
-
-
-def _copied_part(last: bool) -> bool | None:
-    """Is a part of a huge page that a child has had copied by a write? last: no other part is mapped any more."""
-    with Mapping.huge() as area:
-        if not _mapped_by_small_entries(area):
-            return None
-        if last:
-            memory.madvise(area.at(1), area.length_bytes - PAGE, Advice.DONTNEED).or_raise("MADV_DONTNEED")
-        # A fork shares the page, and its end leaves it to us.
-        call(int)
-        memory.store(area.address, b"2")
-        return not _flags(area.address) & PageFlag.THP
-
-
-def _reuses_parts() -> bool | None:
-    copied = _copied_part(last=False)
-    return None if copied is None else not copied
-
-
-def _copies_last_part() -> bool | None:
-    return _copied_part(last=True)
-
-
-def _collapse_of_less_succeeds() -> bool:
-    with Mapping.huge() as area:
-        memory.store(area.address, b"1")
-        return area.madvise(Advice.COLLAPSE, 1, 1).ok
-
-
-def _swapin_goes_through_cache() -> bool | None:
-    with Mapping(PAGE) as area, Pagemap() as pagemap:
-        memory.store(area.address, b"1")
-        # A fork shares the page, and nobody looks whether it is shared still.
-        call(int)
-        area.madvise(Advice.PAGEOUT).or_raise("MADV_PAGEOUT")
-        if not pagemap.entry(area.address).swapped:
-            return None
-        memory.load(area.address, 1)
-        flags = _flags(area.address)
-        # From a device with asynchronous reads all kernels leave it in the cache.
-        return None if flags & PageFlag.SWAPCACHE else not flags & ANON_EXCLUSIVE
-
-
-def _split_maps_zero_page() -> bool | None:
-    with Mapping.huge() as area:
-        memory.store(area.address, b"1")
-        if not _flags(area.at(2)) & PageFlag.THP:
-            return None
-        # Advice for a part splits it.
-        area.madvise(Advice.COLD, 1, 1)
-        return bool(_flags(area.at(2)) & PageFlag.ZERO_PAGE)
-
-
-def _advice_goes_by_batches() -> bool | None:
-    with Mapping.huge() as area:
-        if not _mapped_by_small_entries(area):
-            return None
-        area.madvise(Advice.FREE).or_raise("MADV_FREE")
-        return bool(_flags(area.address) & PageFlag.THP)
-
-
-def _flags(address: int) -> int:
-    """The flags of the page at an address; 0 where there is none."""
-    with Pagemap() as pagemap, Frames() as frames:
-        pfn = pagemap.entry(address).pfn
-        return 0 if pfn is None else frames.flags_of([pfn])[pfn]
-
-
 QUIRKS = (
     Quirk(
         "holes_are_written",
@@ -424,7 +139,7 @@ QUIRKS = (
         "-ynyyy",
         "fs/proc/task_mmu.c, pagemap_page_category: a correction that stable series got at different times",
         "PAGEMAP_SCAN of the hole beside a page that was touched",
-        _holes_are_written,
+        probes.holes_are_written,
         "pagemap-scan",
     ),
     Quirk(
@@ -433,7 +148,7 @@ QUIRKS = (
         "nyynnn",
         "fs/proc/page.c, stable_page_flags: one of the two bits that mark a KSM page is taken for the mark (read in 6.12.117)",
         "/proc/kpageflags of a page that was touched",
-        _anon_shows_ksm,
+        probes.anon_shows_ksm,
     ),
     Quirk(
         "parts_show_huge_flags",
@@ -441,7 +156,7 @@ QUIRKS = (
         "nyyyyy",
         "fs/proc/page.c, stable_page_flags: page->flags in 6.1.176, folio->flags in 6.12.117",
         "/proc/kpageflags of the second part of a huge page",
-        _parts_show_huge_flags,
+        probes.parts_show_huge_flags,
     ),
     Quirk(
         "huge_entry_shows_first_part",
@@ -449,7 +164,7 @@ QUIRKS = (
         "ynyyyy",
         "fs/proc/task_mmu.c, pagemap_pmd_range: asked once in 6.1.176, for each part in 6.12.117, of the first part each time in 6.18",
         "pagemap of the second part of a huge page, which a child shares but for that part",
-        _huge_entry_shows_first_part,
+        probes.huge_entry_shows_first_part,
     ),
     Quirk(
         "shows_lock_on_fault",
@@ -457,7 +172,7 @@ QUIRKS = (
         "nyyyyy",
         "fs/proc/task_mmu.c, show_smap_vma_flags: in 6.12.117, not in 6.1.176",
         "smaps of such memory",
-        _shows_lock_on_fault,
+        probes.shows_lock_on_fault,
     ),
     Quirk(
         "fills_replace_guards",
@@ -465,7 +180,7 @@ QUIRKS = (
         "--yynn",
         "mm/userfaultfd.c, mfill_atomic_install_pte: F-14",
         "UFFDIO_COPY to a guard",
-        _fills_replace_guards,
+        probes.fills_replace_guards,
         "guard",
     ),
     Quirk(
@@ -474,7 +189,7 @@ QUIRKS = (
         "nnyyyy",
         "mm/vma.c, is_mergeable_anon_vma: 6.12.117 asks the neighbour for exactly one anon_vma, and an untouched one has none",
         "MADV_DONTDUMP of a page that was touched, behind one that was not and has it",
-        _merge_spares_fork_children,
+        probes.merge_spares_fork_children,
     ),
     Quirk(
         "mremap_moves_several",
@@ -482,7 +197,7 @@ QUIRKS = (
         "nnyyyy",
         "mm/mremap.c, vma_to_resize: EFAULT in 6.12.117, after mremap_to unmapped the new place; remap_move in 6.18",
         "mremap of two mappings",
-        _mremap_moves_several,
+        probes.mremap_moves_several,
     ),
     Quirk(
         "dontunmap_splits_locked",
@@ -490,7 +205,7 @@ QUIRKS = (
         "nnnnny",
         "mm/mremap.c, prep_move_vma: splits in 7.2.13, dontunmap_complete unlocks the whole VMA in 6.18",
         "smaps of the page beside the one that MREMAP_DONTUNMAP moved",
-        _dontunmap_splits_locked,
+        probes.dontunmap_splits_locked,
     ),
     Quirk(
         "dontunmap_resets_offset",
@@ -498,7 +213,7 @@ QUIRKS = (
         "nnnnny",
         "mm/mremap.c, dontunmap_complete: sets the page offset in 7.2.13, not in 6.18",
         "MADV_DODUMP of a neighbour of what MREMAP_DONTUNMAP left of a page that mremap had brought there",
-        _dontunmap_resets_offset,
+        probes.dontunmap_resets_offset,
     ),
     Quirk(
         "dontunmap_keeps_source_apart",
@@ -506,7 +221,7 @@ QUIRKS = (
         "nnnnny",
         "mm/vma.c, copy_vma: told in 7.2.13 that the source stays, and then no neighbour to merge with; not told in 6.18",
         "smaps after MREMAP_DONTUNMAP of a page that was not touched to the place behind it",
-        _dontunmap_keeps_source_apart,
+        probes.dontunmap_keeps_source_apart,
     ),
     Quirk(
         "mremap_drops_protection",
@@ -514,7 +229,7 @@ QUIRKS = (
         "nyyyyy",
         "mm/mremap.c, move_ptes: in 6.12.117, not in 6.1.176",
         "pagemap of a protected page that mremap moved",
-        _mremap_drops_protection,
+        probes.mremap_drops_protection,
         "wp",
     ),
     Quirk(
@@ -523,7 +238,7 @@ QUIRKS = (
         "nyyyyy",
         "mm/madvise.c, madvise_populate: for each VMA in 6.1.176 (madvise_walk_vmas), for the range in 6.12.117",
         "MADV_POPULATE_WRITE of a hole and the page behind it",
-        _populate_stops_at_holes,
+        probes.populate_stops_at_holes,
     ),
     Quirk(
         "writeprotect_spans_vmas",
@@ -531,7 +246,7 @@ QUIRKS = (
         "nyyyyy",
         "mm/userfaultfd.c, mwriteprotect_range: one find_dst_vma for the whole range in 6.1.176",
         "UFFDIO_WRITEPROTECT of two mappings",
-        _writeprotect_spans_vmas,
+        probes.writeprotect_spans_vmas,
         "wp",
     ),
     Quirk(
@@ -540,7 +255,7 @@ QUIRKS = (
         "nnyyyy",
         "fs/userfaultfd.c, userfaultfd_unregister: not asked in 6.12.117",
         "UFFDIO_UNREGISTER by another userfaultfd",
-        _unregister_asks_whose,
+        probes.unregister_asks_whose,
     ),
     Quirk(
         "uffd_merges_rear",
@@ -548,7 +263,7 @@ QUIRKS = (
         "nyyyyy",
         "fs/userfaultfd.c, userfaultfd_unregister: 6.1.176 hands vma_merge the page offset of the whole VMA (F-18)",
         "UFFDIO_UNREGISTER of the rear page of what was registered",
-        _uffd_merges_rear,
+        probes.uffd_merges_rear,
     ),
     Quirk(
         "copy_checks_source",
@@ -556,7 +271,7 @@ QUIRKS = (
         "nyyyyy",
         "fs/userfaultfd.c, userfaultfd_copy: the source is validated in 6.12.117, only looked at for a wrap in 6.1.176",
         "UFFDIO_COPY from an address that no process can have",
-        _copy_checks_source,
+        probes.copy_checks_source,
     ),
     Quirk(
         "refusal_is_output",
@@ -564,7 +279,7 @@ QUIRKS = (
         "nyyyyy",
         "fs/userfaultfd.c: in 6.12.107 and 6.18.15, not in 6.1.176, as sequences with events show",
         "UFFDIO_ZEROPAGE while MADV_DONTNEED waits for the reader of its event",
-        _refusal_is_output,
+        probes.refusal_is_output,
     ),
     Quirk(
         "mmap_merges_both_sides",
@@ -572,7 +287,7 @@ QUIRKS = (
         "nyyyyy",
         "mm/mmap.c, mmap_region: in 6.1.176 the neighbour before is compared with the anon_vma of the one behind",
         "mmap between a mapping that was not touched and one that was",
-        _mmap_merges_both_sides,
+        probes.mmap_merges_both_sides,
     ),
     Quirk(
         "fills_prepare_first",
@@ -580,7 +295,7 @@ QUIRKS = (
         "nyyyyy",
         "mm/userfaultfd.c: to lock the VMA alone needs its anon_vma (6.12.117, uffd_lock_vma); 6.1.176 looks at the registration first",
         "UFFDIO_COPY to memory that is not registered, whose neighbour is then touched and becomes like it",
-        _fills_prepare_first,
+        probes.fills_prepare_first,
     ),
     Quirk(
         "mprotect_unaccounts",
@@ -588,7 +303,7 @@ QUIRKS = (
         "nyyyyy",
         "mm/mprotect.c, mprotect_fixup: in 6.12.117, not in 6.1.176",
         "smaps of memory that mprotect made read-only before it was touched",
-        _mprotect_unaccounts,
+        probes.mprotect_unaccounts,
     ),
     Quirk(
         "empty_tables_are_freed",
@@ -596,7 +311,7 @@ QUIRKS = (
         "nnyyyy",
         "CONFIG_PT_RECLAIM: not in 6.12.117",
         "VmPTE of /proc/self/status before and after",
-        _empty_tables_are_freed,
+        probes.empty_tables_are_freed,
     ),
     Quirk(
         "huge_zero_page_is_replaced",
@@ -604,7 +319,7 @@ QUIRKS = (
         "nnyyyy",
         "mm/huge_memory.c, do_huge_pmd_wp_page: split in 6.12.117",
         "/proc/kpageflags of the page beside one that was read, then written, in an area for huge pages",
-        _huge_zero_page_is_replaced,
+        probes.huge_zero_page_is_replaced,
     ),
     Quirk(
         "reuses_parts",
@@ -612,7 +327,7 @@ QUIRKS = (
         "nnyyyy",
         "mm/memory.c, wp_can_reuse_anon_folio: one reference in 6.12.117, as many as the process has mappings in 6.18",
         "/proc/kpageflags of a part that is written when a forked child has gone",
-        _reuses_parts,
+        probes.reuses_parts,
     ),
     Quirk(
         "copies_last_part",
@@ -620,7 +335,7 @@ QUIRKS = (
         "nyyyyy",
         "mm/memory.c, wp_can_reuse_anon_folio: no huge page is taken over in 6.12.117; in 6.1.176 (do_wp_page) one with one reference is",
         "/proc/kpageflags of the last part, written when a forked child has gone",
-        _copies_last_part,
+        probes.copies_last_part,
     ),
     Quirk(
         "collapse_of_less_succeeds",
@@ -628,7 +343,7 @@ QUIRKS = (
         "--nnny",
         "mm/khugepaged.c, madvise_collapse: 7.2.13 looks for a whole huge page first; before, the result is of a negative count of them",
         "MADV_COLLAPSE of the second page of memory that was touched",
-        _collapse_of_less_succeeds,
+        probes.collapse_of_less_succeeds,
         "collapse",
     ),
     Quirk(
@@ -637,7 +352,7 @@ QUIRKS = (
         "nnnn-y",
         "mm/memory.c, do_swap_page: in 7.2.13 it is read into the swap cache, which it leaves at once; in 6.18 past it if it has one user",
         "/proc/kpageflags of a page that was shared with a child, swapped out and read",
-        _swapin_goes_through_cache,
+        probes.swapin_goes_through_cache,
         "swap",
     ),
     Quirk(
@@ -646,7 +361,7 @@ QUIRKS = (
         "nyyyyy",
         "mm/huge_memory.c, remap_page: to the shared zero page in 6.12.117, not in 6.1.176",
         "MADV_COLD of a part of a huge page, then /proc/kpageflags of another part",
-        _split_maps_zero_page,
+        probes.split_maps_zero_page,
     ),
     Quirk(
         "advice_goes_by_batches",
@@ -654,7 +369,7 @@ QUIRKS = (
         "nyyyyy",
         "mm/madvise.c, madvise_free_pte_range: any huge page is split in 6.1.176, only one that is mapped in part in 6.12.117",
         "/proc/kpageflags after MADV_FREE of a huge page whose mapping mprotect of a part has split",
-        _advice_goes_by_batches,
+        probes.advice_goes_by_batches,
     ),
 )
 
