@@ -7,9 +7,10 @@ import resource
 import shutil
 import signal
 import textwrap
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Timer
 from typing import Annotated, Any
 
 import pytest
@@ -26,6 +27,7 @@ from userfault.check.result import Options, Result
 from userfault.check.trace import replay, switches
 from userfault.litmus import Test, library
 from userfault.model.lang import Range, atomic, check, choose, reached, smp_processor_id, struct
+from userfault.native import library as native_library
 from userfault.native import why_missing
 from userfault.paging.pytest_plugin import check as in_child
 
@@ -370,7 +372,7 @@ def test_memory_that_is_short_is_given_back() -> None:
 def interrupted(program: Program) -> bool:
     # A shell's background job, and so a test run in it, ignores the signal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
         native.explore(program, Options(max_states=1 << 30, threads=2))
     except KeyboardInterrupt:
@@ -378,7 +380,27 @@ def interrupted(program: Program) -> bool:
     return False
 
 
-def test_a_long_search_can_be_interrupted() -> None:
+def interrupted_late(program: Program) -> bool:
+    """Has a search ended that goes on for a while after it was interrupted? It uses what is freed then."""
+    lib, ended = native_library(), threading.Event()
+
+    class Late:
+        def __getattr__(self, name: str) -> object:
+            return getattr(lib, name)
+
+        def uf_explore(self, *arguments: object) -> None:
+            assert lib is not None
+            lib.uf_explore(*arguments)
+            time.sleep(0.5)
+            ended.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", Late)
+        return interrupted(program) and ended.is_set()
+
+
+@pytest.mark.parametrize("search", [interrupted, interrupted_late])
+def test_a_long_search_can_be_interrupted(search: Callable[[Program], bool]) -> None:
     s = p.fresh(10)
     program = compile_program("long", [ThreadSpec(f"P{n}", [Call(blink, (s,))]) for n in range(10)])
-    assert in_child(interrupted, program, deadline_s=8)
+    assert in_child(search, program, deadline_s=8)

@@ -195,22 +195,29 @@ def _call(
     c_options.collect = collect
     lib.uf_stop(0)
 
+    ended = threading.Event()
+
     def search() -> None:
-        if target is None:
-            lib.uf_explore(ctypes.byref(struct), ctypes.byref(c_options), ctypes.byref(out))
-        else:
-            lib.uf_fewest(ctypes.byref(struct), ctypes.byref(c_options), target, ctypes.byref(out))
+        try:
+            if target is None:
+                lib.uf_explore(ctypes.byref(struct), ctypes.byref(c_options), ctypes.byref(out))
+            else:
+                lib.uf_fewest(ctypes.byref(struct), ctypes.byref(c_options), target, ctypes.byref(out))
+        finally:
+            ended.set()
 
     if options.max_states > AT_ONCE and threading.current_thread() is threading.main_thread():
         # Ctrl-C must reach a long search: the main thread waits where Python can take the signal.
         worker = threading.Thread(target=search, daemon=True)
-        worker.start()
         try:
-            while worker.is_alive():
-                worker.join(0.2)
+            worker.start()
+            while not ended.wait(0.2):
+                pass
         except KeyboardInterrupt:
             lib.uf_stop(1)
-            worker.join()
+            # Not by join: one that was interrupted takes the thread for dead (CPython 3.11), and what it uses is freed.
+            while worker.ident is not None and not ended.wait(0.2):
+                pass
             raise
     else:
         search()
