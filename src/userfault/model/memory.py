@@ -266,7 +266,15 @@ def wp_can_reuse_large_anon_folio(head: page) -> bool:
     """All references to a huge page are mappings of parts, all in one address space: the part that is written is ours."""
     if folio_mapcount(head) <= 1 or maybe_mapped_shared(head):
         return False
-    return folio_mapcount(head) == atomic_read(head.refcount)
+    if folio_mapcount(head) != atomic_read(head.refcount):
+        return False
+    return all_references_are_ours(head)
+
+
+@atomic
+def all_references_are_ours(head: page) -> bool:
+    """The same once more, with the map counts locked (folio_lock_large_mapcount): they stand still, and no reference is below them."""
+    return not maybe_mapped_shared(head) and folio_mapcount(head) == atomic_read(head.refcount)
 
 
 @modelled("mm/memory.c", versions="v3.10 (in do_wp_page) .. v6.8", section="C.2", steps=4, omits="the mmu notifier")
