@@ -193,7 +193,7 @@ def test_it_ends_with_its_last_view(path: Path) -> None:
     def threads_of_ours() -> int:
         count = 0
         for tid in os.listdir("/proc/self/task"):
-            with suppress(FileNotFoundError):  # it has just ended
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 count += Path(f"/proc/self/task/{tid}/comm").read_text().startswith("uf-")
         return count
 
