@@ -196,7 +196,7 @@ def test_a_mutant_is_gone_afterwards() -> None:
         find_mutant("nothing")
 
 
-@pytest.mark.parametrize("name", ["forks", "events", "pins", "ksm"])
+@pytest.mark.parametrize("name", ["forks", "events", "pins", "ksm", "huge", "families"])
 def test_a_sequence_is_a_c_program_that_gives_the_same(name: str, tmp_path: Path, mergeable_is_ours: None) -> None:
     profile = PROFILES[name]
     steps = steps_of(profile, 1, 3)

@@ -186,7 +186,7 @@ int main(void)
 	CPU_SET(0, &one);
 	sched_setaffinity(0, sizeof(one), &one);
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+SMALL
 	sigaction(SIGSEGV, &action, NULL);
 	sigaction(SIGBUS, &action, NULL);
 	for (unsigned i = 0; i < sizeof(features) / sizeof(features[0]); i++) {
@@ -352,6 +352,10 @@ READ_PINNED = """\
 	}
 """
 
+SMALL = """\
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+"""
+
 AREA = """\
 	// A process without an area that may be merged loses its place among those that are scanned.
 	madvise(mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 4096, 12);
@@ -443,7 +447,9 @@ START = """\
 
 
 def c_program(sequence: Sequence[Op], profile: Profile, title: str, lacking: Feature = Feature(0)) -> str:  # noqa: B008
-    """The program, for a kernel that is lacking some features. Where the profile needs swap, there must be some."""
+    """The program, for a kernel that is lacking some features. Where the profile needs swap, there must be some; where it has
+    huge pages, they must be had where they are advised, and khugepaged must sleep (sandbox.py).
+    """
     window, watched = profile.window, profile.contexts is WATCHED
     rows = []
     for op in sequence:
@@ -472,6 +478,7 @@ def c_program(sequence: Sequence[Op], profile: Profile, title: str, lacking: Fea
         tail = tail.replace(f"{marker}\n", text if keeps else "")
     for marker, text in (("KSMD", KSMD), ("DRIVE", DRIVE), ("AREA", AREA)):
         tail = tail.replace(f"{marker}\n", text if drives else "")
+    tail = tail.replace("SMALL\n", "" if profile.huge else SMALL)
     tail = tail.replace("READ_PINNED\n", READ_PINNED if reads else "")
     return head + tail.replace("{FEATURES}", f"{{{features}}}").replace("FIRST_FD", str(CONTEXT_FD)).replace(
         "PIDFD", str(PIDFD)
