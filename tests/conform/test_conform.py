@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,9 @@ from userfault.conform.quirks import Quirks, running
 from userfault.conform.sandbox import merging
 from userfault.conform.world import HUGE_PAGES, World
 from userfault.kernel.agent import SYSCALL, Agent, Command
+from userfault.kernel.child import call
 from userfault.kernel.errors import Unavailable
+from userfault.kernel.syscalls import libc
 from userfault.kernel.uapi import Feature, RegisterMode
 from userfault.litmus import Mutant
 from userfault.model import fork, userfaultfd_move
@@ -267,6 +270,39 @@ def test_a_process_that_can_t_be_set_up_is_no_divergence() -> None:
     with pytest.raises(Unavailable, match="set up: userfaultfd: Operation not permitted: run as root"):
         agent.run([load], forbidden, seconds=5)
     assert agent.run([load], lambda: None, seconds=5).done == 1
+
+
+CAP_DAC_OVERRIDE, CAP_IPC_LOCK, CAP_SYS_PTRACE, CAP_SYS_ADMIN = 1, 14, 19, 21
+
+
+@pytest.mark.parametrize(
+    ("kept", "why"),
+    [
+        (
+            {CAP_DAC_OVERRIDE},
+            "userfaultfd: Operation not permitted: run as root, or `sysctl vm.unprivileged_userfaultfd=1`",
+        ),
+        ({CAP_DAC_OVERRIDE, CAP_SYS_PTRACE}, "hides which frame a page has: run as root (CAP_SYS_ADMIN)"),
+        (
+            {CAP_DAC_OVERRIDE, CAP_SYS_PTRACE, CAP_SYS_ADMIN},
+            "may not lock 64 MiB of memory: run as root (CAP_IPC_LOCK)",
+        ),
+    ],
+)
+def test_what_this_user_may_not_do_is_no_divergence(kept: set[int], why: str) -> None:
+    """Of the files alone that tell of page frames, such a user can open all."""
+
+    def restricted() -> tuple[int, str]:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))
+        word = sum(1 << each for each in kept)
+        # struct __user_cap_header_struct (version 3), __user_cap_data_struct[2]: effective, permitted, inheritable.
+        head, data = struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", word, word, 0, 0, 0, 0)
+        libc.capset(head, data)
+        done = CliRunner().invoke(cli, ["conform", "--ops", "120"])
+        return done.exit_code, done.output
+
+    code, said = call(restricted, deadline_s=30)
+    assert code == 2 and why in said
 
 
 def test_a_limit_of_open_files_is_named_and_not_taken_for_a_want_of_privilege() -> None:

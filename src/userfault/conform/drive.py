@@ -18,10 +18,11 @@ from ..kernel.agent import Agent
 from ..kernel.workers import workers
 from .compare import Divergence, Step, compare, perform
 from .generate import Generator
+from .needs import missing
 from .operations import Op
 from .profiles import PROFILES, Profile
 from .quirks import running
-from .sandbox import huge_pages, merging, swap
+from .sandbox import allowed, huge_pages, merging, swap
 from .shrink import shrink
 from .world import World
 
@@ -157,7 +158,9 @@ def surroundings(profile: Profile) -> Iterator[None]:
     """What the machine must be like for a profile. Raises Unavailable where it can't be."""
     with swap() if profile.swap else huge_pages() if profile.huge else merging() if profile.ksm else nullcontext():
         # What could not be asked before may be there now.
+        missing.cache_clear()
         running.cache_clear()
+        allowed()
         yield
 
 

@@ -12,8 +12,11 @@ from pathlib import Path
 
 from ..kernel.errors import Unavailable
 from ..kernel.machine import KSM, THP, VM, machine
+from ..kernel.memory import Mapping, mlock, store
+from ..kernel.pagemap import Pagemap
 from ..kernel.uapi import PAGE_SIZE_BYTES, Advice, Feature
 from ..kernel.userfaultfd import Userfault
+from .needs import NEEDS, missing
 from .operations import CONTEXT_FD, PIDFD
 
 PR_SET_THP_DISABLE = 41
@@ -21,7 +24,24 @@ PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 SWAP_BYTES = 512 << 20
 FILES = CONTEXT_FD + 256
 """How many the agent's process may need: userfaultfds of children have the numbers from CONTEXT_FD on (MOST_CONTEXTS of native/agent.c)."""
+LOCKED_BYTES = 64 << 20
+"""More than all processes of a sequence have mapped."""
 VMA_READAHEAD = "/sys/kernel/mm/swap/vma_ra_enabled"
+
+
+def allowed() -> None:
+    """Whether this user may do to the kernel what the model does. Raises Unavailable: its EPERM would look like the kernel's answer."""
+    if problem := missing("userfaultfd"):
+        raise Unavailable(problem, NEEDS["userfaultfd"].remedy)
+    with Mapping(PAGE_SIZE_BYTES) as area, Pagemap() as pagemap:
+        store(area.address, b"1")
+        if pagemap.entry(area.address).pfn is None:
+            raise Unavailable("/proc/self/pagemap hides which frame a page has", "run as root (CAP_SYS_ADMIN)")
+    with Mapping(LOCKED_BYTES) as area:
+        if not mlock(area.address, area.length_bytes, onfault=True).ok:
+            raise Unavailable(
+                f"this user may not lock {LOCKED_BYTES >> 20} MiB of memory", "run as root (CAP_IPC_LOCK)"
+            )
 
 
 def prepare(huge: bool, ksm: bool, lacking: Feature, contexts: Sequence[Feature]) -> None:
@@ -39,7 +59,7 @@ def prepare(huge: bool, ksm: bool, lacking: Feature, contexts: Sequence[Feature]
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_THP_DISABLE)")
     for number, features in enumerate(contexts):
         # The descriptor is the agent's from here on: it has its own number and is not closed.
-        os.dup2(Userfault(features & ~lacking).fileno(), CONTEXT_FD + number)
+        os.dup2(Userfault(features & ~lacking, user_mode_only=False).fileno(), CONTEXT_FD + number)
     os.dup2(os.pidfd_open(os.getpid()), PIDFD)
     if ksm:
         # A process without an area that may be merged loses its place among those that are scanned.

@@ -254,7 +254,7 @@ class Agent:
             if failed:
                 raise OSError(-failed, f"/proc/self/pagemap, kpagecount, kpageflags: {os.strerror(-failed)}")
         except BaseException as error:
-            missing = error if isinstance(error, Unavailable) else limit_met(error)
+            missing = limit_met(error) or (error if isinstance(error, Unavailable) else None)
             missing = missing or Unavailable(
                 str(getattr(error, "strerror", None) or error),
                 "run as root; `userfault probe --missing` says what else is not there",

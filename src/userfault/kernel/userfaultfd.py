@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from . import uapi
-from .errors import KernelError
+from .errors import Unavailable
 from .syscalls import Result, errno_name, ioctl, libc, userfaultfd
 from .uapi import (
     Event,
@@ -143,8 +143,15 @@ class Unmapped:
 Message = Pagefault | Forked | Remapped | Removed | Unmapped
 
 
-class UserfaultError(KernelError, OSError):
-    """A userfaultfd can't be had or used; the text says what to do about it."""
+class UserfaultError(Unavailable, OSError):
+    """A userfaultfd can't be had or used: an errno, the reason, and what to do about it."""
+
+    def __init__(self, number: int, reason: str, remedy: str) -> None:
+        OSError.__init__(self, number, f"{reason}: {remedy}")
+        self.reason, self.remedy = reason, remedy
+
+    def __reduce__(self) -> tuple[type[UserfaultError], tuple[int, str, str]]:  # type: ignore[override]
+        return type(self), (self.errno or 0, self.reason, self.remedy)
 
 
 class Userfault:
@@ -196,11 +203,14 @@ class Userfault:
             names = ", ".join(each.name or "?" for each in Feature if each & lacking) or "this combination"
             raise UserfaultError(
                 errno.EINVAL,
-                f"the running kernel has no userfaultfd feature {names}: see `userfault probe` for what it has",
+                f"the running kernel has no userfaultfd feature {names}",
+                "see `userfault probe` for what it has",
             )
         if answer.errno == errno.EPERM:
             raise UserfaultError(
-                errno.EPERM, "EVENT_FORK needs CAP_SYS_PTRACE: run as root, or grant it with `setcap cap_sys_ptrace+ep`"
+                errno.EPERM,
+                "EVENT_FORK needs CAP_SYS_PTRACE",
+                "run as root, or grant it with `setcap cap_sys_ptrace+ep`",
             )
         answer.or_raise("UFFDIO_API")
         self.supported = Feature(it.features)
@@ -208,7 +218,7 @@ class Userfault:
     def fileno(self) -> int:
         """The descriptor. Raises UserfaultError (EBADF) once closed."""
         if self._fd < 0:
-            raise UserfaultError(errno.EBADF, "this userfaultfd is closed: open a new one")
+            raise UserfaultError(errno.EBADF, "this userfaultfd is closed", "open a new one")
         return self._fd
 
     def close(self) -> None:
@@ -321,7 +331,7 @@ class Userfault:
         for _fd, events in poll.poll(None if timeout_s is None else max(0, int(timeout_s * 1000))):
             if events & select.POLLERR:
                 raise UserfaultError(
-                    errno.EINVAL, "a blocking userfaultfd can't be polled: open it with nonblocking=True"
+                    errno.EINVAL, "a blocking userfaultfd can't be polled", "open it with nonblocking=True"
                 )
             return True
         return False
@@ -377,7 +387,9 @@ def _decode(data: bytes) -> Iterator[Message]:
                 yield Unmapped(one, two)
             case _:
                 raise UserfaultError(
-                    errno.EPROTO, f"unknown userfaultfd event {event:#x}: this version of userfault is too old"
+                    errno.EPROTO,
+                    f"unknown userfaultfd event {event:#x}",
+                    "this version of userfault is too old for this kernel",
                 )
 
 
@@ -411,7 +423,8 @@ def _open(user_mode_only: bool | None, device: bool | None, nonblocking: bool) -
     }
     raise UserfaultError(
         refused.errno,
-        f"no userfaultfd to be had ({errno_name(refused.errno)}): {remedies.get(refused.errno, os.strerror(refused.errno))}",
+        f"no userfaultfd to be had ({errno_name(refused.errno)})",
+        remedies.get(refused.errno, os.strerror(refused.errno)),
     )
 
 
