@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -54,6 +55,11 @@ def test_the_running_kernel_has_an_answer_for_each(cannot_run: Callable[[str, st
         if quirk.need not in found.without:
             # Asked again, it says the same, and nothing that was refused passes for an answer.
             assert quirk.ask() == (None if quirk.field in found.unasked else getattr(found, quirk.field)), quirk.field
+
+
+def test_no_remedy_promises_a_version() -> None:
+    for name, need in NEEDS.items():
+        assert not re.search(r"\bv?[2-9]\.[0-9]", need.remedy), name
 
 
 def test_what_a_user_may_not_ask_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +175,7 @@ def test_what_is_left_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr("userfault.conform.needs.missing", lambda name: f"no {name}")
     said = lines(gone)
-    assert "left out: no move (no move in sequences); remedy: a kernel of v6.8 or later with userfaultfd" in said
+    assert f"left out: no move (no move in sequences); remedy: {NEEDS['move'].remedy}" in said
     assert any("WRITTEN" in line and "not compared" in line for line in said)
     assert any(line.startswith("not asked fills_replace_guards") for line in said)
 

@@ -154,23 +154,23 @@ class Need(NamedTuple):
         return "; ".join(parts)
 
 
+ELSEWHERE = "a kernel that has it (`--kernel` boots one)"
+AS_ROOT = f"run as root; where that does not help, {ELSEWHERE}"
 NEEDS = {
-    "wp": Need(_wp, "a kernel of v5.7 or later with userfaultfd, as root"),
-    "poison": Need(_poison, "a kernel of v6.6 or later with userfaultfd, as root", operations=("poison",)),
-    "guard": Need(_guard, "a kernel of v6.13 or later", operations=("guard_install", "guard_remove")),
-    "guard-bits": Need(_guard_bits, "a kernel of v6.15 or later", bits=w.G | w.SCAN_GUARD),
-    "pagemap-scan": Need(_scan, "a kernel of v6.7 or later", bits=w.ALL_SCAN),
-    "wp-unpopulated": Need(
-        _feature(Feature.WP_UNPOPULATED), "a kernel of v6.4 or later", feature=Feature.WP_UNPOPULATED
-    ),
-    "wp-async": Need(_feature(Feature.WP_ASYNC), "a kernel of v6.7 or later", feature=Feature.WP_ASYNC),
-    "process-madvise": Need(_process_madvise, "a kernel of v6.13 or later", operations=("process_madvise",)),
-    "collapse": Need(_collapse, "a kernel of v6.18 or later with huge pages", operations=("collapse",)),
+    "wp": Need(_wp, AS_ROOT),
+    "poison": Need(_poison, AS_ROOT, operations=("poison",)),
+    "guard": Need(_guard, ELSEWHERE, operations=("guard_install", "guard_remove")),
+    "guard-bits": Need(_guard_bits, ELSEWHERE, bits=w.G | w.SCAN_GUARD),
+    "pagemap-scan": Need(_scan, ELSEWHERE, bits=w.ALL_SCAN),
+    "wp-unpopulated": Need(_feature(Feature.WP_UNPOPULATED), ELSEWHERE, feature=Feature.WP_UNPOPULATED),
+    "wp-async": Need(_feature(Feature.WP_ASYNC), ELSEWHERE, feature=Feature.WP_ASYNC),
+    "process-madvise": Need(_process_madvise, ELSEWHERE, operations=("process_madvise",)),
+    "collapse": Need(_collapse, ELSEWHERE, operations=("collapse",)),
     "io_uring": Need(_io_uring, "`sysctl kernel.io_uring_disabled=0`", operations=("pin", "unpin")),
     "ksm": Need(_ksm, "as root, `userfault run` starts it; else `echo 1 > /sys/kernel/mm/ksm/run`"),
     "compaction": Need(_compaction, "run as root, on a kernel with CONFIG_COMPACTION"),
     "userfaultfd": Need(_userfaultfd, "run as root, or `sysctl vm.unprivileged_userfaultfd=1`"),
-    "move": Need(_move, "a kernel of v6.8 or later with userfaultfd", operations=("move",)),
+    "move": Need(_move, AS_ROOT, operations=("move",)),
     "swap": Need(_swap, "as root, `userfault run` brings its own swap; else `swapon` some"),
     "thp": Need(_thp, "`echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`"),
     "kpagecount": Need(_kpagecount, "run as root"),
