@@ -112,10 +112,22 @@ def test_a_divergence_is_made_short_when_the_run_has_given_the_machine_back(monk
         held.clear()
 
     monkeypatch.setattr("userfault.conform.drive.swap", once)
-    monkeypatch.setattr("userfault.conform.drive.shrunk", lambda profile, found: found)
+    monkeypatch.setattr("userfault.conform.drive.shrunk", lambda profile, found, tried: found)
     monkeypatch.setattr(userfaultfd_move, "ENOENT", 5)
     done = CliRunner().invoke(cli, ["conform", "--profile", "swaps", "--ops", "2000"])
     assert "model and kernel part" in done.output, done.exception
+
+
+def test_what_takes_long_says_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("userfault.cli.conform.SILENT_S", 0)
+    monkeypatch.setattr("userfault.conform.drive.without_hypothesis", lambda: "not asked here")
+    done = CliRunner().invoke(cli, ["conform", "--profile", "moves", "--ops", "2400"])
+    assert "moves: 1200 operations agree so far\n" in done.stderr
+    assert "so far" not in done.stdout
+    monkeypatch.setattr(userfaultfd_move, "ENOENT", 5)
+    done = CliRunner().invoke(cli, ["conform", "--profile", "moves", "--ops", "1200"])
+    # A line for each try.
+    assert done.stderr.count("moves: is still made short\n") > 3
 
 
 def test_a_run_is_resumed_where_it_was_stopped(tmp_path: Path) -> None:

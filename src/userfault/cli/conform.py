@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 EXIT_DIVERGES, EXIT_USAGE = 1, 2
 OPERATIONS, OPERATIONS_IN_A_GUEST, ROUNDS_IN_A_GUEST = 20_000, 480, 300
 TABLES = ("list", "freedom", "quirks")
+SILENT_S = 30.0
+"""A run that has said nothing for so many seconds says that it goes on: a guest that says nothing is given up (--silence)."""
 
 
 def inside(guest: Guest, context: click.Context) -> int:
@@ -265,12 +267,25 @@ def seeds_of(given: str) -> range:
     return seeds
 
 
+class GoingOn:
+    """Says on stderr, now and then, that what takes long goes on."""
+
+    def __init__(self) -> None:
+        self.said = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self.said >= SILENT_S:
+            self.said = now
+            click.echo(text, err=True)
+
+
 def compare(name: str, seed: int, operations: int, jobs: int, resume: Path | None, as_json: bool) -> Divergence | None:
     """One run, and what is said of it: None, or a divergence made short."""
     from ..conform.compare import Divergence
     from ..conform.drive import Progress, profile_named, run, shrunk, surroundings
 
-    started = time.perf_counter()
+    started, going_on = time.perf_counter(), GoingOn()
     progress = Progress.load(resume, name, seed) if resume else Progress(name, seed, set())
     before = progress.operations
     found: Divergence | None = None
@@ -278,14 +293,16 @@ def compare(name: str, seed: int, operations: int, jobs: int, resume: Path | Non
         for each in results:
             if isinstance(each, Divergence):
                 found = each
-            elif resume:
-                each.save(resume)
+            else:
+                going_on(f"{name}: {each.operations} operations agree so far")
+                if resume:
+                    each.save(resume)
     if found is not None:
         if not as_json:
             click.echo(f"{name}: parts after {progress.operations + found.at} operations ({found.what}), is made short")
         # The run has given the machine back by now: who asks for it twice waits for itself.
         with surroundings(profile_named(name)):
-            return shrunk(profile_named(name), found)
+            return shrunk(profile_named(name), found, lambda: going_on(f"{name}: is still made short"))
     rate = (progress.operations - before) / (time.perf_counter() - started)
     if as_json:
         summary = {
@@ -314,8 +331,9 @@ def draw(name: str, seed: int, operations: int, as_json: bool) -> Divergence | N
     profile = profile_named(name)
     result = search(profile, seed, operations)
     if isinstance(result, Divergence):
+        going_on = GoingOn()
         with surroundings(profile):
-            return shrunk(profile, result)
+            return shrunk(profile, result, lambda: going_on(f"{name}: is still made short"))
     rate = result / (time.perf_counter() - started)
     if as_json:
         click.echo(json.dumps({"profile": name, "seed": seed, "operations": result, "rate": round(rate)}))

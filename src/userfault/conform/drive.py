@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import random
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as Results
-from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -193,10 +193,14 @@ def _collect(
         yield now
 
 
-def shrunk(profile: Profile, found: Divergence) -> Divergence:
-    """The divergence with as short a sequence as can be had: operations are left out here, the rest is hypothesis's, where it is."""
+def shrunk(profile: Profile, found: Divergence, tried: Callable[[], object] = int) -> Divergence:
+    """The divergence with as short a sequence as can be had: operations are left out here, the rest is hypothesis's, where it is.
+
+    tried: called before each try.
+    """
 
     def again(sequence: Sequence[Op]) -> Divergence | int:
+        tried()
         return check(profile, sequence)
 
     short = shrink(found, again)
