@@ -86,6 +86,7 @@ BASE = 1 << 40
 WINDOW = Window(BASE, 0, 4)
 PAGE, HUGE = 4096, 2 << 20
 AREA = [Op(0, "mmap", (0, 4 * PAGE, 3)), Op(0, "store", (0, 7))]
+PROTECT = Op(0, "register", (0, 0, PAGE, 2))
 GUARD = [
     Op(0, "register", (0, 0, 4 * PAGE, 1)),
     Op(0, "guard_install", (PAGE, PAGE)),
@@ -105,6 +106,15 @@ def last(operations: list[Op], quirks: Quirks) -> Step:
 def test_holes_count_as_written_or_not(written: bool) -> None:
     words = last(AREA, replace(Quirks(), holes_are_written=written)).states[0].words
     assert bool(words[1] & w.WRITTEN) == written and words[0] & w.WRITTEN
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_what_is_not_registered_counts_as_written_or_not(needed: bool) -> None:
+    quirks = replace(Quirks(), written_needs_protection=needed)
+    registered, plain, hole, *_ = last([*AREA, Op(0, "store", (PAGE, 7)), PROTECT], quirks).states[0].words
+    assert registered & w.WRITTEN and bool(plain & w.WRITTEN) == bool(hole & w.WRITTEN) != needed
+    huge = words_of_huge(SHARED_HUGE, quirks)[0]
+    assert huge & w.P and bool(huge & w.WRITTEN) != needed
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -343,6 +353,20 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
         vmas,
         [(0, 1), (1, 4)],
         [(0, 1), (1, 2), (2, 4)],
+    ),
+    "lazyfree_is_kept_busy": (
+        [
+            MAPPED,
+            *(Op(0, "store", (at * PAGE, 1)) for at in range(3)),
+            Op(0, "hold", (0, 0)),
+            Op(0, "free", (0, 2 * PAGE)),
+            Op(0, "pageout", (0, 3 * PAGE)),
+            Op(0, "release", (0,)),
+            Op(0, "pageout", (0, 3 * PAGE)),
+        ],
+        lambda step: [(bool(word & w.P), bool(word & w.S)) for word in step.states[0].words[:3]],
+        [(False, False), (False, False), (False, True)],
+        [(False, True), (False, False), (False, True)],
     ),
 }
 # F-18: page 1 has the index that the neighbour's first page has, too, since that was moved from here.

@@ -246,6 +246,16 @@ def test_mprotect(four: Mapping) -> None:
     assert memory.mprotect(four.address + 1, PAGE, memory.PROT_READ).errno == errno.EINVAL
 
 
+def test_a_pipe_refers_to_a_page_and_has_what_is_written_later(four: Mapping) -> None:
+    reader, writer = os.pipe()
+    assert memory.vmsplice(writer, four.address, 8).value == 8
+    memory.store(four.address, b"rewrites")
+    assert os.read(reader, 8) == b"rewrites"
+    assert memory.vmsplice(writer, four.end, 8).errno == errno.EFAULT
+    os.close(reader)
+    os.close(writer)
+
+
 def test_move_pages_says_where_pages_are(four: Mapping) -> None:
     answer, where = memory.move_pages(0, [four.at(page) for page in range(4)])
     # Of the zero page some kernels say EFAULT, some ENOENT.

@@ -6,6 +6,7 @@ Each returns what the field of its name in quirks.py says, or None where this ma
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from collections.abc import Iterator
 from errno import EINVAL
@@ -24,10 +25,16 @@ READ, MOVE = mmap.PROT_READ, RemapFlag.MAYMOVE | RemapFlag.FIXED
 
 
 def holes_are_written() -> bool:
-    with Mapping(2 * PAGE) as area, Pagemap() as pagemap:
+    with Mapping(2 * PAGE) as area, Userfault(Feature.SIGBUS) as uffd:
+        uffd.register(area.address, 2 * PAGE, RegisterMode.WP).or_raise("UFFDIO_REGISTER")
         memory.store(area.address, b"1")
-        regions = pagemap.scan(area.address, area.address + 2 * PAGE)
-        return any(region.end > area.address + PAGE and region.categories & PageIs.WRITTEN for region in regions)
+        return _is_written(area.at(1))
+
+
+def written_needs_protection() -> bool:
+    with Mapping(PAGE) as area:
+        memory.store(area.address, b"1")
+        return not _is_written(area.address)
 
 
 def fills_replace_guards() -> bool:
@@ -287,6 +294,35 @@ def advice_goes_by_batches() -> bool | None:
             return None
         area.madvise(Advice.FREE).or_raise("MADV_FREE")
         return bool(_flags(area.address) & PageFlag.THP)
+
+
+def lazyfree_is_kept_busy() -> bool | None:
+    def ask() -> bool | None:
+        # What is on its way to the LRU lists waits in a batch of its CPU, which reclaim on another CPU does not see.
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        with Mapping(2 * PAGE) as area, Pagemap() as pagemap:
+            memory.store(area.address, b"1")
+            memory.store(area.at(1), b"1")
+            reader, writer = os.pipe()
+            memory.vmsplice(writer, area.address, PAGE).or_raise("vmsplice")
+            area.madvise(Advice.FREE).or_raise("MADV_FREE")
+            area.madvise(Advice.PAGEOUT).or_raise("MADV_PAGEOUT")
+            busy, free = pagemap.entry(area.address), pagemap.entry(area.at(1))
+            os.close(writer)
+            os.close(reader)
+            if not busy.present or free.present or free.swapped:
+                return None
+            area.madvise(Advice.PAGEOUT).or_raise("MADV_PAGEOUT")
+            left = pagemap.entry(area.address)
+            return not left.present and not left.swapped
+
+    return call(ask)
+
+
+def _is_written(address: int) -> bool:
+    """Does PAGEMAP_SCAN call a page so?"""
+    with Pagemap() as pagemap:
+        return any(region.categories & PageIs.WRITTEN for region in pagemap.scan(address, address + PAGE))
 
 
 def _flags(address: int) -> int:

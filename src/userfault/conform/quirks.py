@@ -23,6 +23,7 @@ class Quirks:
     """How a kernel is modelled within the era v6.18."""
 
     holes_are_written: bool = True
+    written_needs_protection: bool = False
     anon_shows_ksm: bool = False
     parts_show_huge_flags: bool = True
     huge_entry_shows_first_part: bool = True
@@ -51,6 +52,7 @@ class Quirks:
     swapin_goes_through_cache: bool = False
     split_maps_zero_page: bool = True
     advice_goes_by_batches: bool = True
+    lazyfree_is_kept_busy: bool = True
     without: frozenset[str] = frozenset()
     """The needs (needs.py) that the kernel does not meet."""
     unasked: frozenset[str] = frozenset()
@@ -100,11 +102,21 @@ IN_THE_MODEL = (
     "swapin_goes_through_cache",
     "split_maps_zero_page",
     "advice_goes_by_batches",
+    "lazyfree_is_kept_busy",
 )
 """The quirks that are differences of the model's eras (model/era.py), by the same name; the others change what is shown."""
 
 
-KERNELS = ("Debian 6.1.176", "Debian 6.12.107", "Debian 6.18.15", "6.18.44", "Debian 7.1.13", "Debian 7.2.13")
+KERNELS = (
+    "Debian 6.1.176",
+    "Debian 6.12.107",
+    "Debian 6.12.117",
+    "Debian 6.18.15",
+    "6.18.44",
+    "Debian 7.1.13",
+    "Debian 7.2.13",
+    "Debian 7.3.4",
+)
 """The kernels that were run, in order."""
 
 
@@ -136,16 +148,25 @@ QUIRKS = (
     Quirk(
         "holes_are_written",
         "PAGEMAP_SCAN calls holes below a page table, and all holes of areas registered for write-protection, written",
-        "-ynyyy",
+        "-yynyyyy",
         "fs/proc/task_mmu.c, pagemap_page_category: a correction that stable series got at different times",
-        "PAGEMAP_SCAN of the hole beside a page that was touched",
+        "PAGEMAP_SCAN of the hole beside a page that was touched, registered for write-protection",
         probes.holes_are_written,
+        "pagemap-scan",
+    ),
+    Quirk(
+        "written_needs_protection",
+        "PAGEMAP_SCAN calls pages and holes written in areas registered for write-protection alone; elsewhere, too, otherwise",
+        "-nnnnnny",
+        "fs/proc/task_mmu.c, pagemap_page_category: asks for userfaultfd_wp(vma) first in 7.3.4, not in 7.2.13",
+        "PAGEMAP_SCAN of a page that was touched",
+        probes.written_needs_protection,
         "pagemap-scan",
     ),
     Quirk(
         "anon_shows_ksm",
         "/proc/kpageflags has the KSM bit for every anonymous page",
-        "nyynnn",
+        "nyyynnnn",
         "fs/proc/page.c, stable_page_flags: one of the two bits that mark a KSM page is taken for the mark (read in 6.12.117)",
         "/proc/kpageflags of a page that was touched",
         probes.anon_shows_ksm,
@@ -153,7 +174,7 @@ QUIRKS = (
     Quirk(
         "parts_show_huge_flags",
         "/proc/kpageflags of a part of a huge page has the flags of the huge page; its own otherwise, ANON_EXCLUSIVE among them",
-        "nyyyyy",
+        "nyyyyyyy",
         "fs/proc/page.c, stable_page_flags: page->flags in 6.1.176, folio->flags in 6.12.117",
         "/proc/kpageflags of the second part of a huge page",
         probes.parts_show_huge_flags,
@@ -161,7 +182,7 @@ QUIRKS = (
     Quirk(
         "huge_entry_shows_first_part",
         "that a part of a huge page is mapped once, pagemap says by how often the first part is; by its own count otherwise (F-25)",
-        "ynyyyy",
+        "ynnyyyyy",
         "fs/proc/task_mmu.c, pagemap_pmd_range: asked once in 6.1.176, for each part in 6.12.117, of the first part each time in 6.18",
         "pagemap of the second part of a huge page, which a child shares but for that part",
         probes.huge_entry_shows_first_part,
@@ -169,7 +190,7 @@ QUIRKS = (
     Quirk(
         "shows_lock_on_fault",
         "VmFlags of smaps has `lf` for memory that mlock2(MLOCK_ONFAULT) locked",
-        "nyyyyy",
+        "nyyyyyyy",
         "fs/proc/task_mmu.c, show_smap_vma_flags: in 6.12.117, not in 6.1.176",
         "smaps of such memory",
         probes.shows_lock_on_fault,
@@ -177,7 +198,7 @@ QUIRKS = (
     Quirk(
         "fills_replace_guards",
         "UFFDIO_COPY replaces guard regions (F-14)",
-        "--yynn",
+        "---yynnn",
         "mm/userfaultfd.c, mfill_atomic_install_pte: F-14",
         "UFFDIO_COPY to a guard",
         probes.fills_replace_guards,
@@ -186,7 +207,7 @@ QUIRKS = (
     Quirk(
         "merge_spares_fork_children",
         "memory with pages is merged with a neighbour without any that becomes like it, unless a fork may have made the pages",
-        "nnyyyy",
+        "nnnyyyyy",
         "mm/vma.c, is_mergeable_anon_vma: 6.12.117 asks the neighbour for exactly one anon_vma, and an untouched one has none",
         "MADV_DONTDUMP of a page that was touched, behind one that was not and has it",
         probes.merge_spares_fork_children,
@@ -194,7 +215,7 @@ QUIRKS = (
     Quirk(
         "mremap_moves_several",
         "mremap moves all mappings of a range; EFAULT otherwise, when what was at the new place is unmapped already",
-        "nnyyyy",
+        "nnnyyyyy",
         "mm/mremap.c, vma_to_resize: EFAULT in 6.12.117, after mremap_to unmapped the new place; remap_move in 6.18",
         "mremap of two mappings",
         probes.mremap_moves_several,
@@ -202,31 +223,31 @@ QUIRKS = (
     Quirk(
         "dontunmap_splits_locked",
         "MREMAP_DONTUNMAP of a part of locked memory splits it off, and that part alone is no longer locked; all of it otherwise",
-        "nnnnny",
-        "mm/mremap.c, prep_move_vma: splits in 7.2.13, dontunmap_complete unlocks the whole VMA in 6.18",
+        "nnynnnyy",
+        "mm/mremap.c, prep_move_vma: splits in 7.2.13 (move_vma in 6.12.117), dontunmap_complete unlocks the whole VMA in 6.18",
         "smaps of the page beside the one that MREMAP_DONTUNMAP moved",
         probes.dontunmap_splits_locked,
     ),
     Quirk(
         "dontunmap_resets_offset",
         "the empty mapping that MREMAP_DONTUNMAP leaves can be merged with a neighbour, wherever its pages came from",
-        "nnnnny",
-        "mm/mremap.c, dontunmap_complete: sets the page offset in 7.2.13, not in 6.18",
+        "nnynnnyy",
+        "mm/mremap.c, dontunmap_complete: sets the page offset in 7.2.13 (move_vma in 6.12.117), not in 6.18",
         "MADV_DODUMP of a neighbour of what MREMAP_DONTUNMAP left of a page that mremap had brought there",
         probes.dontunmap_resets_offset,
     ),
     Quirk(
         "dontunmap_keeps_source_apart",
         "what MREMAP_DONTUNMAP copies of untouched memory is a mapping beside that memory's; it is merged with it otherwise",
-        "nnnnny",
-        "mm/vma.c, copy_vma: told in 7.2.13 that the source stays, and then no neighbour to merge with; not told in 6.18",
+        "nnynnnyy",
+        "mm/vma.c, copy_vma: told in 6.12.117 and 7.2.13 that the source stays, and then no neighbour to merge with; not told in 6.18",
         "smaps after MREMAP_DONTUNMAP of a page that was not touched to the place behind it",
         probes.dontunmap_keeps_source_apart,
     ),
     Quirk(
         "mremap_drops_protection",
         "mremap drops write-protection by a userfaultfd that asked for no remap events",
-        "nyyyyy",
+        "nyyyyyyy",
         "mm/mremap.c, move_ptes: in 6.12.117, not in 6.1.176",
         "pagemap of a protected page that mremap moved",
         probes.mremap_drops_protection,
@@ -235,7 +256,7 @@ QUIRKS = (
     Quirk(
         "populate_stops_at_holes",
         "MADV_POPULATE_* ends at the first hole; it goes on behind it otherwise",
-        "nyyyyy",
+        "nyyyyyyy",
         "mm/madvise.c, madvise_populate: for each VMA in 6.1.176 (madvise_walk_vmas), for the range in 6.12.117",
         "MADV_POPULATE_WRITE of a hole and the page behind it",
         probes.populate_stops_at_holes,
@@ -243,7 +264,7 @@ QUIRKS = (
     Quirk(
         "writeprotect_spans_vmas",
         "UFFDIO_WRITEPROTECT takes a range of several mappings; ENOENT otherwise",
-        "nyyyyy",
+        "nyyyyyyy",
         "mm/userfaultfd.c, mwriteprotect_range: one find_dst_vma for the whole range in 6.1.176",
         "UFFDIO_WRITEPROTECT of two mappings",
         probes.writeprotect_spans_vmas,
@@ -252,7 +273,7 @@ QUIRKS = (
     Quirk(
         "unregister_asks_whose",
         "UFFDIO_UNREGISTER of what another userfaultfd registered is EINVAL; it is unregistered otherwise",
-        "nnyyyy",
+        "nnnyyyyy",
         "fs/userfaultfd.c, userfaultfd_unregister: not asked in 6.12.117",
         "UFFDIO_UNREGISTER by another userfaultfd",
         probes.unregister_asks_whose,
@@ -260,7 +281,7 @@ QUIRKS = (
     Quirk(
         "uffd_merges_rear",
         "the rear part of a mapping that is registered or unregistered is merged with an equal one behind it",
-        "nyyyyy",
+        "nyyyyyyy",
         "fs/userfaultfd.c, userfaultfd_unregister: 6.1.176 hands vma_merge the page offset of the whole VMA (F-18)",
         "UFFDIO_UNREGISTER of the rear page of what was registered",
         probes.uffd_merges_rear,
@@ -268,7 +289,7 @@ QUIRKS = (
     Quirk(
         "copy_checks_source",
         "UFFDIO_COPY checks the address of its source first: EINVAL; it is EFAULT when it is read otherwise",
-        "nyyyyy",
+        "nyyyyyyy",
         "fs/userfaultfd.c, userfaultfd_copy: the source is validated in 6.12.117, only looked at for a wrap in 6.1.176",
         "UFFDIO_COPY from an address that no process can have",
         probes.copy_checks_source,
@@ -276,7 +297,7 @@ QUIRKS = (
     Quirk(
         "refusal_is_output",
         "what UFFDIO_COPY and the like refuse while an event is unread (EAGAIN) is in their output field, too",
-        "nyyyyy",
+        "nyyyyyyy",
         "fs/userfaultfd.c: in 6.12.107 and 6.18.15, not in 6.1.176, as sequences with events show",
         "UFFDIO_ZEROPAGE while MADV_DONTNEED waits for the reader of its event",
         probes.refusal_is_output,
@@ -284,7 +305,7 @@ QUIRKS = (
     Quirk(
         "mmap_merges_both_sides",
         "a new mapping joins two neighbours of which one was touched; it is merged with the one behind it otherwise",
-        "nyyyyy",
+        "nyyyyyyy",
         "mm/mmap.c, mmap_region: in 6.1.176 the neighbour before is compared with the anon_vma of the one behind",
         "mmap between a mapping that was not touched and one that was",
         probes.mmap_merges_both_sides,
@@ -292,7 +313,7 @@ QUIRKS = (
     Quirk(
         "fills_prepare_first",
         "UFFDIO_COPY to memory that is not registered (ENOENT) leaves an anon_vma behind, so that fewer neighbours are merged",
-        "nyyyyy",
+        "nyyyyyyy",
         "mm/userfaultfd.c: to lock the VMA alone needs its anon_vma (6.12.117, uffd_lock_vma); 6.1.176 looks at the registration first",
         "UFFDIO_COPY to memory that is not registered, whose neighbour is then touched and becomes like it",
         probes.fills_prepare_first,
@@ -300,7 +321,7 @@ QUIRKS = (
     Quirk(
         "mprotect_unaccounts",
         "mprotect that makes untouched memory read-only gives its accounting back (VmFlags loses `ac`)",
-        "nyyyyy",
+        "nyyyyyyy",
         "mm/mprotect.c, mprotect_fixup: in 6.12.117, not in 6.1.176",
         "smaps of memory that mprotect made read-only before it was touched",
         probes.mprotect_unaccounts,
@@ -308,7 +329,7 @@ QUIRKS = (
     Quirk(
         "empty_tables_are_freed",
         "MADV_DONTNEED of all that a page table maps frees the table",
-        "nnyyyy",
+        "nnnyyyyy",
         "CONFIG_PT_RECLAIM: not in 6.12.117",
         "VmPTE of /proc/self/status before and after",
         probes.empty_tables_are_freed,
@@ -316,7 +337,7 @@ QUIRKS = (
     Quirk(
         "huge_zero_page_is_replaced",
         "a write to the huge zero page maps a huge page in its place; it maps a small page otherwise",
-        "nnyyyy",
+        "nnnyyyyy",
         "mm/huge_memory.c, do_huge_pmd_wp_page: split in 6.12.117",
         "/proc/kpageflags of the page beside one that was read, then written, in an area for huge pages",
         probes.huge_zero_page_is_replaced,
@@ -324,7 +345,7 @@ QUIRKS = (
     Quirk(
         "reuses_parts",
         "a write to a part of a huge page that was shared, and that one process alone maps by now, takes it over; it copies it otherwise",
-        "nnyyyy",
+        "nnnyyyyy",
         "mm/memory.c, wp_can_reuse_anon_folio: one reference in 6.12.117, as many as the process has mappings in 6.18",
         "/proc/kpageflags of a part that is written when a forked child has gone",
         probes.reuses_parts,
@@ -332,7 +353,7 @@ QUIRKS = (
     Quirk(
         "copies_last_part",
         "a write to the only part of a huge page that is still mapped, and that was shared, copies it; it takes it over otherwise",
-        "nyyyyy",
+        "nyyyyyyy",
         "mm/memory.c, wp_can_reuse_anon_folio: no huge page is taken over in 6.12.117; in 6.1.176 (do_wp_page) one with one reference is",
         "/proc/kpageflags of the last part, written when a forked child has gone",
         probes.copies_last_part,
@@ -340,7 +361,7 @@ QUIRKS = (
     Quirk(
         "collapse_of_less_succeeds",
         "MADV_COLLAPSE of a range that touches no border of huge pages has nothing to do, and succeeds; EINVAL otherwise",
-        "--nnny",
+        "---nnnyy",
         "mm/khugepaged.c, madvise_collapse: 7.2.13 looks for a whole huge page first; before, the result is of a negative count of them",
         "MADV_COLLAPSE of the second page of memory that was touched",
         probes.collapse_of_less_succeeds,
@@ -349,7 +370,7 @@ QUIRKS = (
     Quirk(
         "swapin_goes_through_cache",
         "a page that was shared when it went to a RAM disk is not the process's alone when it is read, only when it is written",
-        "nnnn-y",
+        "nnnnn-yy",
         "mm/memory.c, do_swap_page: in 7.2.13 it is read into the swap cache, which it leaves at once; in 6.18 past it if it has one user",
         "/proc/kpageflags of a page that was shared with a child, swapped out and read",
         probes.swapin_goes_through_cache,
@@ -358,7 +379,7 @@ QUIRKS = (
     Quirk(
         "split_maps_zero_page",
         "a huge page that is split leaves the zero page in place of small pages full of zeroes",
-        "nyyyyy",
+        "nyyyyyyy",
         "mm/huge_memory.c, remap_page: to the shared zero page in 6.12.117, not in 6.1.176",
         "MADV_COLD of a part of a huge page, then /proc/kpageflags of another part",
         probes.split_maps_zero_page,
@@ -366,10 +387,19 @@ QUIRKS = (
     Quirk(
         "advice_goes_by_batches",
         "MADV_FREE, MADV_COLD and MADV_PAGEOUT of all of a huge page that small entries map leave it whole; they split it otherwise",
-        "nyyyyy",
+        "nyyyyyyy",
         "mm/madvise.c, madvise_free_pte_range: any huge page is split in 6.1.176, only one that is mapped in part in 6.12.117",
         "/proc/kpageflags after MADV_FREE of a huge page whose mapping mprotect of a part has split",
         probes.advice_goes_by_batches,
+    ),
+    Quirk(
+        "lazyfree_is_kept_busy",
+        "a page that reclaim finds in use may be freed lazily by the next reclaim still; its MADV_FREE is forgotten otherwise",
+        "nnnyyyyy",
+        "mm/rmap.c, try_to_unmap_one: a folio with one reference more gets folio_set_swapbacked like a dirty one in 6.1.176 and 6.12.107, "
+        "a dirty one alone in 6.18.15",
+        "MADV_FREE, then MADV_PAGEOUT of a page to which a pipe refers, and again when the pipe is closed: pagemap",
+        probes.lazyfree_is_kept_busy,
     ),
 )
 

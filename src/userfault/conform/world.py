@@ -321,6 +321,9 @@ class World:
                     words[at:until] = array("Q", (common | w.WRITTEN,)) * (until - at)
                 elif common:
                     words[at:until] = array("Q", (common,)) * (until - at)
+            if self.quirks.written_needs_protection and not flags & UFFD_WP:
+                at, until = max(start, 0), min(end, pages)
+                words[at:until] = array("Q", (word & ~w.WRITTEN for word in words[at:until]))
             locked = locked_kilobytes(mm, vma) if flags & LOCKED else 0
             if not self.quirks.shows_lock_on_fault:
                 flags &= ~int(vm.LOCKONFAULT)

@@ -136,6 +136,11 @@ def write_memory(address: int, data: bytes, pid: int = 0) -> Result:
     )
 
 
+def vmsplice(pipe: int, address: int, length: int) -> Result:
+    """vmsplice(2) into a pipe, which refers to the pages until they are read from it, or it is closed. The value is the bytes."""
+    return result(libc.vmsplice(pipe, _vector([(address, length)]), 1, 0))
+
+
 def load(address: int, length: int) -> bytes:
     """Read memory of this process as its CPU does, without the GIL. A bad address kills the process; a missing page waits."""
     data = ctypes.create_string_buffer(max(1, length))
