@@ -40,6 +40,7 @@ from .slab import (
     compound_head,
     get_page,
     hpage_nr,
+    hpage_size,
     out_of_memory,
     put_page,
     vm_area_alloc,
@@ -177,7 +178,7 @@ def copy_present_page(dst: page_table, vma: vm_area_struct, pte: pte_t, addr: in
     versions="v3.10 .. v6.8",
     section="C.3",
     steps=1,
-    omits="the locks are let go between any two PTEs, in the kernel between some",
+    omits="the locks are let go between any two PTEs, in the kernel between some; in a sequential run between none",
     errs="both",
 )
 def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vma: vm_area_struct) -> int:
@@ -212,6 +213,13 @@ def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vm
             spin_lock(pte_lockptr(dst))
             spin_lock_nested(pte_lockptr(pmd.table))
             err = copy_one_pte(dst, pmd.table, vma, new_vma, addr)
+            if config.ALONE:
+                # Nobody waits for the locks, so they are held to the end of the table.
+                done = min(vma.vm_end, (addr & -hpage_size()) + hpage_size()) >> config.PAGE_SHIFT
+                for next_number in range(number + 1, done):
+                    addr = next_number << config.PAGE_SHIFT
+                    if err == 0 and pte_offset(pmd.table, addr).pte.kind != PteKind.NONE:
+                        err = copy_one_pte(dst, pmd.table, vma, new_vma, addr)
             spin_unlock(pte_lockptr(pmd.table))
             spin_unlock(pte_lockptr(dst))
     if era.anon_exclusive:

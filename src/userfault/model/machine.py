@@ -71,6 +71,7 @@ class Config:
     CONFIG_KSM = False
     TRANSPARENT_HUGEPAGE = True
     SPLIT_VMAS = False
+    ALONE = False
     SYNCHRONOUS_SWAP = False
     MEMORY_IS_SHORT = False
     PT_RECLAIM = False
@@ -103,6 +104,7 @@ def boot(
     ksm: bool = False,
     huge: bool = True,
     split_vmas: bool = False,
+    alone: bool = False,
     synchronous_swap: bool = False,
     pt_reclaim: bool = False,
     vma_locks: bool = False,
@@ -115,14 +117,15 @@ def boot(
 
     page_shift: log2 of the page size in bytes (0: addresses count pages). huge_order: log2 of the pages of a huge page.
     ksm, huge: CONFIG_KSM and CONFIG_TRANSPARENT_HUGEPAGE; without the latter nothing may make a huge page.
-    split_vmas: an operation on part of a VMA splits it, and equal neighbours are merged. synchronous_swap: swap is on a RAM
-    disk, and a slot with one user is read past the swap cache. pt_reclaim: CONFIG_PT_RECLAIM, where the era has it: MADV_DONTNEED frees
-    page tables, also with split_vmas. vma_locks: CONFIG_PER_VMA_LOCK. batched_unmap: reclaim flushes late.
+    split_vmas: an operation on part of a VMA splits it, and equal neighbours are merged. alone: nobody else runs, so that locks need
+    not be let go for others. synchronous_swap: swap is on a RAM disk, and a slot with one user is read past the swap cache.
+    pt_reclaim: CONFIG_PT_RECLAIM, where the era has it: MADV_DONTNEED frees page tables, also with split_vmas.
+    vma_locks: CONFIG_PER_VMA_LOCK. batched_unmap: reclaim flushes late.
     monitor: reads the messages of userfaultfds (events.py), in sequential runs; without one there are none.
     addresses: the lowest for users, the first that is none, and where they wrap.
     """
     config.ZEROES = bytes(1 << page_shift) if page_shift else 0
-    config.SPLIT_VMAS, config.SYNCHRONOUS_SWAP = split_vmas, synchronous_swap
+    config.SPLIT_VMAS, config.SYNCHRONOUS_SWAP, config.ALONE = split_vmas, synchronous_swap, alone
     config.MMAP_MIN_ADDR, config.TASK_SIZE, config.WRAP_AT = addresses
     config.PAGE_SHIFT, config.HPAGE_PMD_ORDER = page_shift, huge_order
     config.CONFIG_KSM, config.TRANSPARENT_HUGEPAGE = ksm, huge
