@@ -524,6 +524,24 @@ def test_the_last_part_of_a_huge_page_is_copied_so_that_the_page_is_freed() -> N
         assert check(FAMILIES, sequence) == len(sequence)
 
 
+def test_parts_that_one_process_has_left_are_the_same_pages_in_the_one_that_has_all() -> None:
+    size = HUGE_PAGES * PAGE
+    sequence = (
+        Op(0, "mmap", (0, size, 3)),
+        Op(0, "hugepage", (0, size)),
+        Op(0, "store", (0, 1)),
+        Op(0, "fork", (1,)),
+        Op(0, "dontneed", (0, 3 * PAGE)),
+        Op(0, "dontneed", (5 * PAGE, size - 5 * PAGE)),
+    )
+    world = World(FAMILIES.window, lambda data: 1, Quirks())
+    *_, last = (perform(op, world) for op in sequence)
+    parent, child = ([words.describe(word) for word in state.words[3:5]] for state in last.states)
+    assert ["#4" in parent[0], "#5" in parent[1], "#4" in child[0], "#5" in child[1]] == [True] * 4
+    with surroundings(FAMILIES):
+        assert check(FAMILIES, sequence) == len(sequence)
+
+
 def test_a_write_keeps_a_part_of_a_huge_page_that_no_other_process_has_any_more() -> None:
     size, lower = HUGE_PAGES * PAGE, [Op(0, "mprotect", (PAGE, PAGE, prot)) for prot in (1, 3)]
     start = [Op(0, "mmap", (0, size, 3)), Op(0, "hugepage", (0, size)), Op(0, "store", (0, 1)), *lower]

@@ -9,22 +9,28 @@ from types import ModuleType
 
 import pytest
 
-from userfault.conform.compare import perform
+from userfault.conform.compare import Step, perform
 from userfault.conform.generate import Generator
-from userfault.conform.profiles import HUGE, PROFILES, Profile
+from userfault.conform.profiles import FAMILIES, HUGE, PROFILES, Profile
 from userfault.conform.quirks import Quirks
 from userfault.conform.world import State, World
 from userfault.model import lang, locks, pgtable
 from userfault.model.machine import machine
 
 
-def observations(profile: Profile, seed: int) -> Iterator[tuple[list[State], list[State]]]:
-    """After each operation of a sequence: what was observed, and what is observed when nothing of it is remembered."""
+def observed(profile: Profile, seed: int, length: int = 0) -> Iterator[tuple[World, Step]]:
+    """A sequence, an operation at a time."""
     world = World(profile.window, zlib.crc32, Quirks(), slice=profile.slice, features=profile.contexts)
     generator = Generator(profile, random.Random(seed), world)
-    for _ in range(profile.length):
+    for _ in range(length or profile.length):
         step = perform(generator.draw(), world)
         assert not step.broken
+        yield world, step
+
+
+def observations(profile: Profile, seed: int) -> Iterator[tuple[list[State], list[State]]]:
+    """After each operation of a sequence: what was observed, and what is observed when nothing of it is remembered."""
+    for world, step in observed(profile, seed):
         lang.TOUCHED.update(machine.page_tables)
         yield (
             [state._replace(contents=state.words) for state in step.states],
@@ -37,6 +43,19 @@ def test_what_is_remembered_is_what_is_there(profile: Profile) -> None:
     for seed in range(1 if profile.huge else 3):
         for remembered, computed in observations(profile, seed):
             assert remembered == computed
+
+
+def test_what_a_page_holds_does_not_depend_on_where_the_look_begins() -> None:
+    for seed in range(2):
+        for world, _ in observed(FAMILIES, seed, length=40):
+            pages = range(world.window.pages)
+            for process, mm in enumerate(world.processes):
+                if mm is not None:
+                    looks = [range(at, at + 7) for at in pages[::7]]
+                    pieces = [world._contents(mm, look) for look in looks]
+                    assert [sum(each) for each in zip(*pieces, strict=True)] == list(world._contents(mm, pages)), (
+                        process
+                    )
 
 
 @pytest.mark.parametrize("module", [locks, pgtable])

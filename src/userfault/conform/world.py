@@ -151,6 +151,7 @@ class World:
             page_shift=12,
             huge_order=9,
             split_vmas=True,
+            alone=True,
             synchronous_swap=True,
             addresses=addresses,
             monitor=self._monitor if features is WATCHED else None,
@@ -349,27 +350,38 @@ class World:
             readable = vma.vm_flags & ACCESS != 0
             for pmd, part, at, until in self._parts(mm, start, end):
                 if pmd.kind == PmdKind.TABLE:
-                    for place, stop, pte in self._holds(pmd.table, part, at, until):
-                        if pte.kind is PRESENT:
+                    for place, stop, skipped, pte in self._holds(pmd.table, part, at, until):
+                        if pte.kind is not PRESENT:
+                            continue
+                        if not readable:
                             # 1 stands for what the process may not read.
-                            shown = 1 if not readable else 0 if pte.special else self.content(pte.page)
-                            out[place:stop] = array("Q", (shown,)) * (stop - place)
+                            out[place:stop] = array("Q", (1,)) * (stop - place)
+                        elif not pte.special:
+                            out[place:stop] = self._contents_of(pte.page, skipped, stop - place)
                 elif pmd.kind != PmdKind.NONE and not readable:
                     out[at:until] = array("Q", (1,)) * (until - at)
                 elif pmd.kind == PmdKind.HUGE:
-                    pages = machines.machine.pages[pmd.page.pfn + part : pmd.page.pfn + part + until - at]
-                    out[at:until] = array("Q", [self.content(each) if each.data else 0 for each in pages])
+                    out[at:until] = self._contents_of(pmd.page, part, until - at)
         return out
 
-    def _holds(self, table: page_table, part: int, at: int, until: int) -> Iterator[tuple[int, int, pte_t]]:
-        """What a page table holds for pages `at` to `until` of the window, the first of which is its `part`: runs of them."""
+    def _contents_of(self, first: page, skipped: int, count: int) -> array[int]:
+        """Those of neighbours, after `skipped` of them."""
+        begin = first.pfn + skipped
+        pages = machines.machine.pages[begin : begin + count]
+        return array("Q", [self.content(each) if each.data else 0 for each in pages])
+
+    def _holds(self, table: page_table, part: int, at: int, until: int) -> Iterator[tuple[int, int, int, pte_t]]:
+        """What a page table holds for pages `at` to `until` of the window, the first of which is its `part`: runs of them, and how
+        many of a run come before that.
+        """
         held = self._held.get(table)
         if held is None:
             held = self._held[table] = runs(table)
         shift = at - part
         for begin, end, slot in held:
             if begin + shift < until and end + shift > at:
-                yield max(begin + shift, at), min(end + shift, until), slot.pte
+                place = max(begin + shift, at)
+                yield place, min(end + shift, until), place - begin - shift, slot.pte
 
     def _observe_table(
         self,
@@ -390,7 +402,7 @@ class World:
         anon = common | self._anon
         if hole:
             words[at:until] = array("Q", (hole,)) * (until - at)
-        for place, stop, pte in self._holds(table, part, at, until):
+        for place, stop, skipped, pte in self._holds(table, part, at, until):
             kind = pte.kind
             if kind is PRESENT:
                 word = PROTECTED if pte.uffd_wp else UNPROTECTED
@@ -399,20 +411,18 @@ class World:
                     words[place:stop] = array("Q", (word,)) * (stop - place)
                     continue
                 p = pte.page
-                rss += 1
-                count = p.mapcount.counter
-                head = flagged = p
-                if p.compound:
-                    head = pool[p.pfn & -HUGE_PAGES]
-                    if self.quirks.parts_show_huge_flags:
-                        flagged = head
-                    count += head.entire_mapcount
-                    word |= HUGE_HEAD if p is head else HUGE_TAIL
+                rss += stop - place
+                head = pool[p.pfn & -HUGE_PAGES] if p.compound else p
                 if head.lazyfree and not pte.dirty and not head.dirty:
-                    lazy += 1
+                    lazy += stop - place
+                if p.compound:
+                    parts = range(p.pfn + skipped, p.pfn + skipped + stop - place)
+                    words[place:stop] = self._parts_of(head, parts, anon | word | HUGE_TAIL, offset + place, seen)
+                    continue
+                count = p.mapcount.counter
                 if count == 1:
                     word |= w.X
-                if flagged.anon_exclusive:
+                if p.anon_exclusive:
                     word |= w.AE
                 if isinstance(p.mapping, stable_node):
                     word |= w.KSM
@@ -443,55 +453,91 @@ class World:
 
         Where other entries map parts of it one by one, they differ in how often they are mapped, too.
         """
-        mapped: list[int] = []
         if pmd.kind == PmdKind.HUGE_ZERO:
             word = common | w.P | w.F | w.PRESENT | w.WRITTEN | w.HUGE | ZERO_PAGE | w.THP | w.TAIL
             keys = range(ZERO_PARTS + part, ZERO_PARTS + part + until - at)
+            words[at:until] = with_classes(word, classes_of(keys, offset + at, seen))
         else:
-            head = pmd.page
-            keys = range(head.pfn + part, head.pfn + part + until - at)
+            parts = range(pmd.page.pfn + part, pmd.page.pfn + part + until - at)
             word = common | self._anon | UNPROTECTED | w.HUGE | HUGE_TAIL
-            if head.anon_exclusive and self.quirks.parts_show_huge_flags:
-                word |= w.AE
-            counts = [
-                each.mapcount.counter + head.entire_mapcount for each in machines.machine.pages[keys.start : keys.stop]
-            ]
-            if counts.count(counts[0]) == len(counts):
-                del counts[1:]
-            of_all = head.mapcount.counter + head.entire_mapcount if self.quirks.huge_entry_shows_first_part else 0
-            mapped = [count << w.COUNT_AT | (w.X if (of_all or count) == 1 else 0) for count in counts]
-            if len(mapped) == 1:
-                word |= mapped.pop()
-        if keys[0] not in seen and keys[-1] not in seen:
-            # Nothing of it was seen before: every part is the first of its class.
-            classes = range(offset + at, offset + until)
-            seen.update(zip(keys, classes, strict=True))
-            begin = word | classes[0] << w.CLASS_AT
-            words[at:until] = array("Q", range(begin, begin + (len(classes) << w.CLASS_AT), 1 << w.CLASS_AT))
-        else:
-            for place, key in enumerate(keys, at):
-                words[place] = word | seen.setdefault(key, offset + place) << w.CLASS_AT
-        for place, how_often in enumerate(mapped, at):
-            words[place] |= how_often
-        if part == 0:
+            words[at:until] = self._parts_of(pmd.page, parts, word, offset + at, seen, whole=True)
+        if part == 0 and pmd.kind == PmdKind.HUGE_ZERO:
             words[at] ^= w.HEAD | w.TAIL
-            if pmd.kind == PmdKind.HUGE and pmd.page.anon_exclusive:
-                words[at] |= w.AE
+
+    def _parts_of(
+        self, head: page, parts: range, word: int, first: int, seen: dict[object, int], whole: bool = False
+    ) -> array[int]:
+        """The words of parts of a huge page, the first at place `first`: `word` with their classes, how often they are mapped, and
+        whether they are one process's alone. whole: one entry maps all of it.
+        """
+        pages = machines.machine.pages[parts.start : parts.stop]
+        counts = [each.mapcount.counter + head.entire_mapcount for each in pages]
+        alone = [each.anon_exclusive for each in pages]
+        if whole:
+            alone = [each is head and head.anon_exclusive for each in pages]
+        if self.quirks.parts_show_huge_flags:
+            alone = [head.anon_exclusive] * len(pages)
+        of_all = 0
+        if whole and self.quirks.huge_entry_shows_first_part:
+            of_all = head.mapcount.counter + head.entire_mapcount
+        kinds = {
+            each: each[0] << w.COUNT_AT | (w.X if (of_all or each[0]) == 1 else 0) | (w.AE if each[1] else 0)
+            for each in set(zip(counts, alone, strict=True))
+        }
+        classes = classes_of(parts, first, seen)
+        if len(kinds) == 1:
+            out = with_classes(word | kinds[counts[0], alone[0]], classes)
+        else:
+            out = with_classes(word, classes)
+            for at, each in enumerate(zip(counts, alone, strict=True)):
+                out[at] |= kinds[each]
+        if pages[0] is head:
+            out[0] ^= w.HEAD | w.TAIL
+        return out
+
+
+def classes_of(keys: range, first: int, seen: dict[object, int]) -> Sequence[int]:
+    """The places where these were seen first, if they are at place `first` and the next ones now."""
+    fresh = range(first, first + len(keys))
+    if seen.keys().isdisjoint(keys):
+        seen.update(zip(keys, fresh, strict=True))
+        return fresh
+    return [seen.setdefault(key, at) for key, at in zip(keys, fresh, strict=True)]
+
+
+def with_classes(word: int, classes: Sequence[int]) -> array[int]:
+    """A word for each class."""
+    if isinstance(classes, range):
+        begin, step = word | classes.start << w.CLASS_AT, 1 << w.CLASS_AT
+        return array("Q", range(begin, begin + len(classes) * step, step))
+    return array("Q", [word | each << w.CLASS_AT for each in classes])
 
 
 def runs(table: page_table) -> list[tuple[int, int, pte_slot]]:
-    """What a page table holds: first place, end and first entry of each run of zero pages that show the same, or of one other entry."""
+    """What a page table holds: first place, end and first entry of each run of zero pages that show the same, of neighbouring parts of
+    a huge page whose entries do, or of one other entry.
+    """
     out: list[tuple[int, int, pte_slot]] = []
-    begin, first = 0, table.pte[0]
+    begin = end = following = -1
+    before: tuple[int | bool, ...] = ()
     for place, slot in enumerate(table.pte):
         pte = slot.pte
         if pte.kind is NONE:
             continue
-        if out and pte.special and out[-1][1] == place and first.pte.special and first.pte.uffd_wp == pte.uffd_wp:
-            out[-1] = begin, place + 1, first
+        like: tuple[int | bool, ...]
+        if pte.special:
+            follows, like = True, (pte.uffd_wp,)
+        elif pte.page is not None and pte.page.compound:
+            follows, like = pte.page.pfn == following, (pte.page.pfn & -HUGE_PAGES, pte.uffd_wp, pte.dirty)
+            following = pte.page.pfn + 1
         else:
-            begin, first = place, slot
-            out.append((begin, place + 1, first))
+            follows, like = False, ()
+        if follows and place == end and like == before:
+            out[-1] = begin, place + 1, out[-1][2]
+        else:
+            begin = place
+            out.append((begin, place + 1, slot))
+        end, before = place + 1, like
     return out
 
 
