@@ -25,7 +25,7 @@ from userfault.conform.quirks import KERNELS, QUIRKS, Quirks, lines, running, ta
 from userfault.conform.world import CONTEXTS, WATCHED, Window, World
 from userfault.kernel.agent import MEANWHILE_DONE, VM_FLAGS, Message
 from userfault.kernel.errors import KernelError, Unavailable
-from userfault.model.errno import EAGAIN, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
+from userfault.model.errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 from userfault.model.fs_userfaultfd import UNWRITTEN
 
 
@@ -201,7 +201,7 @@ def present(step: Step) -> str:
     return "".join("P" if word & w.P else "-" for word in step.states[0].words)
 
 
-LO, LF = (1 << VM_FLAGS.index(flag) for flag in ("lo", "lf"))
+LO, LF, UM = (1 << VM_FLAGS.index(flag) for flag in ("lo", "lf", "um"))
 
 # quirk, operations, what is looked at after the last one, what it is with the quirk and without.
 BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]] = {
@@ -278,6 +278,12 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
         False,
         True,
     ),
+    "mremap_spares_neighbours": (
+        [MAPPED, Op(0, "register", (0, 0, 2 * PAGE, 1)), Op(0, "mremap", (PAGE, PAGE, PAGE, 3, 2 * PAGE))],
+        lambda step: [area[0] & UM for area in step.states[0].areas],
+        [UM, 0, 0],
+        [0, 0, 0],
+    ),
     "populate_stops_at_holes": (
         [MAPPED, Op(0, "munmap", (PAGE, PAGE)), Op(0, "populate_write", (0, 4 * PAGE))],
         lambda step: (step.outcome.result, present(step)),
@@ -300,6 +306,12 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
         lambda step: step.outcome.result,
         -EINVAL,
         0,
+    ),
+    "register_keeps_protection": (
+        [MAPPED, Op(0, "register", (1, 0, PAGE, 3)), Op(0, "register", (1, 0, 2 * PAGE, 1))],
+        lambda step: (step.outcome.result, vmas(step)),
+        (-EBUSY, [(0, 1), (1, 4)]),
+        (0, [(0, 1), (1, 2), (2, 4)]),
     ),
     "refusal_is_output": (
         [
@@ -408,6 +420,13 @@ def test_a_huge_entry_shows_how_often_its_first_part_is_mapped_or_each(first: bo
     assert not head & w.X and bool(part & w.X) != first
     head, part, *_ = words_of_huge([*SHARED_HUGE, Op(1, "dontneed", (0, PAGE))], quirks)
     assert head & w.X and bool(part & w.X) == first
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_huge_zero_page_shows_the_bit_of_files_or_not(shown: bool) -> None:
+    read = [*SHARED_HUGE[:2], Op(0, "load", (0,))]
+    words = words_of_huge(read, replace(Quirks(), huge_zero_page_is_file=shown))
+    assert [bool(word & w.F) for word in words[:2]] == [shown, shown] and words[0] & w.THP
 
 
 @pytest.mark.parametrize("reused", [True, False])

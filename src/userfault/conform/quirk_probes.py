@@ -17,7 +17,7 @@ from ..kernel.child import Child, call
 from ..kernel.maps import vma_at
 from ..kernel.memory import Mapping
 from ..kernel.pagemap import Frames, Pagemap
-from ..kernel.uapi import ANON_EXCLUSIVE, Advice, Feature, PageFlag, PageIs, RegisterMode, RemapFlag
+from ..kernel.uapi import ANON_EXCLUSIVE, Advice, Feature, PageBit, PageFlag, PageIs, RegisterMode, RemapFlag
 from ..kernel.uapi import PAGE_SIZE_BYTES as PAGE
 from ..kernel.userfaultfd import Userfault
 
@@ -70,6 +70,12 @@ def huge_entry_shows_first_part() -> bool | None:
         with Child(forget) as child:
             child.step()
             return not pagemap.entry(area.at(1)).mapped_once
+
+
+def huge_zero_page_is_file() -> bool | None:
+    with Mapping.huge() as area, Pagemap() as pagemap:
+        memory.load(area.address, 1)
+        return PageBit.FILE in pagemap.entry(area.address).bits if _flags(area.address) & PageFlag.THP else None
 
 
 def shows_lock_on_fault() -> bool:
@@ -130,6 +136,15 @@ def mremap_drops_protection() -> bool:
         return not pagemap.entry(place.address).uffd_wp
 
 
+def mremap_spares_neighbours() -> bool:
+    with Mapping(2 * PAGE) as area, Mapping(PAGE) as moved, Userfault(Feature.SIGBUS) as uffd:
+        uffd.register(area.address, PAGE).or_raise("UFFDIO_REGISTER")
+        uffd.register(moved.address, PAGE).or_raise("UFFDIO_REGISTER")
+        memory.mremap(moved.address, PAGE, PAGE, MOVE, area.at(1)).or_raise("mremap")
+        vma = vma_at(area.address)
+        return vma is not None and "um" in vma.vm_flags
+
+
 def populate_stops_at_holes() -> bool:
     with Mapping(3 * PAGE) as area, Pagemap() as pagemap:
         memory.munmap(area.at(1), PAGE).or_raise("munmap")
@@ -148,6 +163,12 @@ def unregister_asks_whose() -> bool:
     with Mapping(PAGE) as area, Userfault(Feature.SIGBUS) as uffd, Userfault(Feature.SIGBUS) as other:
         uffd.register(area.address, PAGE).or_raise("UFFDIO_REGISTER")
         return not other.unregister(area.address, PAGE).ok
+
+
+def register_keeps_protection() -> bool:
+    with Mapping(PAGE) as area, Userfault(Feature.SIGBUS) as uffd:
+        uffd.register(area.address, PAGE, RegisterMode.MISSING | RegisterMode.WP).or_raise("UFFDIO_REGISTER")
+        return not uffd.register(area.address, PAGE, RegisterMode.MISSING).ok
 
 
 def uffd_merges_rear() -> bool:

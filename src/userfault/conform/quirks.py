@@ -27,6 +27,7 @@ class Quirks:
     anon_shows_ksm: bool = False
     parts_show_huge_flags: bool = True
     huge_entry_shows_first_part: bool = True
+    huge_zero_page_is_file: bool = True
     shows_lock_on_fault: bool = True
     fills_replace_guards: bool = True
     merge_spares_fork_children: bool = True
@@ -35,9 +36,11 @@ class Quirks:
     dontunmap_resets_offset: bool = False
     dontunmap_keeps_source_apart: bool = False
     mremap_drops_protection: bool = True
+    mremap_spares_neighbours: bool = False
     populate_stops_at_holes: bool = True
     writeprotect_spans_vmas: bool = True
     unregister_asks_whose: bool = True
+    register_keeps_protection: bool = False
     uffd_merges_rear: bool = True
     copy_checks_source: bool = True
     refusal_is_output: bool = True
@@ -85,9 +88,11 @@ IN_THE_MODEL = (
     "dontunmap_resets_offset",
     "dontunmap_keeps_source_apart",
     "mremap_drops_protection",
+    "mremap_spares_neighbours",
     "populate_stops_at_holes",
     "writeprotect_spans_vmas",
     "unregister_asks_whose",
+    "register_keeps_protection",
     "uffd_merges_rear",
     "copy_checks_source",
     "refusal_is_output",
@@ -188,6 +193,14 @@ QUIRKS = (
         probes.huge_entry_shows_first_part,
     ),
     Quirk(
+        "huge_zero_page_is_file",
+        "pagemap has the bit of pages of files for the huge zero page, as it has not for the small one",
+        "yyyyyyyn",
+        "fs/proc/task_mmu.c, pagemap_pmd_range_thp: vm_normal_page_pmd knows no such page in 7.3.4, pmd_page does in 7.2.13",
+        "pagemap of memory for huge pages that was read",
+        probes.huge_zero_page_is_file,
+    ),
+    Quirk(
         "shows_lock_on_fault",
         "VmFlags of smaps has `lf` for memory that mlock2(MLOCK_ONFAULT) locked",
         "nyyyyyyy",
@@ -254,6 +267,14 @@ QUIRKS = (
         "wp",
     ),
     Quirk(
+        "mremap_spares_neighbours",
+        "mremap unregisters what it moves alone, where no remap events were asked for; neighbours that it joins, too, otherwise (F-15)",
+        "nnnnnnny",
+        "mm/vma.c, vma_merge_copied_range: merges no such VMA in 7.3.4; does in 7.2.13, and mremap_userfaultfd_prep resets what it became",
+        "smaps of a registered page behind which mremap moved another one",
+        probes.mremap_spares_neighbours,
+    ),
+    Quirk(
         "populate_stops_at_holes",
         "MADV_POPULATE_* ends at the first hole; it goes on behind it otherwise",
         "nyyyyyyy",
@@ -277,6 +298,15 @@ QUIRKS = (
         "fs/userfaultfd.c, userfaultfd_unregister: not asked in 6.12.117",
         "UFFDIO_UNREGISTER by another userfaultfd",
         probes.unregister_asks_whose,
+    ),
+    Quirk(
+        "register_keeps_protection",
+        "UFFDIO_REGISTER without write-protection of what the same userfaultfd registered with it is EBUSY; it succeeds otherwise",
+        "nnnnnnny",
+        "mm/userfaultfd.c, userfaultfd_register: asks for VM_UFFD_WP among the old flags in 7.3.4, not in 7.2.13",
+        "UFFDIO_REGISTER for missing pages of what was registered for both",
+        probes.register_keeps_protection,
+        "wp",
     ),
     Quirk(
         "uffd_merges_rear",

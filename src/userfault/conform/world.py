@@ -454,7 +454,9 @@ class World:
         Where other entries map parts of it one by one, they differ in how often they are mapped, too.
         """
         if pmd.kind == PmdKind.HUGE_ZERO:
-            word = common | w.P | w.F | w.PRESENT | w.WRITTEN | w.HUGE | ZERO_PAGE | w.THP | w.TAIL
+            word = common | w.P | w.PRESENT | w.WRITTEN | w.HUGE | ZERO_PAGE | w.THP | w.TAIL
+            if self.quirks.huge_zero_page_is_file:
+                word |= w.F
             keys = range(ZERO_PARTS + part, ZERO_PARTS + part + until - at)
             words[at:until] = with_classes(word, classes_of(keys, offset + at, seen))
         else:

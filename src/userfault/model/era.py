@@ -73,7 +73,7 @@ class Era:
     """A page that may be freed lazily and that somebody refers to stays one for the next reclaim (v6.18, not v6.8)."""
     move_split_is_busy: bool = False
     """UFFDIO_MOVE answers EBUSY for a huge page that can't be split, where it tried again for ever (seen on v6.18.44; the
-    sources of v6.18.35 and v7.2.13 try again, and so did 6.18.15, 7.1.13 and 7.2.13: F-11)."""
+    sources of v6.18.35 and v7.2.13 try again, and so did 6.18.15, 7.1.13 and 7.2.13; v7.3 has it: F-11)."""
     move_keeps_clean: bool = False
     """A moved entry is dirty only if it was (v6.8 makes it dirty)."""
     huge_zero_page_is_replaced: bool = False
@@ -106,12 +106,17 @@ class Era:
     """What MREMAP_DONTUNMAP copies of a VMA that was not touched does not make that VMA longer (seen on v7.2, not on v7.1)."""
     mremap_drops_protection: bool = False
     """mremap of memory whose monitor asked for no remap events drops write-protection by userfaultfd (seen on v6.12, not on v6.1)."""
+    mremap_spares_neighbours: bool = False
+    """What mremap takes from a monitor that asked for no remap events is merged with no neighbour, which the monitor would lose, too (F-15:
+    seen on v7.3, not on v7.2)."""
     populate_stops_at_holes: bool = False
     """MADV_POPULATE_* ends at the first hole (seen on v6.12; on v6.1 not); before, it goes on behind it and answers ENOMEM at the end."""
     writeprotect_spans_vmas: bool = False
     """UFFDIO_WRITEPROTECT takes a range of several VMAs (seen on v6.12, not on v6.1)."""
     unregister_asks_whose: bool = False
     """UFFDIO_UNREGISTER refuses what another userfaultfd registered (seen on v6.18, not on v6.12)."""
+    register_keeps_protection: bool = False
+    """UFFDIO_REGISTER takes no write-protection from what its userfaultfd registered with it: EBUSY (seen on v7.3, not on v7.2)."""
     uffd_merges_rear: bool = False
     """The rear part of a VMA that is registered or unregistered is merged with the neighbour behind it (seen on v6.12, not on v6.1,
     which compares the page offset of the whole VMA and so merges with the wrong one: F-18)."""

@@ -108,6 +108,8 @@ def may_register(ctx: userfaultfd_ctx, start: int, end: int, mode: int) -> int:
                 return -EINVAL
             if vma.ctx is not None and vma.ctx is not ctx:
                 return -EBUSY
+            if era.register_keeps_protection and vma.vm_flags & vm.UFFD_WP and not mode & UFFDIO_REGISTER_MODE_WP:
+                return -EBUSY
     return 0 if found else -EINVAL
 
 

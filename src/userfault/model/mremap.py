@@ -277,9 +277,10 @@ def copy_or_merge_vma(
         pgoff = addr >> config.PAGE_SHIFT
         if keep_source and era.dontunmap_keeps_source_apart:
             apart = vma
-    merged = copied_range_merged(mm, vma, addr, addr + length, pgoff, apart)
-    if merged is not None:
-        return merged
+    if not (era.mremap_spares_neighbours and vma.ctx is not None and not keeps_monitor(vma)):
+        merged = copied_range_merged(mm, vma, addr, addr + length, pgoff, apart)
+        if merged is not None:
+            return merged
     if out_of_memory():
         return None
     new = vm_area_alloc()
