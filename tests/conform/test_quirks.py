@@ -380,6 +380,22 @@ BEHAVIOURS: dict[str, tuple[list[Op], Callable[[Step], object], object, object]]
         [(False, False), (False, False), (False, True)],
         [(False, True), (False, False), (False, True)],
     ),
+    "ksmd_forgets_checksums": (
+        [
+            MAPPED,
+            Op(0, "mergeable", (0, 4 * PAGE)),
+            *(Op(0, "store", (at * PAGE, content)) for at, content in enumerate((5, 7, 7))),
+            Op(0, "ksmd", (1,)),
+            *(Op(0, "store", (at * PAGE, 7)) for at in range(3)),
+            Op(0, "register", (0, 0, 4 * PAGE, 2)),
+            Op(0, "writeprotect", (0, 0, 4 * PAGE, 1)),
+            Op(0, "ksmd", (1,)),
+        ],
+        # Only the page that stays keeps its protection (F-23).
+        lambda step: "".join("W" if word & w.W else "-" for word in step.states[0].words[:3]),
+        "-W-",
+        "--W",
+    ),
 }
 # F-18: page 1 has the index that the neighbour's first page has, too, since that was moved from here.
 WRONG_NEIGHBOUR = [

@@ -8,12 +8,14 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterator
 from errno import EINVAL
 from pathlib import Path
 
 from ..kernel import memory
 from ..kernel.child import Child, call
+from ..kernel.machine import KSM, setting
 from ..kernel.maps import vma_at
 from ..kernel.memory import Mapping
 from ..kernel.pagemap import Frames, Pagemap
@@ -21,6 +23,8 @@ from ..kernel.uapi import ANON_EXCLUSIVE, Advice, Feature, PageBit, PageFlag, Pa
 from ..kernel.uapi import PAGE_SIZE_BYTES as PAGE
 from ..kernel.userfaultfd import Userfault
 
+AT_ONCE = 1 << 30
+"""Pages that a borrowed ksmd scans without a pause: more than there are, so that it stops between two scans of everything."""
 READ, MOVE = mmap.PROT_READ, RemapFlag.MAYMOVE | RemapFlag.FIXED
 
 
@@ -255,6 +259,35 @@ def _mapped_by_small_entries(area: Mapping) -> bool:
     memory.mprotect(area.at(1), PAGE, READ).or_raise("mprotect")
     memory.mprotect(area.at(1), PAGE, READ | mmap.PROT_WRITE).or_raise("mprotect")
     return bool(_flags(area.address) & PageFlag.THP)
+
+
+def ksmd_forgets_checksums() -> bool | None:
+    if setting(KSM / "run") != "0" or setting(KSM / "pages_to_scan") != str(AT_ONCE):
+        return None  # ksmd is not borrowed.
+    with Mapping(3 * PAGE) as area, Pagemap() as pagemap:
+        area.madvise(Advice.MERGEABLE).or_raise("MADV_MERGEABLE")
+        equal = os.urandom(8)
+        for content in (os.urandom(8), equal):
+            for at, each in enumerate((content, equal, equal)):
+                memory.store(area.at(at), each)
+            before = [pagemap.entry(area.at(at)).pfn for at in range(3)]
+            _whole_scans()
+        # If the last two meet in the first scan, the last one stays, else the first two meet in the second.
+        stays = pagemap.entry(area.address).pfn
+        return stays == before[1] if stays in before[1:] else None
+
+
+def _whole_scans(count: int = 4) -> None:
+    def scans() -> int:
+        return int(setting(KSM / "full_scans"))
+
+    until = scans() + count
+    (KSM / "run").write_text("1")
+    try:
+        while scans() < until:
+            time.sleep(0.001)
+    finally:
+        (KSM / "run").write_text("0")
 
 
 def _copied_part(last: bool) -> bool | None:

@@ -56,6 +56,7 @@ class Quirks:
     split_maps_zero_page: bool = True
     advice_goes_by_batches: bool = True
     lazyfree_is_kept_busy: bool = True
+    ksmd_forgets_checksums: bool = False
     without: frozenset[str] = frozenset()
     """The needs (needs.py) that the kernel does not meet."""
     unasked: frozenset[str] = frozenset()
@@ -108,6 +109,7 @@ IN_THE_MODEL = (
     "split_maps_zero_page",
     "advice_goes_by_batches",
     "lazyfree_is_kept_busy",
+    "ksmd_forgets_checksums",
 )
 """The quirks that are differences of the model's eras (model/era.py), by the same name; the others change what is shown."""
 
@@ -430,6 +432,14 @@ QUIRKS = (
         "a dirty one alone in 6.18.15",
         "MADV_FREE, then MADV_PAGEOUT of a page to which a pipe refers, and again when the pipe is closed: pagemap",
         probes.lazyfree_is_kept_busy,
+    ),
+    Quirk(
+        "ksmd_forgets_checksums",
+        "a page that was merged, and is written as it was, is looked at by ksmd for a scan more before it is merged again",
+        "nnnnnnny",
+        "mm/ksm.c, struct ksm_rmap_item: oldchecksum shares its place with linear_page_index in 7.3.4, which leaves 0; not in 7.2.13",
+        "which of three equal pages stays, of which the last two were merged before: /proc/self/pagemap, by profile `ksm` alone",
+        probes.ksmd_forgets_checksums,
     ),
 )
 

@@ -18,6 +18,7 @@ from ..kernel.uapi import PAGE_SIZE_BYTES, Advice, Feature
 from ..kernel.userfaultfd import Userfault
 from .needs import NEEDS, missing
 from .operations import CONTEXT_FD, PIDFD
+from .quirk_probes import AT_ONCE
 
 PR_SET_THP_DISABLE = 41
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -116,7 +117,7 @@ def merging() -> Iterator[None]:
                 "wait for its end, or start it without MADV_MERGEABLE (qemu: -machine mem-merge=off)",
             )
         held.set(KSM / "sleep_millisecs", 0)
-        held.set(KSM / "pages_to_scan", 1 << 30)
+        held.set(KSM / "pages_to_scan", AT_ONCE)
         held.set(KSM / "use_zero_pages", 0)
         held.set(KSM / "stable_node_chains_prune_millisecs", 1 << 30)
         for newer in ("smart_scan", "advisor_mode"):

@@ -88,6 +88,9 @@ class Era:
     """A split maps the zero page in place of parts that hold zeroes only (seen on v6.12, not on v6.1)."""
     empty_tables_are_freed: bool = False
     """MADV_DONTNEED frees the page tables that it empties (CONFIG_PT_RECLAIM, since v6.14)."""
+    ksmd_forgets_checksums: bool = False
+    """ksmd takes the checksum of a page anew that was merged, or nearly, and is no KSM page any more: one scan more (seen on v7.3, not on
+    v7.2)."""
     dontneed_flushes_late: bool = False
     """MADV_DONTNEED flushes once a call, and for one VMA without a userfaultfd when the VMA's lock is let go (since v6.17)."""
     swapin_maps_writable: bool = False

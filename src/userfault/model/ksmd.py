@@ -7,6 +7,7 @@ and addresses in theirs. ksm.py has the steps that race.
 from __future__ import annotations
 
 from .catalogue import modelled
+from .era import era
 from .errno import EAGAIN
 from .ksm import break_ksm, ksm_make_stable, ksm_merge
 from .mm_types import PmdKind, PteKind, mm_struct, page, stable_node, vm
@@ -121,6 +122,7 @@ class Ksmd:
         if tree_page is p or ksm_make_stable(mm, addr) == -EAGAIN:
             return
         if not merge(other_mm, other_addr, tree_page, p):
+            self.forget(item)
             break_ksm(mm, addr)
             return
         del unstable[contents]
@@ -155,6 +157,12 @@ class Ksmd:
         if item.node is not None:
             self.merged[id(item.node)] -= 1
             item.node = None
+            self.forget(item)
+
+    def forget(self, item: Item) -> None:
+        """From v7.3 on the place of the checksum is that of the page's index, while the item is in the stable tree."""
+        if era.ksmd_forgets_checksums:
+            item.checksum = None
 
     @modelled(
         "mm/ksm.c",
