@@ -185,7 +185,7 @@ HUGE = Profile(
 )
 FAMILIES = Profile(
     "families",
-    "huge pages that processes share after forks, some as a whole and some in parts",
+    "huge pages that processes share after forks, some as a whole and some in parts, pinned and referred to",
     Window(BASE, 0, 4 * HUGE_PAGES),
     60,
     {
@@ -204,6 +204,11 @@ FAMILIES = Profile(
         "free": 6,
         "fork": 10,
         "exit": 7,
+        "pin": 5,
+        "unpin": 4,
+        "vmread": 4,
+        "hold": 5,
+        "release": 4,
     },
     huge=True,
     children=1,
