@@ -11,6 +11,7 @@ from collections.abc import Callable, Container
 from ..kernel.agent import SLOTS
 from ..model.mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
 from ..model.mm_types import page as Page
+from ..model.slab import compound_head
 from .operations import ADVICE, MEANWHILES, MERGE, OF_USERFAULTFD, UNMERGE, Op
 from .profiles import Profile
 from .world import HUGE_PAGES, PAGE, WATCHED, World
@@ -43,6 +44,8 @@ class Generator:
         self.at = 0
         self.read: dict[int, int] = {}
         """Where each process has read for another (vmread) since it stored."""
+        self.left: dict[int, range] = {}
+        """The parts that each process has left of the huge page that it gave back in part."""
 
     def draw(self) -> Op:
         """The next operation: at first some that map most of the window."""
@@ -247,6 +250,8 @@ class Generator:
         """Often where vmread has made a copy, which is as protected as the page was."""
         page = self.read.pop(self.process, None)
         if page is None or not self.maybe(0.5):
+            page = self.part_left(mm, alone=True)
+        if page is None:
             page = self.page_in(mm, self.vma(mm, RW) if self.maybe(0.95) else None)
         if self.profile.ksm:
             return page, self.rng.choice((0, 1, 1, 2))
@@ -271,8 +276,10 @@ class Generator:
         return self.slot(self.world.pins, True), self.page_in(mm, vma, True if self.maybe(0.7) else None)
 
     def draw_hold(self, mm: mm_struct) -> tuple[int, ...]:
-        vma = self.vma(mm)
-        return self.slot(self.world.holds, True), self.page_in(mm, vma, True if self.maybe(0.7) else None)
+        page = self.part_left(mm)
+        if page is None:
+            page = self.page_in(mm, self.vma(mm), True if self.maybe(0.7) else None)
+        return self.slot(self.world.holds, True), page
 
     def draw_vmread(self, mm: mm_struct) -> tuple[int, ...]:
         """Often of a page that is to be unshared first, best of a write-protected one."""
@@ -378,7 +385,32 @@ class Generator:
     def huge_range(self, mm: mm_struct) -> tuple[int, ...]:
         return (self.huge_place(), HUGE_PAGES * PAGE)
 
-    huge_dontneed = huge_munmap = huge_hugepage = huge_collapse = huge_free = huge_range
+    def huge_dontneed(self, mm: mm_struct) -> tuple[int, ...]:
+        """Often all but some parts at one end, which a process may be the last to have."""
+        place, count = self.huge_place(), self.rng.choice((1, 1, 2, 6))
+        if self.maybe(0.4):
+            return place, HUGE_BYTES
+        length = HUGE_BYTES - count * PAGE
+        if self.maybe(0.5):
+            self.left[self.process] = range(place, place + count * PAGE, PAGE)
+            return place + count * PAGE, length
+        self.left[self.process] = range(place + length, place + HUGE_BYTES, PAGE)
+        return place, length
+
+    def part_left(self, mm: mm_struct, alone: bool = False) -> int | None:
+        """Mostly one of the parts that the process has left of a huge page, if there are some that it may have to share. alone: but that
+        no entry of another process maps any more.
+        """
+        found = []
+        for addr in self.left.get(self.process, ()):
+            p = self.pte(mm, addr).page
+            if p is None or not p.compound or p.anon_exclusive:
+                continue
+            if not alone or p.mapcount.counter + compound_head(p).entire_mapcount == 1:
+                found.append(addr)
+        return self.rng.choice(found) if found and self.maybe(0.7) else None
+
+    huge_munmap = huge_hugepage = huge_collapse = huge_free = huge_range
 
     def huge_mmap(self, mm: mm_struct) -> tuple[int, ...]:
         return (*self.huge_range(mm), 3)
