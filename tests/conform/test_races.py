@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
-from errno import EPERM
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -24,7 +24,7 @@ from userfault.conform.races.needs import borrowed, require
 from userfault.conform.races.report import report, summary
 from userfault.conform.races.run import Run, from_json, hold_against_model, run_test
 from userfault.kernel.machine import machine
-from userfault.kernel.race import WAITS, Outcomes
+from userfault.kernel.race import WAITS, Op, Outcomes, Race, run_race
 from userfault.litmus import ast, library, load
 from userfault.litmus.read import read
 from userfault.model.era import ERAS
@@ -207,6 +207,58 @@ def test_a_thread_that_forks_is_not_hurt_by_the_threads_that_were_here(need: Cal
         assert sum(done.seen.counts.values()) == 20
 
 
+@pytest.mark.parametrize(
+    ("name", "rounds", "times"),
+    [
+        ("R13-migrate", 20, 15),
+        ("R10-collapse", 20, 20),
+        ("R37-swap", 20, 15),
+        ("move+ksm", 2000, 20),
+        ("move+reclaim", 1000, 200),
+    ],
+)
+def test_the_kernel_is_seen_to_do_its_part(name: str, rounds: int, times: int, need: Callable[..., None]) -> None:
+    need("userfaultfd", "move", "thp", "compaction", "kpagecount")
+    with borrowed([load(name)]):
+        done = run_test(load(name), rounds)
+    assert done.skipped == "" and done.provoked is not None
+    assert done.provoked >= times
+    assert f"Provoked {name} {done.provoked} of {rounds}" in report(done)
+
+
+def test_a_page_is_looked_for_wherever_the_test_may_take_it() -> None:
+    asked = [op for _, ops in lower(load("R37-swap")).race.threads for op in ops if op.name == "reclaim"]
+    assert [op.args for op in asked] == [(0, 2 * 4096, 4 * 4096, 0)]
+
+
+@pytest.mark.parametrize(("order", "skipped"), [(9, True), (10, False)])
+def test_that_compaction_leaves_huge_pages_alone_is_said(
+    order: int, skipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need: Callable[..., None]
+) -> None:
+    need("thp", "compaction")
+    (tmp_path / "pagetypeinfo").write_text(f"Page block order: {order}\nPages per block:  {1 << order}\n")
+    monkeypatch.setattr("userfault.conform.needs.PAGETYPEINFO", tmp_path / "pagetypeinfo")
+    missing.cache_clear()
+    done = run_test(load("MIG-load"), rounds=1)
+    missing.cache_clear()
+    assert done.skipped.startswith("compaction leaves huge pages where they are") == skipped
+
+
+def test_a_kernel_that_does_not_do_its_part_is_said() -> None:
+    idle = Run(load("move+migrate"), seen=Outcomes(rounds=5), provoked=0)
+    assert "the kernel was never seen to do its part in move+migrate" in summary([idle])
+    assert "its part" not in summary([Run(load("move+move"), seen=Outcomes(rounds=5))])
+
+
+def test_ksmd_is_not_waited_for_where_pages_are_not_the_same(need: Callable[..., None]) -> None:
+    need("kpagecount")
+    different = (Op("map", (0, 2 * 4096, 0, 3)), Op("store", (0, 1)), Op("store", (4096, 2)))
+    with borrowed([load("move+ksm")]):
+        seen = run_race(Race((different,), ((0, (Op("ksm", (0, 4096), 0),)),), ((),), 1), 20)
+    assert seen.counts == {(-errno.EAGAIN,): 20} and seen.provoked == 0
+    assert seen.seconds < 20 * 0.2
+
+
 def test_a_condition_that_fails_here_is_a_surprise(tmp_path: Path, need: Callable[..., None]) -> None:
     need("userfaultfd", "move")
     wrong = tmp_path / "wrong.litmus"
@@ -319,7 +371,7 @@ def test_a_hang_is_explained_by_an_older_era_only_where_that_one_has_it() -> Non
 
 
 def test_a_user_without_userfaultfd_is_not_told_that_the_kernel_has_no_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eras, "_moves_zero_page", lambda: -EPERM)
+    monkeypatch.setattr(eras, "_moves_zero_page", lambda: -errno.EPERM)
     found = eras.running_era.__wrapped__()
     assert "this user may not use userfaultfd" in found.known
     monkeypatch.setattr("userfault.conform.races.needs.missing", lambda need: f"no {need}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 import pytest
@@ -60,6 +61,12 @@ def test_an_initial_state_that_never_comes_about_is_given_up() -> None:
     seen = run_race(Race(((Op("protect", (0, PAGE, 99)),),), ((0, ()),), ((),), 1), 10_000)
     assert seen.counts == {} and seen.rounds < 1000
     assert (seen.failure, seen.failed_at) == (-22, 0)
+
+
+def test_an_event_is_waited_for_no_longer_than_somebody_may_raise_one() -> None:
+    waiting = (Op("event", (60_000,), 0),)
+    seen = run_race(Race(((Op("open"),),), ((0, ()), (0, waiting)), ((),), 1), 5)
+    assert (seen.counts, seen.hangs) == ({(-errno.EAGAIN,): 5}, ())
 
 
 def test_a_round_that_does_not_end_is_killed_and_said() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from . import words as w
 READ, WRITE = mmap.PROT_READ, mmap.PROT_WRITE
 MISSING, MISSING_WP = RegisterMode.MISSING, RegisterMode.MISSING | RegisterMode.WP
 RW = READ | WRITE
+PAGETYPEINFO = Path("/proc/pagetypeinfo")
 
 
 def _tried(setup: tuple[Op, ...], op: Op) -> int:
@@ -114,6 +116,16 @@ def _compaction() -> str:
     return "" if os.access("/proc/sys/vm/compact_memory", os.W_OK) else "/proc/sys/vm/compact_memory can't be written"
 
 
+def _huge_migration() -> str:
+    try:
+        said = re.search(r"^Page block order: +(\d+)", PAGETYPEINFO.read_text(), re.MULTILINE)
+    except OSError as error:
+        return f"{PAGETYPEINFO} can't be read: {error.strerror}"
+    # mm/compaction.c, skip_isolation_on_order (since v6.9; before, it moved small pages alone).
+    left = said is None or SMALL << int(said[1]) <= BLOCK
+    return "compaction leaves huge pages where they are" if left else ""
+
+
 def _scan() -> str:
     return "" if known_categories() else "PAGEMAP_SCAN: no such ioctl"
 
@@ -169,6 +181,7 @@ NEEDS = {
     "io_uring": Need(_io_uring, "`sysctl kernel.io_uring_disabled=0`", operations=("pin", "unpin")),
     "ksm": Need(_ksm, "as root, `userfault run` starts it; else `echo 1 > /sys/kernel/mm/ksm/run`"),
     "compaction": Need(_compaction, "run as root, on a kernel with CONFIG_COMPACTION"),
+    "huge-migration": Need(_huge_migration, "`userfault check` explores it on the model"),
     "userfaultfd": Need(_userfaultfd, "run as root, or `sysctl vm.unprivileged_userfaultfd=1`"),
     "move": Need(_move, AS_ROOT, operations=("move",)),
     "swap": Need(_swap, "as root, `userfault run` brings its own swap; else `swapon` some"),

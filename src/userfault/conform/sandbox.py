@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..kernel.errors import Unavailable
-from ..kernel.machine import KSM, THP, VM, machine
+from ..kernel.machine import KSM, THP, VM, Machine, machine
 from ..kernel.memory import Mapping, mlock, store
 from ..kernel.pagemap import Pagemap
 from ..kernel.uapi import PAGE_SIZE_BYTES, Advice, Feature
@@ -116,11 +116,16 @@ def merging() -> Iterator[None]:
                 f"memory of {', '.join(others)} may be merged: ksmd would scan it, and merge pages of a sequence with it",
                 "wait for its end, or start it without MADV_MERGEABLE (qemu: -machine mem-merge=off)",
             )
-        held.set(KSM / "sleep_millisecs", 0)
-        held.set(KSM / "pages_to_scan", AT_ONCE)
+        scan_tirelessly(held, AT_ONCE)
         held.set(KSM / "use_zero_pages", 0)
         held.set(KSM / "stable_node_chains_prune_millisecs", 1 << 30)
-        for newer in ("smart_scan", "advisor_mode"):
-            if (KSM / newer).exists():
-                held.set(KSM / newer, {"smart_scan": "0", "advisor_mode": "none"}[newer])
         yield
+
+
+def scan_tirelessly(held: Machine, pages_at_once: int) -> None:
+    """A ksmd that does not sleep, and leaves out no page that it has often seen in vain."""
+    for newer, value in (("smart_scan", 0), ("advisor_mode", "none")):
+        if (KSM / newer).exists():
+            held.set(KSM / newer, value)
+    held.set(KSM / "sleep_millisecs", 0)
+    held.set(KSM / "pages_to_scan", pages_at_once)

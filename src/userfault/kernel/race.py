@@ -24,6 +24,8 @@ MAX_THREADS, MAX_MMS, MAX_FIELDS, MAX_OUTCOMES = 8, 8, 24, 4096
 WAITS = -(2**31)
 """In an outcome: what an operation gave whose thread waited, until it was let go because nobody came."""
 ENDED = 1
+TELLING = frozenset({"ksm", "migrate", "collapse", "reclaim"})
+"""The operations that ask the kernel for something that it may leave undone, and that see whether it did."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Outcomes:
     counts: outcome (the fields' values; -1 where nothing was seen, negative errno or signal for failures, WAITS) -> rounds that
     ended in it. rounds: all that were run. failures: those whose initial state did not come about, which are in no count; failure is
     the negative errno of the last one. hangs: empty, or the operation (thread, its index) at which each thread stood
-    when the race was killed. unblocked: rounds in which a thread that waited had to be let go.
+    when the race was killed. unblocked: rounds in which a thread that waited had to be let go. provoked: those in which what
+    the kernel was asked to do beside the threads (TELLING) was seen to happen, at least.
     """
 
     counts: dict[tuple[int, ...], int] = field(default_factory=dict)
@@ -74,6 +77,7 @@ class Outcomes:
     failed_at: int = -1
     hangs: tuple[tuple[int, int], ...] = ()
     unblocked: int = 0
+    provoked: int = 0
     seconds: float = 0.0
 
 
@@ -114,6 +118,7 @@ class _Results(ctypes.Structure):
         ("failures", ctypes.c_int64),
         ("failure", ctypes.c_int64),
         ("unblocked", ctypes.c_int64),
+        ("provoked", ctypes.c_int64),
         ("ns", ctypes.c_int64),
         ("ended", ctypes.c_int32),
         ("outcomes", ctypes.c_int32),
@@ -200,6 +205,7 @@ def run_race(
                 failures=results.failures,
                 failure=results.failure,
                 unblocked=results.unblocked,
+                provoked=results.provoked,
                 seconds=results.ns / 1e9,
             )
             for row in results.table[: results.outcomes]:

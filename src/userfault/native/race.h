@@ -66,14 +66,14 @@ struct outcome {
 // What the processes of a test share, and its results.
 struct shared {
     _Atomic uint32_t arrived, go, awake, done, watch, failed, ended_round, rescue_begun, rescue_ended;
-    _Atomic int32_t children;
+    _Atomic int32_t children, provoked_now, idle[MAX_THREADS];
     int64_t delay_ns[MAX_THREADS], took_ns[MAX_THREADS];
     _Atomic int32_t setting_up, at[MAX_THREADS]; // the operation that setup, or a thread, stands in, from 1
     _Atomic int32_t waited_at[MAX_THREADS];      // the one in which a thread stood when it was let go
     int32_t tid[MAX_THREADS];
     int32_t field[MAX_FIELDS];
     // Results, read from outside as well.
-    int64_t rounds, failures, failure, unblocked, ns;
+    int64_t rounds, failures, failure, unblocked, provoked, ns;
     int32_t ended, outcomes;
     struct outcome table[MAX_OUTCOMES];
 };
@@ -100,6 +100,13 @@ static UNUSED uint64_t now_ns(void)
 }
 
 static OWN int who = -1, stands; // which thread of the test this is while it runs, and its operation
+
+// Whether the kernel was seen to do what this thread asked of it, and what it may leave undone.
+static UNUSED void provoked(int seen)
+{
+    if (who >= 0) atomic_store(&shared->idle[who], !seen);
+    if (seen) atomic_store(&shared->provoked_now, 1);
+}
 
 // What a thread's operation returned, or what lies at a place in the end.
 static UNUSED void set(int field, long value)

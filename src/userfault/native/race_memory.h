@@ -17,6 +17,13 @@ static uint64_t pagemap_entry(const char *at)
     return entry;
 }
 
+// 0 where there is none, or where this user may not know.
+static UNUSED uint64_t frame_at(const char *at)
+{
+    uint64_t entry = pagemap_entry(at);
+    return entry & PM_PRESENT ? entry & ((1ull << 55) - 1) : 0;
+}
+
 //= map:
 // A fresh mapping of y bytes; w: its protection.
 OP(map)
@@ -31,6 +38,14 @@ OP(advise) { return ret(madvise(base + x, (size_t)y, (int)z)); }
 
 //= protect:
 OP(protect) { return ret(mprotect(base + x, (size_t)y, (int)z)); }
+
+//= collapse:
+OP(collapse)
+{
+    long r = ret(madvise(base + x, BLOCK, 25 /* MADV_COLLAPSE */));
+    provoked(!r);
+    return r;
+}
 
 //= lock:
 // Locked as it is: nothing is faulted in.
@@ -113,19 +128,48 @@ OP(vmwrite)
 }
 
 //= ksm: pagemap
-// ksmd merges the page at x with that at y, which holds the same. 0, or -EAGAIN where it did not come to that.
+static long full_scans(void)
+{
+    static int fd = -1;
+    char text[32] = {0};
+    if (fd < 0) fd = open("/sys/kernel/mm/ksm/full_scans", O_RDONLY | O_CLOEXEC);
+    return pread(fd, text, sizeof text - 1, 0) > 0 ? atol(text) : 0;
+}
+
+// ksmd merges the page at x with that at y, which holds the same. 0, or -EAGAIN where it did not come to that: they are not the
+// same any more, or ksmd does not run.
 OP(ksm)
 {
     static int kpageflags = -1;
     if (kpageflags < 0) kpageflags = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
     if (madvise(base + x, SMALL, 12 /* MADV_MERGEABLE */) || madvise(base + y, SMALL, 12)) return -errno;
+    // The scan that is under way may be past them; the next remembers what they hold, and the one after it merges them.
+    long enough = full_scans() + 4;
+    provoked(0);
     for (uint64_t until = now_ns() + 200000000; now_ns() < until; usleep(200)) {
-        uint64_t entry = pagemap_entry(base + x), flags = 0;
-        if (!(entry & PM_PRESENT)) return -EAGAIN;
-        if (pread(kpageflags, &flags, 8, (off_t)((entry & ((1ull << 55) - 1)) * 8)) != 8) return -errno;
-        if (flags & 1ull << 21 /* KPF_KSM */) return 0;
+        long scans = full_scans();
+        uint64_t frame = frame_at(base + x), flags = 0;
+        if (!frame) return -EAGAIN;
+        if (pread(kpageflags, &flags, 8, (off_t)(frame * 8)) != 8) return -errno;
+        if (flags & 1ull << 21 /* KPF_KSM */) return provoked(1), 0;
+        if (scans >= enough) return -EAGAIN;
     }
     return -EAGAIN;
+}
+
+//= lone: pagemap
+// A page with y at x, for compaction: it moves pages up into holes, and one that fills a hole stays where it is. This one's frame was
+// part of a huge page, and is the first that its CPU finds; where there was none, it is like any other.
+OP(lone)
+{
+    char *block = (char *)(((uintptr_t)base + 12 * BLOCK) & ~((uintptr_t)BLOCK - 1));
+    void *made = mmap(block, BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    if (made == MAP_FAILED || madvise(block, BLOCK, 14 /* MADV_HUGEPAGE */)) return -errno;
+    *(volatile char *)block = 1;
+    // Advice on a part splits it.
+    if (madvise(block, SMALL, 20 /* MADV_COLD */) || madvise(block + SMALL, SMALL, 4 /* MADV_DONTNEED */)) return -errno;
+    *(volatile long *)(base + x) = y;
+    return ret(munmap(block, BLOCK));
 }
 
 //= compact:
@@ -137,6 +181,57 @@ OP(compact)
     long r = ret(write(fd, "1", 1));
     close(fd);
     return r < 0 ? r : 0;
+}
+
+//= places: pagemap
+// Where a page lies in the beginning, and where it may have been moved to, one after the other.
+struct places { int count; char *at[4]; };
+
+static struct places places(char *base, long x, long y, long z, long w)
+{
+    struct places p = {0, {0}};
+    long all[] = {x, y, z, w};
+    for (int i = 0; i < 4 && !(i && all[i] == x); i++) p.at[p.count++] = base + all[i];
+    return p;
+}
+
+static uint64_t frame_in(const struct places *p)
+{
+    uint64_t frame = 0;
+    for (int i = 0; i < p->count && !frame; i++) frame = frame_at(p->at[i]);
+    return frame;
+}
+
+static int is_in(const struct places *p, uint64_t frame)
+{
+    int found = 0;
+    for (int i = 0; i < p->count; i++) found |= frame_at(p->at[i]) == frame;
+    return found;
+}
+
+//= reclaim: places
+// The page at one of these places is written to swap, or freed if it may be.
+OP(reclaim)
+{
+    struct places p = places(base, x, y, z, w);
+    int there = frame_in(&p) != 0, swapped = 0;
+    long r = 0;
+    for (int i = 0; i < p.count; i++)
+        if (madvise(p.at[i], SMALL, 21 /* MADV_PAGEOUT */)) r = -errno;
+    for (int i = 0; i < p.count; i++) swapped |= !!(pagemap_entry(p.at[i]) & PM_SWAP);
+    provoked(swapped || (there && !frame_in(&p)));
+    return r;
+}
+
+//= migrate: compact places
+// Compaction, which may move the page at one of these places.
+OP(migrate)
+{
+    struct places p = places(base, x, y, z, w);
+    uint64_t frame = frame_in(&p);
+    long r = op_compact(base, 0, 0, 0, 0);
+    provoked(frame && frame_in(&p) && !is_in(&p, frame));
+    return r;
 }
 
 //= sleep:
@@ -174,7 +269,7 @@ static int kpagecount = -1;
 // How often the page that lay at x in the beginning is mapped in the end.
 OP(remember)
 {
-    frames[y] = pagemap_entry(base + x) & ((1ull << 55) - 1);
+    frames[y] = frame_at(base + x);
     return frames[y] ? 0 : -EPERM;
 }
 

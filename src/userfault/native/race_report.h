@@ -88,6 +88,9 @@ static UNUSED int run_and_report(const struct test *given, int64_t rounds)
                ok ? "Ok" : "No", (long long)positive, (long long)negative, given->quantifier, given->condition,
                ok ? "" : "NOT ", given->name, !positive ? "Never" : negative ? "Sometimes" : "Always", (long long)positive,
                (long long)negative);
+    if (shared->provoked)
+        printf("Provoked %s %lld of %lld: the kernel was seen to do its part\n", given->name, (long long)shared->provoked,
+               (long long)shared->rounds);
     printf("Time %s %.2f\n", given->name, (double)shared->ns / 1e9);
     return !ok && strcmp(given->quantifier, "exists") ? 1 : shared->ended < 0 || given_up ? 3 : 0;
 }

@@ -135,12 +135,18 @@ static void close_children(void)
     while (children_uffd) close(child_uffd[--children_uffd]);
 }
 
-// The next event of the userfaultfd, waiting x milliseconds: 19 fork, 20 remap, 21 remove, 22 unmap.
+// The next event of the userfaultfd: 19 fork, 20 remap, 21 remove, 22 unmap. It is waited for x milliseconds, and no longer than
+// there is somebody who may raise one.
 OP(event)
 {
     struct { uint8_t event, pad[7]; uint64_t arg[3]; } message;
     struct pollfd wait = {.fd = uffd, .events = POLLIN};
-    if (poll(&wait, 1, (int)x) < 0) return -errno;
+    for (int ready = 0, left = (int)x; !ready; left--) {
+        int last = left <= 0 || atomic_load(&shared->done) + 1 >= (uint32_t)test->threads;
+        ready = poll(&wait, 1, last ? 0 : 1);
+        if (ready < 0) return -errno;
+        if (last) break;
+    }
     if (read(uffd, &message, sizeof message) != sizeof message) return -errno;
     // A fork's message brings a descriptor for the child's memory, which keeps what was registered there.
     if (message.event == 19 && children_uffd < MAX_MMS) child_uffd[children_uffd++] = (int)(uint32_t)message.arg[0];

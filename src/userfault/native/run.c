@@ -13,7 +13,8 @@
     X(map) X(advise) X(protect) X(lock) X(unlock) X(open) X(register) X(huge) X(swapout) X(load) X(store) X(touch) \
     X(move) X(copy) X(zeropage) X(wp) X(poison) X(wake) X(munmap) X(mremap) X(vmread) X(vmwrite) X(vmsplice) \
     X(splice) X(pin) X(unpin) X(pinned) X(event) X(compact) X(sleep) X(look) X(is_present) X(is_swapped) X(is_wp) \
-    X(content) X(remember) X(mapcount) X(fork) X(child) X(read) X(unregister) X(ksm)
+    X(content) X(remember) X(mapcount) X(fork) X(child) X(read) X(unregister) X(ksm) X(lone) X(migrate) X(collapse) \
+    X(reclaim)
 
 #define POINTER(name) op_##name,
 #define NAME(name) #name " "

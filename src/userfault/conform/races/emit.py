@@ -127,6 +127,8 @@ def address_macro(race: Race) -> list[str]:
 
 ADDRESSES = {
     "move": (0, 1),
+    "reclaim": (0, 1, 2, 3),
+    "migrate": (0, 1, 2, 3),
     "mremap": (0, 2),
     "fork": (),
     "child": (),

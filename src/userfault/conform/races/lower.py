@@ -74,6 +74,8 @@ class _Lowering:
     huge: bool = False
     waiting: bool = False
     events: int = 0
+    migrated: frozenset[int | str] = frozenset()
+    """Pages that compaction shall move."""
     more: dict[int, list[Op]] = field(default_factory=dict)
     """What the initial state of an address space needs for the operations of its threads."""
 
@@ -101,6 +103,16 @@ class _Lowering:
         """Where a page lies in the beginning, for the operations of the kernel on a page."""
         return self.at(self.places[page][1])
 
+    def everywhere(self, page: str) -> tuple[int, ...]:
+        """Where a page lies in the beginning, and where operations may take it: PLACES of them, the first again if there are fewer."""
+        found = [self.places[page][1]]
+        for operation in [op for column in self.test.threads for op in column.operations] * PLACES:
+            if operation.name in ("move", "mremap"):
+                dst, src, count = _moved(list(operation.args))
+                places = [each - src + dst for each in found if src <= each < src + count]
+                found += [each for each in places if each not in found]
+        return tuple(self.at(each) for each in [*found, *found[:1] * PLACES][:PLACES])
+
     # -- the test -----------------------------------------------------------------------------------------------------
 
     def lower(self) -> Lowered:
@@ -112,6 +124,8 @@ class _Lowering:
             or any(each.huge or "hugepage" in each.flags for each in vmas)
             or any(op.name == "collapse" for column in test.threads for op in column.operations)
         )
+        everything = [op for column in test.threads for op in column.operations]
+        self.migrated = frozenset(op.args[0] for op in everything if op.name == "migrate" and op.args)
         for vma in vmas:
             self.mms.setdefault(vma.mm, len(self.mms))
         lists: list[list[Op]] = [[] for _ in self.mms]
@@ -196,7 +210,8 @@ class _Lowering:
                 self.needs.add("thp")
                 ops.append(Op("huge", (at, token, int(self.uses("collapse")))))
             else:
-                ops.append(Op("store", (self.at(first + number), token)))
+                made = "lone" if page in self.migrated else "store"
+                ops.append(Op(made, (self.at(first + number), token)))
         if self.huge and not vma.huge and len(vma.pages) == count and count % 2 == 0 and first % 2 == 0:
             ops.append(Op("advise", (at, length, Advice.POPULATE_WRITE)))
         return ops
@@ -316,8 +331,13 @@ def _range_op(name: str, *more: int) -> Callable[[_Lowering, int, list[int | str
     return made
 
 
+def _moved(args: list[int | str]) -> tuple[int, int, int]:
+    """To which page, from which, how many."""
+    return _int(args[0]), _int(args[2]), _int(args[3]) if len(args) > 3 else 1
+
+
 def _move(low: _Lowering, mm: int, args: list[int | str]) -> Op:
-    dst, src, count = _int(args[0]), _int(args[2]), _int(args[3]) if len(args) > 3 else 1
+    dst, src, count = _moved(args)
     return Op("move", (low.at(dst), low.at(src), low.length(src, count), 2 * int("holes" in args)))
 
 
@@ -330,13 +350,12 @@ def _fork(low: _Lowering, mm: int, args: list[int | str]) -> Op:
     return Op("fork", (child,))
 
 
-def _advise_page(advice: int) -> Callable[[_Lowering, int, list[int | str]], Op]:
-    """The kernel's own actor on a page, provoked where the page lies in the beginning."""
-    return lambda low, mm, args: Op("advise", (low.place(str(args[0])), SMALL, advice))
+def _split(low: _Lowering, mm: int, args: list[int | str]) -> Op:
+    return Op("advise", (low.place(str(args[0])), SMALL, Advice.COLD))
 
 
 def _mremap(low: _Lowering, mm: int, args: list[int | str]) -> Op:
-    dst, src, count = _int(args[0]), _int(args[2]), _int(args[3]) if len(args) > 3 else 1
+    dst, src, count = _moved(args)
     return Op("mremap", (low.at(src), low.length(src, count), low.at(dst), 4 * int("dontunmap" in args)))
 
 
@@ -346,7 +365,17 @@ def _pipe_op(name: str) -> Callable[[_Lowering, int, list[int | str]], Op]:
 
 
 def _collapse(low: _Lowering, mm: int, args: list[int | str]) -> Op:
-    return Op("advise", (low.at(_int(args[0]) & ~1), BLOCK, Advice.COLLAPSE))
+    return Op("collapse", (low.at(_int(args[0]) & ~1),))
+
+
+def _reclaim(low: _Lowering, mm: int, args: list[int | str]) -> Op:
+    return Op("reclaim", low.everywhere(str(args[0])))
+
+
+def _migrate(low: _Lowering, mm: int, args: list[int | str]) -> Op:
+    if any(vma.huge and args[0] in vma.pages for vma in low.test.init if isinstance(vma, Vma)):
+        low.needs.add("huge-migration")
+    return Op("migrate", low.everywhere(str(args[0])))
 
 
 ON_USERFAULTFD = ("move", "copy", "zeropage", "wp", "poison", "wake", "event", "register", "unregister")
@@ -364,6 +393,8 @@ def _ksm(low: _Lowering, mm: int, args: list[int | str]) -> Op:
     return Op("ksm", (low.at(page), low.at(TWIN)))
 
 
+PLACES = 4
+"""How many places of a page an operation of the kernel's is told."""
 TWIN = 18
 """The page for ksmd, beyond the model's sixteen."""
 UFFD = ("userfaultfd",)
@@ -409,9 +440,9 @@ KINDS: dict[str, Kind] = {
     "look": Kind(_page_op("look")),
     "ksm": Kind(_ksm, result=False, needs=("ksm",)),
     "collapse": Kind(_collapse, result=False, needs=("thp",)),
-    "reclaim": Kind(_advise_page(Advice.PAGEOUT), result=False, needs=("swap",)),
-    "split": Kind(_advise_page(Advice.COLD), result=False, needs=("thp",)),
-    "migrate": Kind(lambda low, mm, args: Op("compact"), result=False, needs=("compaction",)),
+    "reclaim": Kind(_reclaim, result=False, needs=("swap",)),
+    "split": Kind(_split, result=False, needs=("thp",)),
+    "migrate": Kind(_migrate, result=False, needs=("compaction",)),
     "compact": Kind(lambda low, mm, args: Op("compact"), needs=("compaction",)),
 }
 

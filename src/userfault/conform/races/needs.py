@@ -10,6 +10,7 @@ from ...kernel.errors import Unavailable
 from ...kernel.machine import KSM, THP, machine, setting
 from ...litmus import Test
 from ..needs import NEEDS, missing
+from ..sandbox import scan_tirelessly
 from .lower import Lowered, Unrunnable, lower
 
 OF_USERFAULTFD = {"move", "wp", "poison"}
@@ -29,14 +30,13 @@ def borrowed(tests: Iterable[Test]) -> Iterator[None]:
             needs |= lower(test).needs
     with ExitStack() as stack:
         try:
-            if needs & {"swap", "thp", "ksm"}:
+            if needs & {"swap", "thp", "ksm", "compaction"}:
                 held = stack.enter_context(machine())
                 if "ksm" in needs:
-                    # As fast as it can: each round waits for it.
-                    held.set(KSM / "sleep_millisecs", 0)
-                    held.set(KSM / "pages_to_scan", 1000)
+                    # Each round waits for it.
+                    scan_tirelessly(held, 1000)
                     held.set(KSM / "run", 1)
-                if "thp" in needs and setting(THP / "enabled") == "never":
+                if needs & {"thp", "compaction"} and setting(THP / "enabled") == "never":
                     held.set(THP / "enabled", "madvise")
                 if "swap" in needs:
                     held.private_swap()

@@ -25,6 +25,10 @@ def report(done: Run) -> str:
         lines.append(
             f"Unblocked {done.test.name} {done.seen.unblocked} of {done.seen.rounds}: a thread waited and nobody came"
         )
+    if done.provoked is not None:
+        lines.append(
+            f"Provoked {done.test.name} {done.provoked} of {done.seen.rounds}: the kernel was seen to do its part"
+        )
     if done.hang:
         expected = f", as the model of {done.hang_era} does" if done.hang_era else ""
         lines.append(f"Hang {done.test.name} {done.hang}{expected}")
@@ -71,6 +75,8 @@ def summary(done: Sequence[Run]) -> str:
         text += f"; {len(without)} not compared"
     surprises = [each.test.name for each in ran if each.surprise]
     text += f"; SURPRISES: {', '.join(surprises)}" if surprises else "; no surprise"
+    if idle := [each.test.name for each in ran if each.provoked == 0]:
+        text += f"; the kernel was never seen to do its part in {', '.join(idle)}"
     if skipped:
         text += f"; {len(skipped)} skipped"
     if differences := next((each.differences for each in ran if each.differences), {}):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...kernel.race import WAITS, Outcomes, run_race
+from ...kernel.race import TELLING, WAITS, Outcomes, run_race
 from ...litmus import Test
 from ...litmus.ast import atoms
 from ...model.era import ERAS
@@ -20,7 +20,7 @@ from .needs import require
 @dataclass
 class Run:
     """What came of a test. skipped: why it did not run, with the remedy; not_compared: why no model was asked. era, known and
-    differences are RunningEra's.
+    differences are RunningEra's. provoked: Outcomes.provoked, None where no thread asks the kernel for what it may leave undone.
     """
 
     test: Test
@@ -33,6 +33,7 @@ class Run:
     known: str = ""
     differences: Mapping[str, bool] = field(default_factory=dict)
     hang: str = ""
+    provoked: int | None = None
 
     @property
     def surprise(self) -> bool:
@@ -101,6 +102,7 @@ class Run:
                 "rounds": self.seen.rounds,
                 "failures": self.seen.failures,
                 "unblocked": self.seen.unblocked,
+                "provoked": self.provoked,
                 "seconds": self.histogram.seconds,
                 "fields": [str(each) for each in fields],
                 "histogram": [
@@ -152,6 +154,8 @@ def run_test(
         out.skipped = str(why)
         return out
     seen = out.seen = run_race(lowered.race, rounds, seconds, pin, patience, seed)
+    if any(op.name in TELLING for _, ops in lowered.race.threads for op in ops):
+        out.provoked = seen.provoked
     if seen.failures and seen.failures >= seen.rounds and not seen.counts:
         out.skipped = _never(lowered.race.setup[0], seen)
         return out
@@ -190,7 +194,7 @@ def from_json(test: Test, row: Mapping[str, Any]) -> Run:
             seconds=row["seconds"],
         )
         done.histogram = make_histogram(test, lower(test).fields, seen)
-        done.hang = row["hang"]
+        done.hang, done.provoked = row["hang"], row["provoked"]
     return done
 
 
