@@ -24,7 +24,8 @@ PR_SET_THP_DISABLE = 41
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 SWAP_BYTES = 512 << 20
 FILES = CONTEXT_FD + 256
-"""How many the agent's process may need: userfaultfds of children have the numbers from CONTEXT_FD on (MOST_CONTEXTS of native/agent.c)."""
+"""How many the agent's process may need: userfaultfds of children have the numbers from CONTEXT_FD on (MOST_CONTEXTS of
+native/agent_messages.c)."""
 LOCKED_BYTES = 64 << 20
 """More than all processes of a sequence have mapped."""
 VMA_READAHEAD = "/sys/kernel/mm/swap/vma_ra_enabled"

@@ -1,4 +1,4 @@
-"""What is compared of a page: one word of bits, the same for the model and for the kernel (native/agent.c makes the kernel's)."""
+"""What is compared of a page: one word of bits, the same for the model and for the kernel (native/agent_pages.c makes the kernel's)."""
 
 from __future__ import annotations
 

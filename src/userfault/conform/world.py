@@ -221,7 +221,7 @@ class World:
         return said
 
     def _monitor(self, ctx: userfaultfd_ctx, message: events.uffd_msg) -> None:
-        """What the agent's reader does (native/agent.c): something else first, if so it was told; and faults are resolved."""
+        """What the agent's reader does (native/agent_messages.c): something else first, if so it was told; and faults are resolved."""
         fd = self.contexts.index(ctx)
         if self.meanwhile is not None:
             (other, act), self.meanwhile = self.meanwhile, None

@@ -1,4 +1,4 @@
-"""The process that operations are done to (native/agent.c): lists of system calls and accesses, and what was seen after each."""
+"""The process that operations are done to (native/agent*.c): lists of system calls and accesses, and what was seen after each."""
 
 from __future__ import annotations
 
