@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,9 +16,9 @@ from click.testing import CliRunner
 from userfault.cli import cli
 from userfault.conform.needs import NEEDS, missing
 from userfault.conform.races.emit import emit
-from userfault.conform.races.lower import lower
+from userfault.conform.races.lower import Unrunnable, lower
 from userfault.kernel.race import crowded, defines, operations, pieces
-from userfault.litmus import load
+from userfault.litmus import library, load
 
 # Between them: every shape of initial state, address space, operation and final look.
 NAMES = [
@@ -29,6 +30,34 @@ NAMES = [
     "wp-fork-event",
     "pin-fork+store",
 ]
+
+
+def uses(name: str) -> frozenset[str]:
+    """The operations of a test's race."""
+    race = lower(load(name)).race
+    return frozenset(op.name for ops in (*race.setup, *(ops for _, ops in race.threads), *race.observe) for op in ops)
+
+
+def test_every_operation_of_the_library_compiles_without_a_warning(
+    tmp_path: Path, cannot_run: Callable[[str, str], NoReturn]
+) -> None:
+    if shutil.which("gcc") is None:
+        cannot_run("no gcc", "apt-get install gcc libc6-dev")
+    # Of each operation the test with the fewest others: what no other piece uses shows there.
+    smallest: dict[str, str] = {}
+    for test in library():
+        with suppress(Unrunnable):
+            for each in uses(test.name):
+                if each not in smallest or len(uses(test.name)) < len(uses(smallest[each])):
+                    smallest[each] = test.name
+    sources = []
+    for name in sorted(set(smallest.values())):
+        sources.append(tmp_path / f"{name}.c")
+        sources[-1].write_text(emit(load(name)))
+    assert {"reclaim", "migrate", "ksm", "collapse", "event"} <= set(smallest)
+    command = ["gcc", "-c", "-pthread", "-Wall", "-Wextra", "-Werror", *map(str, sources)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def compiled(name: str, folder: Path) -> Path:

@@ -202,7 +202,7 @@ static uint64_t frame_in(const struct places *p)
     return frame;
 }
 
-static int is_in(const struct places *p, uint64_t frame)
+static UNUSED int is_in(const struct places *p, uint64_t frame)
 {
     int found = 0;
     for (int i = 0; i < p->count; i++) found |= frame_at(p->at[i]) == frame;
