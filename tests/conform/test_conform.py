@@ -9,7 +9,7 @@ import resource
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,6 +32,7 @@ from userfault.conform.drive import (
     surroundings,
 )
 from userfault.conform.mutants import find_mutant, mutant_library, mutated
+from userfault.conform.needs import missing
 from userfault.conform.operations import Op
 from userfault.conform.profiles import FAMILIES, HUGE, MOVES, PROFILES
 from userfault.conform.quirks import Quirks, running
@@ -263,6 +264,76 @@ def test_what_can_t_keep_a_run_is_refused(tmp_path: Path) -> None:
         assert refused.exit_code == 2 and f"--replay {name} is no sequence" in refused.output and why in refused.output
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"done": "abc"},
+        {"done": ["0"]},
+        {"done": [-7, 0]},
+        {"operations": "x"},
+        {"operations": 1.5},
+        {"unrepeated": 3},
+        {"unrepeated": [1]},
+        {"seed": True},
+    ],
+)
+def test_a_damaged_file_of_a_run_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "run").write_text(
+        json.dumps({"profile": "moves", "seed": 1, "operations": 120, "unrepeated": [], "done": [0], **change})
+    )
+    refused = CliRunner().invoke(cli, ["conform", "--ops", "120", "--resume", str(tmp_path / "run")])
+    assert refused.exit_code == 2 and "is no file of a run" in refused.output
+    assert next(iter(change)) in refused.output
+
+
+def test_where_nothing_can_be_kept_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> NoReturn:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ConformError, match="can't be written"):
+        Progress("moves", 1, set()).save(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sequence", "why"),
+    [
+        ("[]", "is no sequence"),
+        ("[1", "is no sequence"),
+        ("[1]", "operation 0 is 1: expected"),
+        ('[[0,"exit"],[0,"load","x"]]', "operation 1 is [0, 'load', 'x']: expected"),
+        ('[[0,"nonsense",1]]', "operation 0: there is no 'nonsense': one of mmap, "),
+        ('[[0,"mmap",1]]', "operation 0: mmap takes addr, length, prot, and is given 1"),
+        ('[[8,"load",0]]', "operation 0: there is no process 8: 0 to 7"),
+    ],
+)
+def test_what_is_no_sequence_is_refused(sequence: str, why: str) -> None:
+    refused = CliRunner().invoke(cli, ["conform", f"--replay={sequence}"])
+    assert refused.exit_code == 2 and why in refused.output
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--seed", "1.."], "'1..' is no number, and no range"),
+        (["--c"], "--c prints a sequence that is known: name it with --replay"),
+        (["--mutant", "all", "--jobs", "2"], "leave out --replay, --resume and --jobs"),
+        (["--jobs", "257"], "257 is not in the range"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(options: list[str], why: str) -> None:
+    refused = CliRunner().invoke(cli, ["conform", *options, "--ops", "120"])
+    assert refused.exit_code == 2 and why in refused.output
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_is_asked_for_more_than_there_is_time_begins_at_once(jobs: int) -> None:
+    with closing(run("moves", 1, 10**15, jobs=jobs)) as results:
+        assert isinstance(next(results), Progress)
+
+
 def test_a_mutant_that_fits_no_more_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     hunk = litmus.mutants.Hunk("gup", "gup_pte_range", ("-    nothing like this",))
     broken = Mutant("M", "x", "moves", "v6.18", "move", (hunk,))
@@ -332,6 +403,12 @@ def test_a_limit_of_open_files_is_named_and_not_taken_for_a_want_of_privilege() 
     few = limited(150, lambda: sandbox.prepare(False, False, Feature(0), ()))
     assert few.endswith(f"may have 150 open files, and it needs {sandbox.FILES}: `ulimit -n {sandbox.FILES}`")
     assert "root" not in few
+
+    def probed() -> None:
+        missing.cache_clear()
+        sandbox.allowed()
+
+    assert limited(6, probed).endswith("too many open files: a process may have 6: raise that limit, `ulimit -n`")
     none = limited(4, lambda: os.open("/dev/null", os.O_RDONLY))
     assert none.endswith("too many open files: a process may have 4: raise that limit, `ulimit -n`")
 

@@ -92,7 +92,7 @@ def profiles(asked: Mapping[str, Any], arguments: list[str]) -> Stage:
     help="What sequences are like: one, several with commas, or `all`; `list` lists them, `freedom` what may differ, `quirks` what this "
     "kernel does otherwise.",
 )
-@click.option("--jobs", type=click.IntRange(0), default=1, show_default=True, help="Processes; 0: one a CPU.")
+@click.option("--jobs", type=click.IntRange(0, 256), default=1, show_default=True, help="Processes; 0: one a CPU.")
 @click.option(
     "--resume",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -176,6 +176,12 @@ def command(
             )
         if (replay or resume) and len(names) * len(chosen) > 1:
             raise ConformError("--replay and --resume are of one profile and one seed: name them")
+        if mutant and (replay or resume or jobs != 1):
+            raise ConformError(
+                "--mutant looks for each on one core and keeps nothing: leave out --replay, --resume and --jobs"
+            )
+        if as_c and not replay:
+            raise ConformError("--c prints a sequence that is known: name it with --replay")
         if mutant:
             sys.exit(mutants(mutant, chosen[0], operations, as_json))
         if not replay:
@@ -257,11 +263,11 @@ def seeds_of(given: str) -> range:
     """`3` or `1..5`. Raises ConformError."""
     from ..conform.drive import ConformError
 
-    first, _, last = given.partition("..")
+    first, several, last = given.partition("..")
     try:
-        seeds = range(int(first), int(last or first) + 1)
+        seeds = range(int(first), int(last if several else first) + 1)
     except ValueError:
-        raise ConformError(f"--seed {given} is no number, and no range like 1..5") from None
+        raise ConformError(f"--seed {given!r} is no number, and no range like 1..5") from None
     if not seeds:
         raise ConformError(f"--seed {given} is an empty range: the first number is the smaller one")
     return seeds
@@ -288,6 +294,9 @@ def compare(name: str, seed: int, operations: int, jobs: int, resume: Path | Non
     started, going_on = time.perf_counter(), GoingOn()
     progress = Progress.load(resume, name, seed) if resume else Progress(name, seed, set())
     before = progress.operations
+    if resume:
+        # Where nothing can be kept, that is said before there is something.
+        progress.save(resume)
     found: Divergence | None = None
     with closing(run(name, seed, operations, jobs=jobs, progress=progress)) as results:
         for each in results:

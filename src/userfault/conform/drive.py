@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as Results
-from concurrent.futures import as_completed
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..kernel.agent import Agent
 from ..kernel.workers import workers
@@ -58,6 +61,8 @@ class Progress:
             fresh.write_text(json.dumps(data))
             fresh.replace(path)
         except OSError as error:
+            with suppress(OSError):
+                fresh.unlink()
             raise ConformError(f"{path} can't be written ({error.strerror}): name another file") from None
 
     @staticmethod
@@ -66,8 +71,7 @@ class Progress:
         if not path.exists():
             return Progress(profile, seed, set())
         try:
-            data = json.loads(path.read_text())
-            found = Progress(data["profile"], data["seed"], set(data["done"]), data["operations"], data["unrepeated"])
+            found = Progress._of(json.loads(path.read_text()))
         except OSError as error:
             raise ConformError(f"{path} can't be read ({error.strerror}): name another file") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -78,6 +82,19 @@ class Progress:
                 "ask for these, or name another file"
             )
         return found
+
+    @staticmethod
+    def _of(data: Any) -> Progress:
+        """Raises KeyError, TypeError, ValueError for what `save` did not write."""
+        kinds = {"profile": str, "seed": int, "operations": int, "unrepeated": list, "done": list}
+        for name, kind in kinds.items():
+            if type(data[name]) is not kind:
+                raise TypeError(f"{name} is {data[name]!r}")
+        if not all(type(each) is int and each >= 0 for each in [data["operations"], *data["done"]]):
+            raise ValueError("operations and done are not all numbers from 0")
+        if not all(type(each) is str for each in data["unrepeated"]):
+            raise ValueError("unrepeated is not all text")
+        return Progress(data["profile"], data["seed"], set(data["done"]), data["operations"], data["unrepeated"])
 
 
 def profile_named(name: str) -> Profile:
@@ -104,8 +121,13 @@ def steps_of(profile: Profile, seed: int, number: int) -> list[Step]:
     return steps
 
 
-@cache
 def agent_for(name: str) -> Agent:
+    """This process's: a worker that was forked must not share the memory of whoever forked it."""
+    return _agent_for(name, os.getpid())
+
+
+@cache
+def _agent_for(name: str, pid: int) -> Agent:
     profile = PROFILES[name]
     return Agent(profile.window.start, profile.window.pages, profile.length)
 
@@ -166,15 +188,22 @@ def surroundings(profile: Profile) -> Iterator[None]:
 
 def _run(now: Progress, jobs: int, wanted: int) -> Iterator[Progress | Divergence]:
     name, seed = now.profile, now.seed
-    left = [number for number in range(wanted) if number not in now.done]
-    chunks = [left[at : at + CHUNK] for at in range(0, len(left), CHUNK)]
+    left = (number for number in range(wanted) if number not in now.done)
+    chunks = iter(lambda: list(islice(left, CHUNK)), [])
     if jobs == 1:
         results: Iterator[list[tuple[int, Divergence | int | str]]] = (chunk(name, seed, each) for each in chunks)
         yield from _collect(results, now)
         return
-    with workers(jobs) as pool:
-        futures = [pool.submit(chunk, name, seed, each) for each in chunks]
-        yield from _collect((each.result() for each in as_completed(futures)), now)
+    with workers(min(jobs, -(-wanted // CHUNK))) as pool:
+
+        def shared() -> Iterator[list[tuple[int, Divergence | int | str]]]:
+            under_way = {pool.submit(chunk, name, seed, each) for each in islice(chunks, 2 * jobs)}
+            while under_way:
+                done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                under_way |= {pool.submit(chunk, name, seed, each) for each in islice(chunks, len(done))}
+                yield from (each.result() for each in done)
+
+        yield from _collect(shared(), now)
 
 
 def _collect(

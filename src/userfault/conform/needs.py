@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
@@ -10,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..kernel.errors import Unavailable
+from ..kernel.errors import Unavailable, limit_met
 from ..kernel.machine import KSM, setting
 from ..kernel.memory import Mapping, load, madvise, process_madvise, store
 from ..kernel.pagemap import known_categories
@@ -28,9 +29,15 @@ PAGETYPEINFO = Path("/proc/pagetypeinfo")
 
 
 def _tried(setup: tuple[Op, ...], op: Op) -> int:
-    """What an operation returns here, after `setup`; the negative errno of a setup that fails."""
+    """What an operation returns here, after `setup`; the negative errno of a setup that fails.
+
+    Raises Unavailable where it is a limit of this process's that is met.
+    """
     seen = run_race(Race((setup,), ((0, (Op(op.name, op.args, 0),)),), ((),), 1, huge=False), 1)
-    return next(iter(seen.counts), (seen.failure,))[0]
+    returned = next(iter(seen.counts), (seen.failure,))[0]
+    if returned in (-errno.EMFILE, -errno.ENFILE) and (limit := limit_met(OSError(-returned, ""))):
+        raise limit
+    return returned
 
 
 def _userfaultfd() -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from ..kernel.agent import MEANWHILE_DONE, RESOLVED, VM_FLAGS, Message
+from ..kernel.agent import MEANWHILE_DONE, PROCESSES, RESOLVED, VM_FLAGS, Message
 from ..kernel.uapi import Event
 from . import words
 from .compare import Divergence
-from .operations import Op, Outcome, text
+from .operations import KINDS, Op, Outcome, text
 
 
 def listing(sequence: tuple[Op, ...]) -> Iterator[str]:
@@ -99,8 +99,29 @@ def to_json(sequence: tuple[Op, ...]) -> str:
 
 
 def from_json(given: str) -> tuple[Op, ...]:
-    """The sequence that to_json wrote. Raises ValueError."""
+    """The sequence that to_json wrote. Raises ValueError: what is wrong with it, and what was expected."""
     try:
-        return tuple(Op(int(process), str(name), tuple(args)) for process, name, *args in json.loads(given))
-    except (TypeError, ValueError):
-        raise ValueError('this is no sequence: expected a list of [process, "operation", arguments...]') from None
+        rows = json.loads(given)
+    except ValueError:
+        rows = None
+    if not rows or not isinstance(rows, list):
+        raise ValueError('this is no sequence: expected a list of [process, "operation", arguments...]')
+    return tuple(_operation(at, row) for at, row in enumerate(rows))
+
+
+def _operation(at: int, row: object) -> Op:
+    match row:
+        case [int(process), str(name), *rest] if all(type(each) is int for each in rest):
+            args = tuple(each for each in rest if isinstance(each, int))
+        case _:
+            raise ValueError(f'operation {at} is {row!r}: expected [process, "operation", numbers...]')
+    if name not in KINDS:
+        raise ValueError(f"operation {at}: there is no {name!r}: one of {', '.join(KINDS)}")
+    wanted = [each.lstrip("@:") for each in KINDS[name].parameters]
+    if len(args) != len(wanted):
+        raise ValueError(
+            f"operation {at}: {name} takes {', '.join(wanted) or 'no arguments'}, and is given {len(args)}"
+        )
+    if not 0 <= process < PROCESSES:
+        raise ValueError(f"operation {at}: there is no process {process}: 0 to {PROCESSES - 1}")
+    return Op(process, name, args)
