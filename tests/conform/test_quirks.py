@@ -157,6 +157,17 @@ def test_without_a_scan_its_categories_are_not_compared() -> None:
     assert words[0] & w.P and words[0] & w.AE and not any(word & w.ALL_SCAN for word in words)
 
 
+def test_nobody_refers_to_huge_pages_where_a_move_would_try_for_ever() -> None:
+    def drawn(profile: str, without: frozenset[str]) -> set[str]:
+        world = World(PROFILES[profile].window, lambda data: 1, replace(Quirks(), without=without))
+        return set(Generator(PROFILES[profile], random.Random(0), world).names)
+
+    gone = {"pin", "unpin", "hold", "release"}
+    assert drawn("families", frozenset()) - drawn("families", frozenset({"held-split"})) == gone
+    assert drawn("pins", frozenset({"held-split"})) == drawn("pins", frozenset())
+    assert NEEDS["held-split"].left_out == "no pin, unpin, hold, release in sequences with huge pages"
+
+
 @pytest.mark.parametrize("need", [name for name, need in NEEDS.items() if need.operations])
 def test_what_is_not_there_is_not_drawn(need: str) -> None:
     def drawn(without: frozenset[str]) -> set[str]:

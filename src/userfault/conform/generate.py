@@ -34,7 +34,7 @@ class Generator:
         weights = {
             name: weight
             for name, weight in profile.weights.items()
-            if name.removeprefix("meanwhile_") not in world.quirks.operations
+            if not world.quirks.lacks(name.removeprefix("meanwhile_"), profile.huge)
         }
         self.names, self.totals = list(weights), list(weights.values())
         self.watched = profile.contexts is WATCHED

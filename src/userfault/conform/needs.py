@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 from collections.abc import Callable, Iterable
+from errno import EEXIST
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +57,31 @@ def _move() -> str:
     )
     moved = _tried(setup, Op("move", (2 * SMALL, 0, SMALL, 0)))
     return "" if moved == 1 else f"UFFDIO_MOVE: {os.strerror(-moved)}"
+
+
+HELD_MS = 50
+
+
+def move_of_held_part() -> int:
+    """What UFFDIO_MOVE of a part of a huge page returns to which a pipe refers for HELD_MS: pages, or the negative errno."""
+    setup = (
+        Op("map", (0, BLOCK, 0, RW)),
+        Op("huge", (0, 1, 0)),
+        Op("advise", (SMALL, SMALL, Advice.DONTNEED)),
+        Op("vmsplice", (2 * SMALL, 0)),
+        Op("map", (2 * BLOCK, BLOCK, 0, RW)),
+        Op("register", (2 * BLOCK, BLOCK, MISSING)),
+    )
+    mover = (Op("move", (2 * BLOCK, 0, SMALL, 0), 0),)
+    holder = (Op("event", (HELD_MS,)), Op("splice", (0, 0)))
+    seen = run_race(Race((setup,), ((0, mover), (0, holder)), ((),), 1, huge=True), 1)
+    return next(iter(seen.counts), (0,))[0]
+
+
+def _held_split() -> str:
+    # Where there is no huge page, or no move, none is refused.
+    tries = move_of_held_part() in (1, -EEXIST)
+    return "UFFDIO_MOVE of a part of a huge page that somebody refers to tries for ever (F-11)" if tries else ""
 
 
 def _swap() -> str:
@@ -151,13 +177,14 @@ def _feature(feature: Feature) -> Callable[[], str]:
 class Need(NamedTuple):
     """probe: why it is missing here, empty where it is there. remedy: what to do.
 
-    What conform leaves out where it is missing: operations that sequences then lack, bits of a page's word (words.py) that are not
-    compared, a feature that the userfaultfds do without.
+    What conform leaves out where it is missing: operations that sequences then lack, all or those with huge pages, bits of a page's word
+    (words.py) that are not compared, a feature that the userfaultfds do without.
     """
 
     probe: Callable[[], str]
     remedy: str
     operations: tuple[str, ...] = ()
+    huge_operations: tuple[str, ...] = ()
     bits: int = 0
     feature: Feature = Feature(0)
 
@@ -166,6 +193,8 @@ class Need(NamedTuple):
         parts = []
         if self.operations:
             parts.append(f"no {', '.join(self.operations)} in sequences")
+        if self.huge_operations:
+            parts.append(f"no {', '.join(self.huge_operations)} in sequences with huge pages")
         if self.bits:
             parts.append(f"of a page, {w.names(self.bits)} not compared")
         if self.feature:
@@ -191,6 +220,11 @@ NEEDS = {
     "huge-migration": Need(_huge_migration, "`userfault check` explores it on the model"),
     "userfaultfd": Need(_userfaultfd, "run as root, or `sysctl vm.unprivileged_userfaultfd=1`"),
     "move": Need(_move, AS_ROOT, operations=("move",)),
+    "held-split": Need(
+        _held_split,
+        "a kernel that says EBUSY (`--kernel` boots one)",
+        huge_operations=("pin", "unpin", "hold", "release"),
+    ),
     "swap": Need(_swap, "as root, `userfault run` brings its own swap; else `swapon` some"),
     "thp": Need(_thp, "`echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`"),
     "kpagecount": Need(_kpagecount, "run as root"),

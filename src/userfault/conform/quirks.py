@@ -62,10 +62,10 @@ class Quirks:
     unasked: frozenset[str] = frozenset()
     """The fields that could not be asked: what they are about is not there, or this user may not look at it."""
 
-    @property
-    def operations(self) -> frozenset[str]:
-        """Those that sequences do without."""
-        return frozenset(name for need in self.without for name in needs.NEEDS[need].operations)
+    def lacks(self, operation: str, huge: bool) -> bool:
+        """Do sequences go without an operation? huge: those with huge pages."""
+        lacking = [needs.NEEDS[need] for need in self.without]
+        return any(operation in each.operations or (huge and operation in each.huge_operations) for each in lacking)
 
     @property
     def compared(self) -> int:

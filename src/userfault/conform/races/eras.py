@@ -8,10 +8,10 @@ from errno import EACCES, EBUSY, EEXIST, EPERM
 from functools import cache
 
 from ...kernel.race import Op, Race, run_race
-from ...kernel.uapi import Advice
 from ...model.era import ERAS
 from .. import quirks
-from .lower import BLOCK, MISSING, READ, SMALL, WRITE
+from ..needs import move_of_held_part
+from .lower import MISSING, READ, SMALL, WRITE
 
 NO_MOVE = "this kernel has no UFFDIO_MOVE, whose tests are skipped; see `userfault conform --profile quirks` for what else differs"
 NOT_ALLOWED = "this user may not use userfaultfd, whose tests are skipped; as root, more is known of this kernel"
@@ -72,26 +72,12 @@ def _moves_zero_page() -> int:
     return next(iter(seen.counts), (seen.failure,))[0]
 
 
-HELD_MS = 50
-
-
 def split_while_held() -> dict[str, bool]:
     """What UFFDIO_MOVE does with a part of a huge page to which somebody has a reference for a moment, in a pipe.
 
     It says so (EBUSY), or tries again until the reference is gone; and then it may have forgotten that it moved the part.
     """
-    setup = (
-        Op("map", (0, BLOCK, 0, RW)),
-        Op("huge", (0, 1, 0)),
-        Op("advise", (SMALL, SMALL, Advice.DONTNEED)),
-        Op("vmsplice", (2 * SMALL, 0)),
-        Op("map", (2 * BLOCK, BLOCK, 0, RW)),
-        Op("register", (2 * BLOCK, BLOCK, MISSING)),
-    )
-    mover = (Op("move", (2 * BLOCK, 0, SMALL, 0), 0),)
-    holder = (Op("event", (HELD_MS,)), Op("splice", (0, 0)))
-    seen = run_race(Race((setup,), ((0, mover), (0, holder)), ((),), 1, huge=True), 1)
-    moved = next(iter(seen.counts), (0,))[0]
+    moved = move_of_held_part()
     if moved == -EBUSY:
         return {"move_split_is_busy": True}
     if moved not in (1, -EEXIST):
