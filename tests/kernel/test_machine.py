@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import pytest
 
+from userfault.cli import end_as_interrupted
 from userfault.kernel.child import Child, ChildDied, call
 from userfault.kernel.errors import KernelError, Unavailable
 from userfault.kernel.machine import Machine, machine, setting, swap_devices
@@ -38,6 +39,34 @@ def test_settings_come_back_after_an_error(tmp_path: Path, file: Path) -> None:
         held.set(file, "new")
         raise ZeroDivisionError
     assert setting(file) == "old"
+
+
+def test_what_somebody_else_changes_comes_back(tmp_path: Path, file: Path) -> None:
+    with machine(state=tmp_path) as held:
+        held.keep(file)
+        file.write_text("theirs")
+    assert setting(file) == "old"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_settings_come_back_after_an_interruption_and_another_one(how: int, tmp_path: Path, file: Path) -> None:
+    def slowly_undone() -> None:
+        end_as_interrupted()
+        undo = Machine._undo_down_to
+
+        def interrupted_again(self: Machine, mark: int) -> None:
+            os.kill(os.getpid(), how)
+            undo(self, mark)
+
+        with machine(state=tmp_path) as held:
+            held.set(file, "new")
+            held._undo_down_to = interrupted_again.__get__(held)  # type: ignore[method-assign]
+            os.kill(os.getpid(), how)
+
+    with pytest.raises(KeyboardInterrupt):
+        call(slowly_undone)
+    assert setting(file) == "old"
+    assert not (tmp_path / "journal").exists()
 
 
 def test_the_next_holder_undoes_what_a_killed_one_left(tmp_path: Path, file: Path) -> None:

@@ -114,6 +114,13 @@ def main() -> None:
         if getattr(sys, name) is None:
             # Whoever started us closed it: the next file that is opened would be printed to.
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (until the end)
-    # As Ctrl-C: what was borrowed is put back, and whoever was started ends.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_as_interrupted()
     cli(prog_name="userfault")
+
+
+def end_as_interrupted() -> None:
+    """SIGTERM, and the end of the terminal, are as Ctrl-C: what was borrowed is put back, and whoever was started ends."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Under nohup(1) it is ignored.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)

@@ -111,6 +111,8 @@ def own_ksm_stat() -> str:
 def merging() -> Iterator[None]:
     """A ksmd that is driven, and then does whole scans: what is merged then depends on the operations alone."""
     with machine(timeout_s=600) as held:
+        # The agent starts and stops it, and may be killed in between.
+        held.keep(KSM / "run")
         held.set(KSM / "run", 0)
         if others := mergeable_elsewhere():
             raise Unavailable(

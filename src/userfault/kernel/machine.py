@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import tempfile
@@ -76,12 +77,15 @@ class Machine:
 
         Raises Unavailable where the kernel does not have it or refuses the value.
         """
-        path = Path(path)
         old = setting(path)
         if old != str(value):
-            self._will({"kind": "write", "path": str(path), "value": old})
-            _write(path, str(value))
+            self.keep(path)
+            _write(Path(path), str(value))
         return old
+
+    def keep(self, path: Path | str) -> None:
+        """Put back at the end what a file says now, for what somebody else changes meanwhile. Raises Unavailable where there is none."""
+        self._will({"kind": "write", "path": str(path), "value": setting(path)})
 
     def private_swap(self, size_bytes: int = 64 << 20, *, kinds: tuple[str, ...] = ("zram", "brd", "file")) -> Swap:
         """A swap device of one's own: zram, else a RAM disk (brd), else a file under /var/tmp. Used before all other swap.
@@ -203,13 +207,24 @@ def machine(*, timeout_s: float = 60.0, state: Path = STATE) -> Iterator[Machine
         finally:
             # A forked child that leaves this block has borrowed nothing.
             if os.getpid() == owner:
-                held._undo_down_to(0)
-                journal.unlink(missing_ok=True)
-                os.ftruncate(handle, 0)
+                with _undisturbed():
+                    held._undo_down_to(0)
+                    journal.unlink(missing_ok=True)
+                    os.ftruncate(handle, 0)
     finally:
         if os.getpid() == owner:
             _handles.discard(handle)
             os.close(handle)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Whoever presses Ctrl-C twice waits for the first to be over."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _handles: set[int] = set()
