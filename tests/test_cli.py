@@ -172,7 +172,7 @@ def test_what_may_have_no_end_is_not_resumed(verb: str, tmp_path: Path) -> None:
         (("rmap", "1", "0", "--watch", "--interval", "inf"), "inf is no duration"),
         (("conform", "--ops", "0"), "--ops"),
         (("conform", "--jobs", "-1"), "--jobs"),
-        (("conform", "--replay", "[1,2]"), "this is no sequence"),
+        (("conform", "--replay", "[1,2]"), "operation 0 is 1: expected"),
         (("conform", "--replay", "["), "this is no sequence"),
     ],
 )
