@@ -619,6 +619,26 @@ def test_parts_that_one_process_has_left_are_the_same_pages_in_the_one_that_has_
         assert check(FAMILIES, sequence) == len(sequence)
 
 
+def test_a_huge_page_that_is_write_protected_whole_stays_whole_and_loses_that_by_a_move() -> None:
+    size = HUGE_PAGES * PAGE
+    start = (
+        Op(0, "mmap", (0, 2 * size, 3)),
+        Op(0, "hugepage", (0, 2 * size)),
+        Op(0, "register", (0, 0, 2 * size, RegisterMode.WP)),
+    )
+    protect = Op(0, "writeprotect", (0, 0, size, 1))
+    for touch in (Op(0, "store", (0, 1)), Op(0, "load", (0,))):
+        sequence = (*start, touch, protect, Op(0, "move", (0, size, 0, size, 0)))
+        world = World(FAMILIES.window, lambda data: 1, Quirks())
+        done = [perform(op, world) for op in sequence]
+        assert all(each.outcome.result == 0 for each in done)
+        before, after = done[4].states[0].words[0], done[-1].states[0].words[HUGE_PAGES]
+        assert before & words.W and before & words.HUGE
+        assert after & words.HUGE and not after & words.W
+        with surroundings(FAMILIES):
+            assert check(FAMILIES, sequence) == len(sequence)
+
+
 def test_a_write_keeps_a_part_of_a_huge_page_that_no_other_process_has_any_more() -> None:
     size, lower = HUGE_PAGES * PAGE, [Op(0, "mprotect", (PAGE, PAGE, prot)) for prot in (1, 3)]
     start = [Op(0, "mmap", (0, size, 3)), Op(0, "hugepage", (0, size)), Op(0, "store", (0, 1)), *lower]

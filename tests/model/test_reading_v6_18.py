@@ -217,11 +217,14 @@ def test_a_shared_huge_page_does_not_become_writable(mm: mm_struct) -> None:
     assert not mm.pmd[0].pmd.write
 
 
-def test_the_huge_page_is_split_to_be_write_protected(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
+def test_a_huge_page_is_write_protected_whole_or_its_parts_are(mm: mm_struct, ctx: userfaultfd_ctx) -> None:
     mm.mmap[1].vm_flags |= int(vm.HUGEPAGE)
     mm.mmap[1].vm_flags &= ~int(vm.USERFAULT)
     assert store(mm, 4, 1) == 0 and mm.pmd[2].pmd.kind == PmdKind.HUGE
     assert userfaultfd_writeprotect(ctx, 4, 2, 1) == 0
+    assert mm.pmd[2].pmd.kind == PmdKind.HUGE and mm.pmd[2].pmd.uffd_wp and not mm.pmd[2].pmd.write
+    assert store(mm, 4, 2) == SIGBUS and store(mm, 5, 2) == SIGBUS
+    assert userfaultfd_writeprotect(ctx, 4, 1, 1) == 0
     assert [pte_at(mm, addr).uffd_wp and not pte_at(mm, addr).write for addr in (4, 5)] == [True] * 2
 
 

@@ -185,7 +185,7 @@ HUGE = Profile(
 )
 FAMILIES = Profile(
     "families",
-    "huge pages that processes share after forks, some as a whole and some in parts, pinned and referred to",
+    "huge pages that processes share after forks, some as a whole and some in parts, pinned, referred to and write-protected",
     Window(BASE, 0, 4 * HUGE_PAGES),
     60,
     {
@@ -200,6 +200,7 @@ FAMILIES = Profile(
         "move": 20,
         "populate_write": 2,
         "mprotect": 2,
+        "writeprotect": 10,
         "cold": 5,
         "free": 6,
         "fork": 10,

@@ -453,15 +453,16 @@ class World:
 
         Where other entries map parts of it one by one, they differ in how often they are mapped, too.
         """
+        shown = common | w.HUGE | (PROTECTED if pmd.uffd_wp else UNPROTECTED)
         if pmd.kind == PmdKind.HUGE_ZERO:
-            word = common | w.P | w.PRESENT | w.WRITTEN | w.HUGE | ZERO_PAGE | w.THP | w.TAIL
+            word = shown | ZERO_PAGE | w.THP | w.TAIL
             if self.quirks.huge_zero_page_is_file:
                 word |= w.F
             keys = range(ZERO_PARTS + part, ZERO_PARTS + part + until - at)
             words[at:until] = with_classes(word, classes_of(keys, offset + at, seen))
         else:
             parts = range(pmd.page.pfn + part, pmd.page.pfn + part + until - at)
-            word = common | self._anon | UNPROTECTED | w.HUGE | HUGE_TAIL
+            word = shown | self._anon | HUGE_TAIL
             words[at:until] = self._parts_of(pmd.page, parts, word, offset + at, seen, whole=True)
         if part == 0 and pmd.kind == PmdKind.HUGE_ZERO:
             words[at] ^= w.HEAD | w.TAIL

@@ -201,7 +201,7 @@ def copy_page_range(child: mm_struct, mm: mm_struct, vma: vm_area_struct, new_vm
             pmd = pmd_offset(mm, addr).pmd
             if not pmd_is_huge(pmd):
                 break
-            err = copy_huge_pmd(mm, child, vma, addr)
+            err = copy_huge_pmd(mm, child, vma, new_vma, addr)
             if err != -EAGAIN:
                 done = number + hpage_nr()
                 break

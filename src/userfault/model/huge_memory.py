@@ -9,6 +9,7 @@ from .anon_vma import anon_vma_prepare
 from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN, ENOMEM
+from .events import is_watched
 from .huge_split import split_huge_page, split_huge_pmd, split_huge_zero_page_pmd, wait_split_huge_page
 from .lang import NULL, atomic, check, exhausted, ghost, raw, reached
 from .locks import lock_page, spin_lock, spin_lock_nested, spin_unlock, trylock_page, unlock_page
@@ -146,6 +147,11 @@ def do_huge_pmd_fault(vma: vm_area_struct, addr: int, write: bool, pmd: pmd_t, u
     if pmd_trans_splitting(pmd):
         return 0
     if (write or unshare) and not pmd.write:
+        if era.markers and not unshare and pmd.uffd_wp and vma.vm_flags & vm.UFFD_WP:
+            if not vma.ctx.wp_async:
+                return VM_FAULT_USERFAULT
+            split_huge_pmd(vma, pmdp)
+            return 0
         if era.pte_mapped_huge:
             return do_huge_pmd_wp_page(vma, pmdp, addr, pmd, unshare)
         return do_huge_pmd_wp_page_v3_10(vma, pmdp, addr, pmd)
@@ -383,7 +389,7 @@ def zap_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, addr: int) -> tuple[bool, 
 
 
 @modelled("mm/huge_memory.c", versions="v3.10 .. v6.18", section="C.3", steps=6)
-def copy_huge_pmd(mm: mm_struct, child: mm_struct, vma: vm_area_struct, addr: int) -> int:
+def copy_huge_pmd(mm: mm_struct, child: mm_struct, vma: vm_area_struct, new_vma: vm_area_struct, addr: int) -> int:
     """A huge entry, shared read-only. 0; -EAGAIN: it changed under us, look again; -ENOMEM."""
     if out_of_memory():
         return -ENOMEM
@@ -411,11 +417,11 @@ def copy_huge_pmd(mm: mm_struct, child: mm_struct, vma: vm_area_struct, addr: in
         pmd = pmd._replace(write=False, exclusive=False)
         set_pmd(src, pmd)
         dst.deposited = table
-        set_pmd(dst, pmd)
+        set_pmd(dst, pmd._replace(uffd_wp=pmd.uffd_wp and is_watched(new_vma)))
     elif copied:
         set_pmd(src, pmd._replace(write=False))
         dst.deposited = table
-        set_pmd(dst, pmd._replace(write=False, young=False))
+        set_pmd(dst, pmd._replace(write=False, young=False, uffd_wp=pmd.uffd_wp and is_watched(new_vma)))
     spin_unlock(pmd_lockptr(src))
     spin_unlock(pmd_lockptr(dst))
     if not copied:

@@ -82,7 +82,8 @@ def remove_migration_pmd(old: page, new: page, vma: vm_area_struct, addr: int) -
         if pmd.exclusive:
             new.anon_exclusive = True
         dirty = pmd.dirty and new.dirty
-        set_pmd(pmdp, pmd_t(kind=PmdKind.HUGE, page=new, write=pmd.write, dirty=dirty, young=pmd.young))
+        huge = pmd_t(kind=PmdKind.HUGE, page=new, write=pmd.write, dirty=dirty, young=pmd.young)
+        set_pmd(pmdp, huge._replace(uffd_wp=pmd.uffd_wp))
     spin_unlock(pmd_lockptr(pmdp))
     return found
 

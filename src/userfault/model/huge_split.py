@@ -79,14 +79,14 @@ def split_huge_page_pmd(pmdp: pmd_slot, vma: vm_area_struct) -> None:
 
 
 @modelled("mm/huge_memory.c", versions="v3.10 .. v6.8", section="C.9", steps=4, function="__split_huge_zero_page_pmd")
-def split_huge_zero_page_pmd(vma: vm_area_struct, pmdp: pmd_slot, haddr: int) -> page_table:
+def split_huge_zero_page_pmd(vma: vm_area_struct, pmdp: pmd_slot, haddr: int, uffd_wp: bool = False) -> page_table:
     """The huge zero page's entry becomes the returned table of zero pages, which the caller puts there. PMD lock held."""
     set_pmd(pmdp, pmd_t())
     flush_tlb_pmd(vma.vm_mm, haddr)
     table = pmdp.deposited
     pmdp.deposited = NULL
     for at in range(hpage_nr()):
-        set_pte(table.pte[at], pte_t(kind=PteKind.PRESENT, special=True, young=True))
+        set_pte(table.pte[at], pte_t(kind=PteKind.PRESENT, special=True, young=True, uffd_wp=uffd_wp))
     return table
 
 
@@ -102,7 +102,7 @@ def split_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, freeze: bool = False, p:
     spin_lock(pmd_lockptr(pmdp))
     pmd = pmdp.pmd
     if pmd.kind == PmdKind.HUGE_ZERO and not freeze:
-        table = split_huge_zero_page_pmd(vma, pmdp, pmdp.first_page << config.PAGE_SHIFT)
+        table = split_huge_zero_page_pmd(vma, pmdp, pmdp.first_page << config.PAGE_SHIFT, pmd.uffd_wp)
         set_pmd(pmdp, pmd_t(kind=PmdKind.TABLE, table=table))
     elif pmd.kind == PmdKind.HUGE and (not freeze or pmd.page is p):
         split_huge_pmd_locked(vma, pmdp, pmd, freeze)
@@ -149,7 +149,15 @@ def split_huge_pmd_locked(vma: vm_area_struct, pmdp: pmd_slot, pmd: pmd_t, freez
         owned = exclusive if freeze else False
         set_pte(
             table.pte[at],
-            pte_t(kind=kind, page=each, write=pmd.write, dirty=pmd.dirty, young=pmd.young, exclusive=owned),
+            pte_t(
+                kind=kind,
+                page=each,
+                write=pmd.write,
+                dirty=pmd.dirty,
+                young=pmd.young,
+                exclusive=owned,
+                uffd_wp=pmd.uffd_wp,
+            ),
         )
     huge_mapcount_dec(p)
     if freeze:
@@ -178,6 +186,7 @@ def split_migration_pmd(pmdp: pmd_slot, pmd: pmd_t) -> None:
                 dirty=pmd.dirty,
                 young=pmd.young,
                 exclusive=pmd.exclusive,
+                uffd_wp=pmd.uffd_wp,
             ),
         )
     set_pmd(pmdp, pmd_t(kind=PmdKind.TABLE, table=table))

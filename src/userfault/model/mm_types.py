@@ -277,7 +277,7 @@ class PmdKind(enum.IntEnum):
 class pmd_t(NamedTuple):
     """A page-middle-directory entry: a table of PTEs or a huge page. A migration entry names the page in `page`.
 
-    `exclusive`: of a migration entry.
+    `exclusive`: of a migration entry. `uffd_wp`: write-protected by userfaultfd.
 
     SPLITTING: huge, and being split (before v4.5). INVALID: huge, but the hardware may not use it (pmdp_invalidate).
     """
@@ -289,6 +289,7 @@ class pmd_t(NamedTuple):
     dirty: bool = False
     young: bool = False
     exclusive: bool = False
+    uffd_wp: bool = False
 
 
 class tlb_t(NamedTuple):

@@ -90,9 +90,14 @@ def change_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, flags: int) -> bool:
     """A huge entry that lies whole in the range; False if it is none any more."""
     spin_lock(pmd_lockptr(pmdp))
     pmd = pmdp.pmd
+    changed = pmd._replace(write=False)
+    if flags & MM_CP_UFFD_WP:
+        changed = changed._replace(uffd_wp=True)
+    elif flags & MM_CP_UFFD_WP_RESOLVE:
+        changed = changed._replace(uffd_wp=False)
     if is_swap_pmd(pmd):
         # What is made writable again later is its process's alone still: `exclusive` stays.
-        set_pmd(pmdp, pmd._replace(write=False))
+        set_pmd(pmdp, changed)
         spin_unlock(pmd_lockptr(pmdp))
         return True
     if not pmd_trans_huge(pmd):
@@ -103,8 +108,9 @@ def change_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, flags: int) -> bool:
         and vma.vm_flags & vm.WRITE != 0
         and pmd.page is not None
         and pmd.page.anon_exclusive
+        and not (changed.uffd_wp and vma.vm_flags & vm.UFFD_WP)
     )
-    set_pmd(pmdp, pmd._replace(write=writable))
+    set_pmd(pmdp, changed._replace(write=writable))
     spin_unlock(pmd_lockptr(pmdp))
     return True
 
@@ -114,7 +120,7 @@ def change_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, flags: int) -> bool:
     versions="v6.4 .. v6.18",
     section="C.2",
     steps=3,
-    omits="the mmu notifier; huge entries that nobody may use or that are write-protected, which are split",
+    omits="the mmu notifier; huge entries that nobody may use, which are split",
 )
 def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> None:
     """Every entry of [start, end) (bytes) within a VMA; holes without a page table get one if they are to be marked."""
@@ -128,7 +134,7 @@ def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> 
         pmd = pmdp.pmd
         if pmd_is_huge(pmd):
             part = addr & (hpage_size() - 1) != 0 or addr + hpage_size() > end
-            if part or flags & MM_CP_UFFD_WP or vma.vm_flags & ACCESS == 0:
+            if part or vma.vm_flags & ACCESS == 0:
                 split_huge_pmd(vma, pmdp)
             elif change_huge_pmd(vma, pmdp, flags):
                 done = number + hpage_nr()

@@ -414,7 +414,7 @@ def move_pages_huge_pmd(
             return -EAGAIN
         set_pmd(src_pmdp, pmd_t())
         flush_tlb_pmd(mm, src_addr)
-        set_pmd(dst_pmdp, src_pmd)
+        set_pmd(dst_pmdp, src_pmd._replace(uffd_wp=False))
         dst_pmdp.deposited = src_pmdp.deposited
         src_pmdp.deposited = NULL
         spin_unlock(pmd_lockptr(src_pmdp))
