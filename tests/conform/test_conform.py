@@ -185,6 +185,7 @@ SEEDS = {
     "fault-flags": 4,
     "free-shared-cache": 5,
     "free-written": 6,
+    "keep-last-part": 4,
     "ksm-alone": 15,
     "ksm-referred": 2,
     "ksm-remapped": 4,
