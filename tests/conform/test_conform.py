@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import signal
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ from userfault.conform.quirks import Quirks, running
 from userfault.conform.sandbox import merging
 from userfault.conform.world import HUGE_PAGES, World
 from userfault.kernel.agent import SYSCALL, Agent, Command
-from userfault.kernel.child import call
+from userfault.kernel.child import ChildDied, call
 from userfault.kernel.errors import Unavailable
 from userfault.kernel.syscalls import libc
 from userfault.kernel.uapi import Feature, RegisterMode
@@ -47,6 +48,8 @@ from userfault.litmus import Mutant
 from userfault.model import fork, userfaultfd_move
 
 PAGE = 4096
+PAUSE = 34
+"""pause(2) of x86-64."""
 
 
 def find_compiler() -> list[str]:
@@ -147,10 +150,42 @@ def test_a_run_is_resumed_where_it_was_stopped(tmp_path: Path) -> None:
 
 def test_a_hung_operation_meets_its_deadline() -> None:
     agent = Agent(MOVES.window.start, 8, 8)
-    pause = Command(SYSCALL, 0, 34)
+    pause = Command(SYSCALL, 0, PAUSE)
     result = agent.run([operations.command(Op(0, "load", (0,)), MOVES.window.base), pause], lambda: None, seconds=0.2)
     assert (result.hung, result.done) == (True, 1)
     assert result.answers[0].signal == 11
+
+
+def test_an_interrupted_run_leaves_no_process() -> None:
+    class Enough(Exception):
+        pass
+
+    def enough(*_: object) -> NoReturn:
+        raise Enough
+
+    before = signal.signal(signal.SIGALRM, enough)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(Enough):
+            Agent(MOVES.window.start, 1, 8).run([Command(SYSCALL, 0, PAUSE)], lambda: None, seconds=30)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True).stdout == b""
+
+
+def test_the_agent_ends_with_whoever_started_it() -> None:
+    """In an operation that does not come back it would wait for ever: nobody is left who has a deadline."""
+
+    def killed() -> None:
+        def setup() -> None:
+            # Not killed with the others: it has the pipe by which the end of all is seen.
+            os.setpgid(0, 0)
+            os.kill(os.getppid(), signal.SIGKILL)
+
+        Agent(MOVES.window.start, 1, 8).run([Command(SYSCALL, 0, PAUSE)], setup, seconds=4)
+
+    with pytest.raises(ChildDied):
+        call(killed, deadline_s=5)
 
 
 def test_the_agent_sees_what_pagemap_and_kpageflags_say() -> None:

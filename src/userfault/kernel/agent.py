@@ -18,6 +18,7 @@ from ..native import library, why_missing
 from .errors import KernelError, Unavailable, limit_met
 from .pagemap import known_categories
 from .uapi import PageIs
+from .workers import end_with
 
 PROCESSES = 8
 SCRATCH = 8
@@ -227,13 +228,20 @@ class Agent:
         control.contents, control.areas, control.record_bytes = slice, areas, self._record_bytes
         control.categories = self._categories
         control.contexts, control.first_context, control.origin = userfaultfds
-        pid = os.fork()
+        parent, pid = os.getpid(), os.fork()
         if pid == 0:
+            end_with(parent)
             self._child(setup, observed)
-        status, hung = wait_for(pid, seconds)
-        for child in control.pid[1:]:
-            if child > 0:
-                kill(child)
+        try:
+            status, hung = wait_for(pid, seconds)
+        except BaseException:
+            kill(pid)
+            os.waitpid(pid, 0)
+            raise
+        finally:
+            for child in control.pid[1:]:
+                if child > 0:
+                    kill(child)
         done = int(control.done)
         answers = []
         for number in range(done):
