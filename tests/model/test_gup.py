@@ -261,6 +261,30 @@ def test_a_page_that_is_shared_is_copied_for_who_pins_it_to_read(era: str) -> No
     settled()
 
 
+@old
+def test_a_page_that_is_shared_is_pinned_to_read_as_it_is_before_unsharing(era: str) -> None:
+    mm, child = shared(era)
+    p = page_at(mm, 0)
+    assert vmread(mm, 0) == CONTENT
+    assert read_pin(mm, 0) == 0
+    assert given() == [p] and p is page_at(mm, 0) is page_at(child, 0)
+    # A write does not reach who reads.
+    write(mm, 0, b"later")
+    assert page_at(mm, 0) is not p and seen() == CONTENT
+    let_go()
+    settled()
+
+
+@old
+def test_a_shared_huge_page_is_pinned_to_read_as_it_is_before_unsharing(era: str) -> None:
+    mm, p = huge(era, int(vm.READ | vm.WRITE))
+    sys_fork(mm, new_mm(PAGES))
+    run_in(mm)
+    assert vmread(mm, 1) == b"second part"
+    assert mm.pmd[0].pmd.page is p
+    settled()
+
+
 @modern
 def test_the_last_who_shares_it_keeps_it(era: str) -> None:
     mm, child = shared(era)

@@ -153,8 +153,11 @@ def unpin_user_pages_dirty_lock(p: page) -> None:
     omits="FOLL_LONGTERM, hugetlb",
 )
 def gup_must_unshare(p: page, write: bool) -> bool:
-    """Is a page that is read-only here one that a pin can't have, because a write would put another in its place?"""
-    return not write and PageAnon(p) and not p.anon_exclusive
+    """Is a page that is read-only here one that a pin can't have, because a write would put another in its place?
+
+    No before v5.19: a pin for reading keeps what is shared, and may be left with a page that a write has replaced.
+    """
+    return era.anon_exclusive and not write and PageAnon(p) and not p.anon_exclusive
 
 
 # -- the fast way -----------------------------------------------------------------------------------------------------
