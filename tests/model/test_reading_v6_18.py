@@ -20,7 +20,7 @@ from userfault.model.fs_userfaultfd import (
 from userfault.model.gup import get_user_page
 from userfault.model.huge_split import split_huge_pmd, split_huge_pmd_locked
 from userfault.model.khugepaged import collapse_huge_page
-from userfault.model.lang import WouldBlock
+from userfault.model.lang import ModelError, WouldBlock
 from userfault.model.locks import spin_lock, spin_unlock
 from userfault.model.machine import attach, boot, config, machine, new_mm
 from userfault.model.madvise import MADV, sys_madvise
@@ -377,9 +377,20 @@ def test_who_changes_a_vma_waits_for_its_readers(
 
 def test_a_vma_that_is_used_again_is_not_locked(mm: mm_struct, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "PER_VMA_LOCKS", True)
+    locks.down_write(mm.mmap_sem)
     vma_start_write(mm.mmap[0])
     vm_area_free(mm.mmap[0])
     assert not vm_area_alloc().vm_write_locked
+
+
+@pytest.mark.parametrize("lock", [lambda _: None, locks.down_read], ids=["unlocked", "read"])
+def test_a_vma_is_locked_only_by_who_holds_mmap_lock_for_writing(
+    mm: mm_struct, lock: Callable[[rw_semaphore], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "PER_VMA_LOCKS", True)
+    lock(mm.mmap_sem)
+    with pytest.raises(ModelError, match="without mmap_lock held for writing"):
+        vma_start_write(mm.mmap[0])
 
 
 def test_the_destination_gets_its_anon_vma_before_the_source_is_missed(

@@ -7,7 +7,7 @@ lock of each VMA that it changes, until it lets mmap_lock go.
 from __future__ import annotations
 
 from .catalogue import modelled
-from .lang import atomic, check, raw, wait_until
+from .lang import atomic, check, ghost, raw, smp_processor_id, wait_until
 from .locks import might_sleep, up_write
 from .machine import config, machine
 from .mm_types import mm_struct, vm_area_struct
@@ -50,8 +50,19 @@ def vma_end_read(vma: vm_area_struct) -> None:
 def vma_start_write(vma: vm_area_struct) -> None:
     """Keep new readers out and wait until the old ones are gone; mmap_lock is held for writing."""
     if config.PER_VMA_LOCKS:
+        mmap_assert_write_locked(vma.vm_mm)
         keep_readers_out(vma)
         wait_for_readers(vma)
+
+
+@ghost
+def mmap_assert_write_locked(mm: mm_struct) -> None:
+    """include/linux/mmap_lock.h: a VMA's lock is let go with mmap_lock, so who takes it without would never let it go."""
+    check(
+        mm.mmap_sem.writer == smp_processor_id() + 1,
+        "lock_misuse",
+        "a VMA was locked without mmap_lock held for writing",
+    )
 
 
 @atomic
