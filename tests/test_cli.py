@@ -65,6 +65,10 @@ def test_a_surprise_a_usage_error_and_a_bound_have_their_codes(tmp_path: Path) -
     assert run("check", "nonesuch").exit_code == 2
     assert run("check", "S1", "--era", "v9").exit_code == 2
     assert run("replay", "rubbish").exit_code == 2
+    for schedule in ("0x0", "9x0", "0x3.9x0"):
+        nothing = run("replay", f"S1@v6.8:{schedule}")
+        assert nothing.exit_code == 2
+        assert "no step" in nothing.output
     bound = run("check", "R9-movers", "--era", "v6.8", "--max-states", "50")
     assert bound.exit_code == 3
     assert "bound" in bound.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from userfault.check.engine import run
 from userfault.litmus import LitmusError, compile_test, judged, load, matrix_jobs
-from userfault.litmus.ast import WAITS, Atom, Formula
+from userfault.litmus.ast import PROPERTIES, WAITS, Atom, Formula
 from userfault.litmus.mutants import parse_mutant, patch
 from userfault.litmus.operations import KERNEL_OPERATIONS, OPERATIONS
 from userfault.litmus.read import read, read_file
@@ -47,6 +48,8 @@ WRONG = [
     ("A:0-1 = P;", "A:0-1 = P; waiting;", 3, "a fault of the model raises SIGBUS"),
     ("forall (0:r0 = 1)", "locations [0:r9;]", 6, "no operation sets 0:r9"),
     ("expect v6.8 holds", "", 6, "the file ends here"),
+    ("expect v6.8 holds", "expect v6.8 violated page_is_liner", 7, "there is no property page_is_liner"),
+    ("expect v6.8 holds", "ignore walk_is_complet\nexpect v6.8 holds", 7, "there is no property walk_is_complet"),
     ("expect v6.8 holds", "expect v6.9 holds", 7, "there is no era v6.9"),
     ("expect v6.8 holds", "ignore termination v9.9\nexpect v6.8 holds", 7, "there is no era v9.9"),
     ("A:0-1 = P;", "A:0-1 = P; swapout P dropped;", 3, "unexpected 'dropped'"),
@@ -63,6 +66,22 @@ def test_what_is_wrong_is_said_with_its_place(good: str, bad: str, line: int, pr
     assert message.startswith(f"t.litmus:{line}:")
     assert problem in message
     assert message.splitlines()[2].strip() == "^"
+
+
+def test_the_properties_that_a_test_may_name_are_those_that_break() -> None:
+    """Every literal name in the sources, and `bound`, which is a verdict."""
+    found = {"condition", "sometimes"}
+    for room, calls in (("model", {"check": 1}), ("check", {"Failure": 0, "fail": 0})):
+        for file in files(f"userfault.{room}").iterdir():
+            if not file.name.endswith(".py"):
+                continue
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Call):
+                    at = calls.get(getattr(node.func, "id", getattr(node.func, "attr", "")))
+                    name = node.args[at] if at is not None and at < len(node.args) else None
+                    if isinstance(name, ast.Constant):
+                        found.add(str(name.value))
+    assert found - {"bound"} == PROPERTIES
 
 
 def test_the_grammar_and_the_operations_are_in_the_docs() -> None:

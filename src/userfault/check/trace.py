@@ -40,6 +40,8 @@ def decode_schedule(text: str) -> list[Move]:
         match = _RUN.fullmatch(run)
         if match is None or (match[2] is not None and int(match[2]) > 100_000):
             raise CheckError(f"{run!r} is not a part of a schedule: expected THREAD, THREADxCOUNT or THREADcCHOICE")
+        if match[2] is not None and int(match[2]) == 0:
+            raise CheckError(f"{run!r} is no step of the schedule: expected a count from 1 on")
         thread = int(match[1])
         if match[3] is not None:
             moves.append(Move(thread, tuple(int(choice) for choice in match[3].split("-"))))

@@ -114,6 +114,22 @@ class Formula(NamedTuple):
         return not next(parts) if self.kind == "not" else any(parts) if self.kind == "or" else all(parts)
 
 
+PROPERTIES = frozenset(
+    {
+        # What a test asks for, and what the engines find.
+        *("condition", "sometimes", "deadlock", "dereference", "range", "termination"),
+        # What the model checks.
+        *("accounting", "anon_vma_is_the_pages", "bad_free", "bug_on", "exclusive_page_has_one_mapping"),
+        *("freed_page_is_unmapped", "lock_leak", "lock_misuse", "lock_order", "mapcount_is_exact", "memory_leak"),
+        *("missing_fault_is_missing", "no_migration_entry_is_lost", "not_present", "page_is_linear"),
+        *("pinned_page_is_exclusive", "refcount", "references_cover_mappings", "references_cover_users"),
+        *("swap_cache_is_mutual", "swap_count_is_exact", "use_after_free", "vma_is_linked", "walk_is_complete"),
+        "writable_page_is_exclusive",
+    }
+)
+"""The names that `expect` and `ignore` may say."""
+
+
 class Expectation(NamedTuple):
     """What the test's author expects of an era: a verdict and, if it is "violated", the property."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import textwrap
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +15,7 @@ from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
 
 from ..model.era import ERAS
-from .ast import WAITS, At, Atom, Column, Expectation, Formula, Operation, Setup, Test, Value, Vma
+from .ast import PROPERTIES, WAITS, At, Atom, Column, Expectation, Formula, Operation, Setup, Test, Value, Vma
 from .errors import LitmusError, at_place
 
 _FRIENDLY = {
@@ -109,7 +110,7 @@ class _Reader:
                 kernel_only = " ".join(str(part.children[0])[1:-1].split())
             elif part.data == "ignore":
                 prop, era = part.children
-                ignore.add((str(prop), "" if era is None else self.era(era)))
+                ignore.add((self.property(prop), "" if era is None else self.era(era)))
             elif part.data == "sometimes":
                 sometimes.append(str(part.children[0])[1:-1])
             else:
@@ -117,7 +118,7 @@ class _Reader:
                 if (verdict == "violated") != (prop is not None):
                     at = At(era.line or 1, era.column or 1)  # type: ignore[union-attr]
                     raise self.fail(at, f"{verdict} of what?", "write `violated PROPERTY`, or `holds` alone")
-                expect.append(Expectation(self.era(era), str(verdict), str(prop or "")))
+                expect.append(Expectation(self.era(era), str(verdict), "" if prop is None else self.property(prop)))
         assert isinstance(init, Tree) and isinstance(threads, Tree)
         return Test(
             name=str(name),
@@ -138,6 +139,12 @@ class _Reader:
     def era(self, node: Any) -> str:
         if str(node) not in ERAS:
             raise self.fail(self.at(node), f"there is no era {node}", f"one of {', '.join(ERAS)}")
+        return str(node)
+
+    def property(self, node: Any) -> str:
+        if str(node) not in PROPERTIES:
+            names = textwrap.fill(", ".join(sorted(PROPERTIES)), 100, subsequent_indent="  ")
+            raise self.fail(self.at(node), f"there is no property {node}", f"one of {names}")
         return str(node)
 
     def at(self, node: Any) -> At:
