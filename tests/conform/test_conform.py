@@ -37,7 +37,6 @@ from userfault.conform.needs import missing
 from userfault.conform.operations import Op
 from userfault.conform.profiles import FAMILIES, HUGE, MOVES, PROFILES
 from userfault.conform.quirks import Quirks, running
-from userfault.conform.sandbox import merging
 from userfault.conform.world import HUGE_PAGES, World
 from userfault.kernel.agent import SYSCALL, Agent, Command
 from userfault.kernel.child import ChildDied, call
@@ -73,7 +72,7 @@ def mergeable_is_ours(request: pytest.FixtureRequest, cannot_run: Callable[[str,
     given = request.node.callspec.params
     if given.get("name") == "ksm" or ("mutant" in given and given["mutant"].test == "ksm"):
         try:
-            with merging():
+            with surroundings(PROFILES["ksm"]):
                 pass
         except Unavailable as error:
             cannot_run(error.reason, error.remedy)

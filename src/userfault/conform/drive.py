@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as Results
 from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from ..kernel.agent import Agent
+from ..kernel.machine import machine
 from ..kernel.workers import workers
 from .compare import Divergence, Step, compare, perform
 from .generate import Generator
@@ -178,7 +179,14 @@ def run(
 @contextmanager
 def surroundings(profile: Profile) -> Iterator[None]:
     """What the machine must be like for a profile. Raises Unavailable where it can't be."""
-    with swap() if profile.swap else huge_pages() if profile.huge else merging() if profile.ksm else nullcontext():
+    wanted = [
+        set_up for asks, set_up in ((profile.swap, swap), (profile.huge, huge_pages), (profile.ksm, merging)) if asks
+    ]
+    with ExitStack() as stack:
+        if wanted:
+            held = stack.enter_context(machine(timeout_s=600))
+            for set_up in wanted:
+                set_up(held)
         # What could not be asked before may be there now.
         missing.cache_clear()
         running.cache_clear()

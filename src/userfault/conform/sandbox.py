@@ -6,12 +6,12 @@ import ctypes
 import mmap
 import os
 import resource
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..kernel.errors import Unavailable
-from ..kernel.machine import KSM, THP, VM, Machine, machine
+from ..kernel.machine import KSM, THP, VM, Machine
 from ..kernel.memory import Mapping, mlock, store
 from ..kernel.pagemap import Pagemap
 from ..kernel.uapi import PAGE_SIZE_BYTES, Advice, Feature
@@ -70,24 +70,18 @@ def prepare(huge: bool, ksm: bool, lacking: Feature, contexts: Sequence[Feature]
             raise OSError(ctypes.get_errno(), "madvise(MADV_MERGEABLE)")
 
 
-@contextmanager
-def swap() -> Iterator[None]:
+def swap(held: Machine) -> None:
     """Swap of our own on a RAM disk, without readahead: what is swapped in, and how, then depends on the operations alone."""
-    with machine(timeout_s=600) as held:
-        held.private_swap(SWAP_BYTES, kinds=("zram", "brd"))
-        held.set(VM / "page-cluster", 0)
-        held.set(VMA_READAHEAD, "false")
-        yield
+    held.private_swap(SWAP_BYTES, kinds=("zram", "brd"))
+    held.set(VM / "page-cluster", 0)
+    held.set(VMA_READAHEAD, "false")
 
 
-@contextmanager
-def huge_pages() -> Iterator[None]:
+def huge_pages(held: Machine) -> None:
     """Huge pages where they are advised, and a khugepaged that sleeps: what becomes huge then depends on the operations alone."""
-    with machine(timeout_s=600) as held:
-        held.set(THP / "enabled", "madvise")
-        held.set(THP / "use_zero_page", 1)
-        held.set(THP / "khugepaged" / "scan_sleep_millisecs", 1 << 30)
-        yield
+    held.set(THP / "enabled", "madvise")
+    held.set(THP / "use_zero_page", 1)
+    held.set(THP / "khugepaged" / "scan_sleep_millisecs", 1 << 30)
 
 
 def mergeable_elsewhere() -> list[str]:
@@ -107,22 +101,19 @@ def own_ksm_stat() -> str:
     return path.read_text() if path.exists() else ""
 
 
-@contextmanager
-def merging() -> Iterator[None]:
+def merging(held: Machine) -> None:
     """A ksmd that is driven, and then does whole scans: what is merged then depends on the operations alone."""
-    with machine(timeout_s=600) as held:
-        # The agent starts and stops it, and may be killed in between.
-        held.keep(KSM / "run")
-        held.set(KSM / "run", 0)
-        if others := mergeable_elsewhere():
-            raise Unavailable(
-                f"memory of {', '.join(others)} may be merged: ksmd would scan it, and merge pages of a sequence with it",
-                "wait for its end, or start it without MADV_MERGEABLE (qemu: -machine mem-merge=off)",
-            )
-        scan_tirelessly(held, AT_ONCE)
-        held.set(KSM / "use_zero_pages", 0)
-        held.set(KSM / "stable_node_chains_prune_millisecs", 1 << 30)
-        yield
+    # The agent starts and stops it, and may be killed in between.
+    held.keep(KSM / "run")
+    held.set(KSM / "run", 0)
+    if others := mergeable_elsewhere():
+        raise Unavailable(
+            f"memory of {', '.join(others)} may be merged: ksmd would scan it, and merge pages of a sequence with it",
+            "wait for its end, or start it without MADV_MERGEABLE (qemu: -machine mem-merge=off)",
+        )
+    scan_tirelessly(held, AT_ONCE)
+    held.set(KSM / "use_zero_pages", 0)
+    held.set(KSM / "stable_node_chains_prune_millisecs", 1 << 30)
 
 
 def scan_tirelessly(held: Machine, pages_at_once: int) -> None:
