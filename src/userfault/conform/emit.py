@@ -325,6 +325,7 @@ static long ksm_set(const char *name, const char *value)
 static long drive_ksmd(long what)
 {
 	long before = ksm_number(), failed;
+	int node = 0;
 
 	ksm_set(KSM "sleep_millisecs", "0");
 	ksm_set(KSM "pages_to_scan", "1000000000");
@@ -332,7 +333,11 @@ static long drive_ksmd(long what)
 	failed = ksm_set(KSM "run", what == 1 ? "1" : "2");
 	while (!failed && what == 1 && ksm_number() < before + 4)
 		usleep(200);
-	return failed ? failed : ksm_set(KSM "run", "0");
+	if (!failed)
+		failed = ksm_set(KSM "run", "0");
+	// Its copies wait in its CPU's batch for the LRU lists; moving no pages drains all CPUs'.
+	syscall(SYS_move_pages, 0, 0, NULL, &node, NULL, 0);
+	return failed;
 }
 
 """

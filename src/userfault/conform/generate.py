@@ -11,6 +11,7 @@ from collections.abc import Callable, Container
 from ..kernel.agent import SLOTS
 from ..model.mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
 from ..model.mm_types import page as Page
+from ..model.page_flags import PageKsm
 from ..model.slab import compound_head
 from .operations import ADVICE, MEANWHILES, MERGE, OF_USERFAULTFD, UNMERGE, Op
 from .profiles import Profile
@@ -244,6 +245,8 @@ class Generator:
         return (addr + self.rng.choice((0,) * 30 + (1,)), length)
 
     def draw_load(self, mm: mm_struct) -> tuple[int, ...]:
+        if self.profile.ksm and (cached := self.cached(mm)) and self.maybe(0.5):
+            return (self.rng.choice(cached),)
         vma = self.vma(mm) if self.maybe(0.95) else None
         return (self.page_in(mm, vma, True if self.maybe(0.6) else None) + 8 * self.rng.randrange(512),)
 
@@ -252,6 +255,8 @@ class Generator:
         page = self.read.pop(self.process, None)
         if page is None or not self.maybe(0.5):
             page = self.part_left(mm, alone=True)
+        if page is None and self.maybe(0.7):
+            page = self.merged(mm, 2)
         if page is None:
             page = self.page_in(mm, self.vma(mm, RW) if self.maybe(0.95) else None)
         if self.profile.ksm:
@@ -278,6 +283,8 @@ class Generator:
 
     def draw_hold(self, mm: mm_struct) -> tuple[int, ...]:
         page = self.part_left(mm)
+        if page is None and self.maybe(0.5):
+            page = self.merged(mm, 1)
         if page is None:
             page = self.page_in(mm, self.vma(mm), True if self.maybe(0.7) else None)
         return self.slot(self.world.holds, True), page
@@ -299,11 +306,10 @@ class Generator:
 
     def draw_mincore(self, mm: mm_struct) -> tuple[int, ...]:
         """Mostly where something is swapped out, the only place where there is more to look up than the entry."""
-        swapped = [addr for addr in self.pages() if self.kind(mm, addr) == PteKind.SWAP]
+        swapped = self.swapped(mm)
         # What one process has read in is in the cache for the others.
-        cached = [addr for addr in swapped if self.pte(mm, addr).slot.cache is not None]
         if swapped and self.maybe(0.7):
-            return self.inside(self.rng.choice(cached or swapped), self.length())
+            return self.inside(self.rng.choice(self.cached(mm) or swapped), self.length())
         return self.range_in(mm)
 
     def draw_free(self, mm: mm_struct) -> tuple[int, ...]:
@@ -311,7 +317,25 @@ class Generator:
         return self.around(mm, lambda p: p.swapcache is not None) if self.profile.swap else self.range_in(mm)
 
     def draw_pageout(self, mm: mm_struct) -> tuple[int, ...]:
-        return self.around(mm, lambda p: p.lazyfree)
+        """Often a KSM page that has one mapping left, the only one that advice takes."""
+        page = self.merged(mm, 1) if self.maybe(0.7) else None
+        return (page, PAGE) if page is not None else self.around(mm, lambda p: p.lazyfree)
+
+    def merged(self, mm: mm_struct, mapcount: int) -> int | None:
+        """The address of a KSM page that so many entries map, if there is one; best of one that somebody holds."""
+        if not self.profile.ksm:
+            return None
+        found = self.where(mm, lambda p: PageKsm(p) and p.mapcount.counter == mapcount)
+        held = [addr for addr in found if self.pte(mm, addr).page in self.world.holds.values()]
+        return self.rng.choice(held or found) if found else None
+
+    def swapped(self, mm: mm_struct) -> list[int]:
+        """The addresses of swap entries."""
+        return [addr for addr in self.pages() if self.kind(mm, addr) == PteKind.SWAP]
+
+    def cached(self, mm: mm_struct) -> list[int]:
+        """Those whose page is in the swap cache."""
+        return [addr for addr in self.swapped(mm) if self.pte(mm, addr).slot.cache is not None]
 
     def where(self, mm: mm_struct, wanted: Callable[[Page], bool]) -> list[int]:
         """The addresses of such pages."""

@@ -274,7 +274,7 @@ EVENTS = Profile(
 )
 KSM = Profile(
     "ksm",
-    "equal pages that ksmd makes one, in one process and several: what becomes of them in moves, forks, writes and under pins",
+    "equal pages that ksmd makes one, in one process and several: what becomes of them in moves, forks, writes, swap and under pins",
     Window(BASE, HUGE_PAGES - 12, 20),
     120,
     {
@@ -292,9 +292,11 @@ KSM = Profile(
         "mremap": 5,
         "populate_write": 3,
         "populate_read": 2,
-        "mergeable": 12,
+        "mergeable": 16,
         "unmergeable": 4,
         "ksmd": 14,
+        "pageout": 16,
+        "mincore": 2,
         "dontfork": 1,
         "dofork": 1,
         "fork": 5,
@@ -302,10 +304,11 @@ KSM = Profile(
         "pin": 5,
         "unpin": 4,
         "vmread": 4,
-        "hold": 5,
+        "hold": 8,
         "release": 4,
     },
     ksm=True,
+    swap=True,
     cost=4,
 )
 PROFILES = {each.name: each for each in (MOVES, FILLS, FORKS, SWAPS, REMAPS, PINS, KSM, EVENTS, HUGE, FAMILIES)}

@@ -150,6 +150,7 @@ class World:
         machines.boot(
             page_shift=12,
             huge_order=9,
+            ksm=True,
             split_vmas=True,
             alone=True,
             synchronous_swap=True,

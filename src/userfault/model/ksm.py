@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .anon_vma import get_anon_vma
+from .anon_vma import get_anon_vma, put_anon_vma
 from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN
 from .ghost import walk_put_back
-from .lang import atomic, exhausted, raw, reached
+from .lang import NULL, atomic, exhausted, raw, reached
 from .locks import down_read, lock_page, spin_lock, spin_unlock, trylock_page, unlock_page, up_read
 from .machine import config, machine
 from .memory import wp_page_copy
@@ -75,6 +75,31 @@ def stable_tree_append(kpage: page, item: rmap_item) -> None:
     if isinstance(node, stable_node):
         node.hlist.append(item)
     unlock_page(kpage)
+
+
+def append_place(node: stable_node, mm: mm_struct, addr: int, av: anon_vma) -> None:
+    """stable_tree_append in a sequential run: once, whoever found that the place has the page."""
+    if not any(item.mm is mm and item.address == addr for item in node.hlist):
+        get_anon_vma(av)
+        node.hlist.append(alloc_rmap_item(mm, addr, av))
+
+
+def remove_place(node: stable_node, mm: mm_struct, addr: int) -> None:
+    """remove_rmap_item_from_tree in a sequential run: walks don't come to the place any more."""
+    for item in [each for each in node.hlist if each.mm is mm and each.address == addr]:
+        node.hlist.remove(item)
+        put_anon_vma(item.anon_vma)
+        item.allocated = False
+
+
+def forget_stable_node(p: page) -> None:
+    """folio_set_stable_node(NULL), in a sequential run: a KSM page of which nobody knows where it is mapped. Its node is freed."""
+    node = p.mapping
+    assert isinstance(node, stable_node)
+    for item in list(node.hlist):
+        remove_place(node, item.mm, item.address)
+    node.page = NULL
+    p.mapping = stable_node()
 
 
 @modelled("mm/ksm.c", versions="v3.10 .. v6.8", section="C.17", steps=6, omits="the mmu notifier")
@@ -151,7 +176,8 @@ def follow_page(mm: mm_struct, addr: int) -> page | None:
     versions="v3.10 .. v6.8",
     section="C.17",
     steps=5,
-    omits="the trees and checksums; the moment in which the page is KSM but has no node yet; items are never removed; VM_MERGEABLE",
+    omits="the trees and checksums; the moment in which the page is KSM but has no node yet; items are never removed while others run; "
+    "VM_MERGEABLE",
     errs="missed bug",
 )
 def ksm_make_stable(mm: mm_struct, addr: int) -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN
-from .ksm import break_ksm, ksm_make_stable, ksm_merge
+from .ksm import append_place, break_ksm, forget_stable_node, ksm_make_stable, ksm_merge, remove_place
 from .mm_types import PmdKind, PteKind, mm_struct, page, stable_node, vm
+from .mmap import find_vma
 from .page_flags import PageAnon, PageKsm, page_mapped
 from .pgtable import pmd_offset, pte_offset
 from .user import page_bytes
@@ -23,7 +24,8 @@ SCANS = 3
 class Item:
     """ksm_rmap_item: an address that was scanned. checksum: the page's contents at the last look. node: what it was merged to."""
 
-    def __init__(self) -> None:
+    def __init__(self, mm: mm_struct, addr: int) -> None:
+        self.mm, self.addr = mm, addr
         self.checksum: bytes | None = None
         self.node: stable_node | None = None
 
@@ -76,7 +78,7 @@ class Ksmd:
                     self.detach(items.pop(before.pop(0)))
                 if before and before[0] == addr:
                     before.pop(0)
-                self.cmp_and_merge_page(mm, addr, p, items.setdefault(addr, Item()), unstable)
+                self.cmp_and_merge_page(mm, addr, p, items.setdefault(addr, Item(mm, addr)), unstable)
             for addr in before:
                 self.detach(items.pop(addr))
 
@@ -123,6 +125,7 @@ class Ksmd:
             return
         if not merge(other_mm, other_addr, tree_page, p):
             self.forget(item)
+            forget_stable_node(p)
             break_ksm(mm, addr)
             return
         del unstable[contents]
@@ -147,15 +150,20 @@ class Ksmd:
         return p.mapping if isinstance(p.mapping, stable_node) and id(p.mapping) in self.merged else None
 
     def attach(self, item: Item, kpage: page) -> None:
-        """stable_tree_append."""
-        assert isinstance(kpage.mapping, stable_node)
-        item.node = kpage.mapping
-        self.merged[id(item.node)] += 1
+        """stable_tree_append, also where the page was mapped before."""
+        node = kpage.mapping
+        assert isinstance(node, stable_node)
+        item.node = node
+        self.merged[id(node)] += 1
+        vma = find_vma(item.mm, item.addr)
+        assert vma is not None
+        append_place(node, item.mm, item.addr, vma.anon_vma)
 
     def detach(self, item: Item) -> None:
         """remove_rmap_item_from_tree."""
         if item.node is not None:
             self.merged[id(item.node)] -= 1
+            remove_place(item.node, item.mm, item.addr)
             item.node = None
             self.forget(item)
 
@@ -187,8 +195,10 @@ class Ksmd:
             kept = self.stable[contents] = [node for node in nodes if has_page(node) and page_mapped(node.page)]
             for node in nodes:
                 if node not in kept:
-                    # A page of it that somebody holds is a KSM page without a node.
                     del self.merged[id(node)]
+                    if has_page(node):
+                        # Somebody holds it, or the swap cache has it.
+                        forget_stable_node(node.page)
 
 
 def has_page(node: stable_node) -> bool:

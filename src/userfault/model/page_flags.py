@@ -20,6 +20,13 @@ def PageKsm(p: page) -> bool:
 
 
 @atomic
+@raw
+def lacks_stable_node(p: page) -> bool:
+    """A KSM page whose stable node was removed, which the kernel writes as none."""
+    return isinstance(p.mapping, stable_node) and p.mapping.page is None
+
+
+@atomic
 def folio_mapcount(p: page) -> int:
     """How many entries map the page: for a huge page, PMDs and the PTEs of each of its parts."""
     total = p.mapcount.counter

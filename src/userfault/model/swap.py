@@ -9,7 +9,7 @@ from .lang import NULL, atomic, wait_until
 from .locks import lock_page, spin_lock, spin_unlock, trylock_page, unlock_page
 from .machine import config, machine
 from .mm_types import VM_FAULT_OOM, PteKind, anon_vma, page, page_table, pte_slot, pte_t, swap_slot, vm, vm_area_struct
-from .page_flags import PageKsm, page_mapped
+from .page_flags import PageKsm, lacks_stable_node, page_mapped
 from .pgtable import pte_lockptr, set_pte
 from .rmap import page_add_anon_rmap, page_add_new_anon_rmap
 from .slab import alloc_page, atomic_read, compound_head, out_of_memory, put_page
@@ -187,10 +187,10 @@ def read_swap_cache(slot: swap_slot) -> page | None:
     omits="large folios, which are returned as they are; the copy (the caller's)",
 )
 def ksm_needs_copy(p: page, vma: vm_area_struct, addr_index: int) -> bool:
-    """Is the page described as lying elsewhere? Reads its anon_vma (S4's masking). A KSM page may lie anywhere."""
+    """Is the page described as lying elsewhere? Reads its anon_vma (S4's masking). A KSM page with a node may lie anywhere."""
     mapping = p.mapping
     if not isinstance(mapping, anon_vma):
-        return False
+        return lacks_stable_node(p)
     return mapping.root is not vma.anon_vma.root or p.index != addr_index
 
 

@@ -176,6 +176,14 @@ static int64_t ksm_run(char what)
 	return done < 0 ? done : 0;
 }
 
+/* ksmd's copies wait in its CPU's batch for the LRU lists, where reclaim finds them: moving no pages drains all CPUs'. */
+static void drain_all_batches(void)
+{
+	int node = 0;
+
+	syscall(SYS_move_pages, 0, 0, NULL, &node, NULL, 0);
+}
+
 /* Whole scans: ksmd stops between two of them, as it is told to scan more pages at once than there are. */
 static int64_t drive_ksmd(uint64_t what)
 {
@@ -185,7 +193,10 @@ static int64_t drive_ksmd(uint64_t what)
 
 	while (!failed && what == KSM_MERGE && ksm_number(scans) < before + SCANS)
 		usleep(200);
-	return failed ? failed : ksm_run('0');
+	if (!failed)
+		failed = ksm_run('0');
+	drain_all_batches();
+	return failed;
 }
 
 /* Everything but FORK, EXIT and MEANWHILE, which are not one process's to do. */
