@@ -47,8 +47,14 @@ def given() -> list[page]:
     return list(machine.cpus[0].pinned)
 
 
+def kept_pages() -> list[page]:
+    return list(machine.cpus[0].kept)
+
+
 def let_go() -> None:
-    while machine.cpus[0].pinned:
+    cpu = machine.cpus[0]
+    cpu.pinned, cpu.kept = cpu.kept + cpu.pinned, []
+    while cpu.pinned:
         unpin_user_page(pinned_page())
 
 
@@ -253,8 +259,8 @@ def seen() -> object:
 def test_a_page_that_is_shared_is_copied_for_who_pins_it_to_read(era: str) -> None:
     mm, child = shared(era)
     assert read_pin(mm, 0) == 0
-    assert page_at(mm, 0) is given()[0] is not page_at(child, 0)
-    assert given()[0].anon_exclusive and not pte_at(mm, 0).write and not pte_at(mm, 0).dirty
+    assert page_at(mm, 0) is kept_pages()[0] is not page_at(child, 0)
+    assert kept_pages()[0].anon_exclusive and not pte_at(mm, 0).write and not pte_at(mm, 0).dirty
     write(mm, 0, b"later")
     assert seen() == b"later"
     let_go()
@@ -267,7 +273,7 @@ def test_a_page_that_is_shared_is_pinned_to_read_as_it_is_before_unsharing(era: 
     p = page_at(mm, 0)
     assert vmread(mm, 0) == CONTENT
     assert read_pin(mm, 0) == 0
-    assert given() == [p] and p is page_at(mm, 0) is page_at(child, 0)
+    assert kept_pages() == [p] and p is page_at(mm, 0) is page_at(child, 0)
     # A write does not reach who reads.
     write(mm, 0, b"later")
     assert page_at(mm, 0) is not p and seen() == CONTENT
@@ -291,8 +297,25 @@ def test_the_last_who_shares_it_keeps_it(era: str) -> None:
     p = page_at(mm, 0)
     sys_munmap(child, 0, 4)
     assert read_pin(mm, 0) == 0
-    assert given() == [p] and not pte_at(mm, 0).write
+    assert kept_pages() == [p] and not pte_at(mm, 0).write
     let_go()
+    settled()
+
+
+@modern
+def test_what_a_device_keeps_to_read_is_no_part_of_later_pins(era: str) -> None:
+    mm = small(era)
+    mm.mmap[0].vm_flags |= int(vm.READ)
+    kept = page_at(mm, 0)
+    write(mm, 1, b"other")
+    assert read_pin(mm, 0) == 0
+    assert vmread(mm, 1) == b"other" and seen() == CONTENT
+    assert device_write(mm, 2, 7, 2) == 2
+    assert read(mm, 0) == seen() == CONTENT and [read(mm, 2), read(mm, 3)] == [7, 7]
+    write_protect_count(mm)
+    assert gup_fast(mm, 2, 2) == 0
+    # It is pinned as it was: once.
+    assert kept_pages() == [kept] and (kept.refcount.counter, kept.pincount, kept.write_pins) == (2, 1, 1)
     settled()
 
 

@@ -1,6 +1,7 @@
 """arch/x86/mm/gup.c (v3.10), mm/gup.c (v6.8): references to the pages of a user range, without any lock where that can be.
 
-The pages are given to the CPU's `pinned`, which stands for the array of the caller.
+The pages are given to the CPU's `pinned`, which stands for the array of the caller: it is empty before the call, and again when
+the pages are done with. What a device is left with afterwards is in `kept`.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def give(p: page) -> None:
 
 @ghost
 def pins_are_valid() -> None:
-    """From here on the caller may write to the pages, whatever happens to the addresses."""
+    """From here on the caller and the owner see the same pages, whatever happens to the addresses."""
     if era.anon_exclusive:
         for p in this_cpu().pinned:
             p.write_pins += 1
@@ -263,6 +264,12 @@ def taken() -> page:
     p = this_cpu().pinned[0]
     this_cpu().pinned.remove(p)
     return p
+
+
+@ghost
+def keep(p: page) -> None:
+    """What a device may read from now on, whatever else is pinned."""
+    this_cpu().kept.append(p)
 
 
 # -- the slow way -----------------------------------------------------------------------------------------------------
@@ -440,14 +447,20 @@ def device_write(mm: mm_struct, start: int, value: int, nr: int) -> int:
 def read_pin(mm: mm_struct, addr: int) -> int:
     """A device is given a page to read, and keeps it: 0 or -errno."""
     done = get_user_pages_fast(mm, addr, 1, False)
+    if len(this_cpu().pinned) != 0:
+        keep(taken())
     return 0 if done == 1 else done
+
+
+def pinned_content() -> int:
+    """What a device finds in the page that it was given first, to keep."""
+    return content(this_cpu().kept[0])
 
 
 @atomic
 @raw
-def pinned_content() -> int:
-    """What a device finds in the page that it was given first."""
-    p = this_cpu().pinned[0]
+def content(p: page) -> int:
+    """By a pin: no page table is asked."""
     check(p.allocated, "use_after_free", "a pinned page was freed")
     return cast(int, p.data)
 
@@ -469,8 +482,8 @@ def process_vm_read(mm: mm_struct, addr: int) -> int:
         return -EFAULT
     if len(this_cpu().pinned) == 0:
         return 0
-    value = pinned_content()
     p = taken()
+    value = content(p)
     pin_is_over(p)
     unpin_user_page(p)
     return value

@@ -78,6 +78,7 @@ class cpu:
     )
     gather: list[page] = field(default_factory=list)  # this CPU's own mmu_gather: pages to be freed after the flush
     pinned: list[page] = field(default_factory=list)  # this CPU's own: what get_user_pages_fast gave to the caller
+    kept: list[page] = field(default_factory=list)  # this CPU's own: pinned pages that its device may read
     isolated: list[page] = field(default_factory=list)  # this CPU's own compound_pagelist: huge pages, locked
     walk_visited: Annotated[int, Range(0, 7)] = 0  # ghost: mappings that the rmap walk under way has visited
     walk_gained: Annotated[int, Range(0, 7)] = 0  # ghost: mappings its page has gained since the walk began
@@ -211,7 +212,7 @@ class page:
     entire_mapcount: Annotated[int, Range(0, 7)] = 0  # a huge page's head: PMDs that map it; PMD lock; since v4.5
     pincount: Annotated[int, Range(0, 3)] = 0  # atomic: FOLL_PIN users; since v5.7
     tail_users: Annotated[int, Range(0, 3)] = 0  # a tail's references (in its _mapcount); compound_lock; before v4.5
-    write_pins: Annotated[int, Range(0, 3)] = 0  # ghost: pins that gup_fast has handed out for writing
+    write_pins: Annotated[int, Range(0, 3)] = 0  # ghost: pins that were handed out, for writing or (v5.19) for reading
     locked: Owner = 0  # PG_locked: the lock itself
     swapcache: swap_slot = NULL  # PG_swapcache + private: page lock
     anon_exclusive: bool = False  # PageAnonExclusive: PTL; since v5.19

@@ -99,7 +99,7 @@ def exclusive_page_has_one_mapping() -> None:
 
 
 def pinned_page_is_exclusive() -> None:
-    """I4 against gup_fast: a page that somebody pinned to write to it belongs to one process, and is no KSM page."""
+    """I4 against gup_fast: a page that somebody pinned belongs to one process, and is no KSM page."""
     if not era.anon_exclusive or not quiet():
         return
     for p in machine.pages:
@@ -108,7 +108,7 @@ def pinned_page_is_exclusive() -> None:
             check(
                 (p.mapcount.counter == 0 or p.anon_exclusive) and (head.entire_mapcount == 0 or head.anon_exclusive),
                 "pinned_page_is_exclusive",
-                "a page pinned for writing is not exclusive any more",
+                "a pinned page is not exclusive any more",
             )
 
 
