@@ -294,7 +294,7 @@ def grab_locked(p: page) -> None:
     versions="v3.10 (mm/memory.c) .. v6.18",
     section="C.18",
     steps=3,
-    omits="marking the page dirty and used",
+    omits="marking the page dirty and used; an entry that is another one once its lock is held is faulted, then asked again",
 )
 def follow_page_mask(vma: vm_area_struct, addr: int, write: bool) -> tuple[bool, bool, page]:
     """A reference to the page that an entry lets access, taken under its lock.
@@ -343,7 +343,9 @@ def follow_page_mask(vma: vm_area_struct, addr: int, write: bool) -> tuple[bool,
     versions="v3.10 (mm/memory.c) .. v6.18",
     section="C.18",
     steps=4,
-    omits="forced writes; a fault that lets mmap_sem go, which the caller takes again",
+    omits="forced writes; a fault that lets mmap_sem go, which the caller takes again; since v6.5, that the rest of a huge page is taken"
+    " with its first part, without another look at the entry: here it is asked for page by page, between which MADV_DONTNEED may come",
+    errs="both",
 )
 def get_user_pages(mm: mm_struct, start: int, nr: int, done: int, write: bool = True) -> int:
     """Pin the pages of the range but for the first `done`, faulting them in; mmap_sem is held for reading. (The zero page has no pins.)
@@ -468,7 +470,7 @@ def content(p: page) -> int:
 @modelled(
     "mm/process_vm_access.c",
     function="process_vm_rw_single_vec, pin_user_pages_remote",
-    versions="v5.6 .. v6.18",
+    versions="v5.6 .. v6.18 (v3.10: get_user_pages, put_page)",
     section="C.18",
     steps=4,
     omits="more than a page",
