@@ -378,7 +378,9 @@ class Generator:
         return (*self.range_in(mm), int(self.maybe(0.3)))
 
     def draw_mprotect(self, mm: mm_struct) -> tuple[int, ...]:
-        return (*self.range_in(mm), self.rng.choices((3, 1, 0, 7, 2), (14, 5, 3, 1, 1))[0])
+        """Often where it shows that entries which map a huge page one after the other are changed at once."""
+        parts = self.around(mm, lambda p: compound_head(p).lazyfree) if self.profile.huge else self.range_in(mm)
+        return (*parts, self.rng.choices((3, 1, 0, 7, 2), (14, 5, 3, 1, 1))[0])
 
     def draw_register(self, mm: mm_struct) -> tuple[int, ...]:
         vma = self.vma(mm) if self.maybe(0.8) else None
@@ -488,6 +490,4 @@ class Generator:
         vma = self.vma(mm, int(vm.UFFD_WP)) if self.maybe(0.9) else None
         addr = self.page_in(mm, vma, True if self.maybe(0.6) else None)
         mode = self.rng.choices((1, 0, 2, 3, 4), (14, 8, 2, 1, 1))[0]
-        # Of several parts that entries map one by one, v6.18 makes all dirty of which one is (batches of mm/mprotect.c): not modelled.
-        length = PAGE if self.profile.huge else self.odd(self.within(addr, vma))
-        return (fd, self.odd(addr), length, mode)
+        return (fd, self.odd(addr), self.odd(self.within(addr, vma)), mode)

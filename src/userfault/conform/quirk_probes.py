@@ -350,6 +350,17 @@ def advice_goes_by_batches() -> bool | None:
         return bool(_flags(area.address) & PageFlag.THP)
 
 
+def protection_goes_by_batches() -> bool | None:
+    with Mapping.huge() as area:
+        if not _mapped_by_small_entries(area):
+            return None
+        area.madvise(Advice.FREE).or_raise("MADV_FREE")
+        memory.store(area.address, b"2")
+        memory.mprotect(area.address, area.length_bytes, READ).or_raise("mprotect")
+        found = vma_at(area.address)
+        return None if found is None else not found.sizes_bytes["LazyFree"]
+
+
 def lazyfree_is_kept_busy() -> bool | None:
     def ask() -> bool | None:
         # What is on its way to the LRU lists waits in a batch of its CPU, which reclaim on another CPU does not see.

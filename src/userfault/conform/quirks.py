@@ -55,6 +55,7 @@ class Quirks:
     swapin_goes_through_cache: bool = False
     split_maps_zero_page: bool = True
     advice_goes_by_batches: bool = True
+    protection_goes_by_batches: bool = True
     lazyfree_is_kept_busy: bool = True
     ksmd_forgets_checksums: bool = False
     without: frozenset[str] = frozenset()
@@ -108,6 +109,7 @@ IN_THE_MODEL = (
     "swapin_goes_through_cache",
     "split_maps_zero_page",
     "advice_goes_by_batches",
+    "protection_goes_by_batches",
     "lazyfree_is_kept_busy",
     "ksmd_forgets_checksums",
 )
@@ -423,6 +425,14 @@ QUIRKS = (
         "mm/madvise.c, madvise_free_pte_range: any huge page is split in 6.1.176, only one that is mapped in part in 6.12.117",
         "/proc/kpageflags after MADV_FREE of a huge page whose mapping mprotect of a part has split",
         probes.advice_goes_by_batches,
+    ),
+    Quirk(
+        "protection_goes_by_batches",
+        "mprotect and UFFDIO_WRITEPROTECT make all entries dirty that map a huge page one after the other, if one of them is",
+        "nnnyyyyy",
+        "mm/mprotect.c, change_pte_range: mprotect_folio_pte_batch in 6.18 (cac1db8c3aad), entry by entry in 6.12.117",
+        "LazyFree of smaps after MADV_FREE, a write to one page and mprotect of a huge page whose mapping was split",
+        probes.protection_goes_by_batches,
     ),
     Quirk(
         "lazyfree_is_kept_busy",

@@ -66,6 +66,9 @@ class Era:
     advice_goes_by_batches: bool = False
     """MADV_COLD, MADV_PAGEOUT and MADV_FREE leave a huge page whole that PTEs map one after the other, and go on behind one that can't be
     split (v6.18; v6.8 splits any of which a PTE maps a part, and ends where it can't)."""
+    protection_goes_by_batches: bool = False
+    """mprotect and UFFDIO_WRITEPROTECT change entries that map a huge page one after the other at once: all are dirty then of which one
+    was (since v6.17, cac1db8c3aad)."""
     advice_clears_one_bit: bool = False
     """MADV_COLD clears a small page's accessed bit in place, and MADV_PAGEOUT leaves it, and a huge page's, as they are (v6.18; v6.8 takes
     the entry out, for both)."""
@@ -195,6 +198,7 @@ V6_18 = replace(
     collapse_takes_read_only=True,
     move_split_is_busy=True,
     advice_goes_by_batches=True,
+    protection_goes_by_batches=True,
     advice_clears_one_bit=True,
     lazyfree_is_kept_busy=True,
     move_keeps_clean=True,

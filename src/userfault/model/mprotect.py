@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from .catalogue import modelled
 from .era import era
 from .errno import EINVAL, ENOMEM
@@ -10,6 +12,8 @@ from .huge_split import split_huge_pmd
 from .lang import raw
 from .locks import down_write, spin_lock, spin_unlock
 from .machine import config
+from .madvise_cold import batch
+from .madvise_free import maps_part
 from .memory import pte_alloc
 from .mlock import populate_vma_page_range
 from .mm_types import PmdKind, PteKind, mm_struct, page_table, pmd_slot, pte_t, vm, vm_area_struct
@@ -46,7 +50,7 @@ def can_change_writable(vma: vm_area_struct, pte: pte_t) -> bool:
     return PageAnon(pte.page) and pte.page.anon_exclusive
 
 
-@modelled("mm/mprotect.c", versions="v6.4 .. v6.18", section="C.2", steps=4, omits="NUMA hints, soft-dirty, batches")
+@modelled("mm/mprotect.c", versions="v6.4 .. v6.18", section="C.2", steps=4, omits="NUMA hints, soft-dirty")
 def change_pte(vma: vm_area_struct, addr: int, table: page_table, flags: int) -> None:
     """One entry; its PTL is held."""
     ptep = pte_offset(table, addr)
@@ -77,6 +81,26 @@ def change_pte(vma: vm_area_struct, addr: int, table: page_table, flags: int) ->
     elif pte.kind == PteKind.NONE:
         if flags & MM_CP_UFFD_WP and vma.ctx.wp_unpopulated:
             set_pte(ptep, pte_t(kind=PteKind.WP_MARKER, uffd_wp=True))
+
+
+@modelled(
+    "mm/mprotect.c",
+    function="mprotect_folio_pte_batch, modify_prot_start_ptes",
+    versions="v6.17 .. v6.18",
+    section="C.2",
+    omits="while others run, entries are changed one by one",
+)
+def collect_dirty(table: page_table, addr: int, border: int) -> int:
+    """How many entries from addr on are changed at once; the PTL is held. What one of them says of its use, all do then."""
+    first = pte_offset(table, addr).pte
+    if not maps_part(first):
+        return 1
+    slots = [pte_offset(table, addr + (at << config.PAGE_SHIFT)) for at in range(batch(table, addr, border))]
+    alike = list(takewhile(lambda each: each.pte.write == first.write, slots))
+    dirty, young = any(each.pte.dirty for each in alike), any(each.pte.young for each in alike)
+    for each in alike:
+        set_pte(each, each.pte._replace(dirty=dirty, young=young))
+    return len(alike)
 
 
 @modelled(
@@ -125,7 +149,7 @@ def change_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, flags: int) -> bool:
 def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> None:
     """Every entry of [start, end) (bytes) within a VMA; holes without a page table get one if they are to be marked."""
     mm = vma.vm_mm
-    done = 0
+    done = batched = 0
     for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
         if number < done:
             continue
@@ -148,6 +172,9 @@ def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> 
             spin_lock(pte_lockptr(pmd.table))
             gone = config.PT_RECLAIM and table_is_gone(mm, addr, pmd.table)
             if not gone:
+                if config.ALONE and era.protection_goes_by_batches and number >= batched:
+                    border = min(end, (addr & -hpage_size()) + hpage_size())
+                    batched = number + collect_dirty(pmd.table, addr, border)
                 change_pte(vma, addr, pmd.table, flags)
             spin_unlock(pte_lockptr(pmd.table))
             if not gone:
