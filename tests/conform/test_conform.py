@@ -593,13 +593,20 @@ def test_a_pinned_small_page_is_in_the_way_of_madv_collapse_for_now() -> None:
         assert check(HUGE, sequence) == len(sequence)
 
 
+A_HUGE_PAGE = (
+    Op(0, "mmap", (0, HUGE_PAGES * PAGE, 3)),
+    Op(0, "hugepage", (0, HUGE_PAGES * PAGE)),
+    Op(0, "store", (0, 1)),
+)
+SMALL_ENTRIES = tuple(Op(0, "mprotect", (PAGE, PAGE, prot)) for prot in (1, 3))
+"""Protecting a part, and no more, leaves the huge page mapped by small entries."""
+
+
 def test_all_of_a_huge_page_that_small_entries_map_is_freed_lazily_and_whole() -> None:
-    size, lower = HUGE_PAGES * PAGE, [Op(0, "mprotect", (PAGE, PAGE, prot)) for prot in (1, 3)]
+    size = HUGE_PAGES * PAGE
     sequence = (
-        Op(0, "mmap", (0, size, 3)),
-        Op(0, "hugepage", (0, size)),
-        Op(0, "store", (0, 1)),
-        *lower,
+        *A_HUGE_PAGE,
+        *SMALL_ENTRIES,
         Op(0, "free", (0, size)),
     )
 
@@ -619,10 +626,8 @@ def test_all_of_a_huge_page_that_small_entries_map_is_freed_lazily_and_whole() -
 def test_what_protects_parts_of_a_huge_page_at_once_makes_all_dirty_of_which_one_is() -> None:
     size = HUGE_PAGES * PAGE
     sequence = (
-        Op(0, "mmap", (0, size, 3)),
-        Op(0, "hugepage", (0, size)),
-        Op(0, "store", (0, 1)),
-        *(Op(0, "mprotect", (PAGE, PAGE, prot)) for prot in (1, 3)),
+        *A_HUGE_PAGE,
+        *SMALL_ENTRIES,
         Op(0, "free", (0, size)),
         Op(0, "store", (5 * PAGE, 1)),
         Op(0, "mprotect", (2 * PAGE, 8 * PAGE, 1)),
@@ -644,9 +649,7 @@ def test_what_protects_parts_of_a_huge_page_at_once_makes_all_dirty_of_which_one
 def test_the_last_part_of_a_huge_page_is_copied_so_that_the_page_is_freed() -> None:
     size = HUGE_PAGES * PAGE
     sequence = (
-        Op(0, "mmap", (0, size, 3)),
-        Op(0, "hugepage", (0, size)),
-        Op(0, "store", (0, 1)),
+        *A_HUGE_PAGE,
         Op(0, "fork", (1,)),
         Op(0, "dontneed", (2 * PAGE, size - 2 * PAGE)),
         Op(1, "exit", ()),
@@ -666,9 +669,7 @@ def test_the_last_part_of_a_huge_page_is_copied_so_that_the_page_is_freed() -> N
 def test_parts_that_one_process_has_left_are_the_same_pages_in_the_one_that_has_all() -> None:
     size = HUGE_PAGES * PAGE
     sequence = (
-        Op(0, "mmap", (0, size, 3)),
-        Op(0, "hugepage", (0, size)),
-        Op(0, "store", (0, 1)),
+        *A_HUGE_PAGE,
         Op(0, "fork", (1,)),
         Op(0, "dontneed", (0, 3 * PAGE)),
         Op(0, "dontneed", (5 * PAGE, size - 5 * PAGE)),
@@ -702,8 +703,7 @@ def test_a_huge_page_that_is_write_protected_whole_stays_whole_and_loses_that_by
 
 
 def test_a_write_keeps_a_part_of_a_huge_page_that_no_other_process_has_any_more() -> None:
-    size, lower = HUGE_PAGES * PAGE, [Op(0, "mprotect", (PAGE, PAGE, prot)) for prot in (1, 3)]
-    start = [Op(0, "mmap", (0, size, 3)), Op(0, "hugepage", (0, size)), Op(0, "store", (0, 1)), *lower]
+    size, start = HUGE_PAGES * PAGE, [*A_HUGE_PAGE, *SMALL_ENTRIES]
     child = [Op(0, "fork", (1,)), Op(1, "exit", ())]
     all_parts = (*start, *child, Op(0, "store", (0, 2)))
     last_part = (*start, Op(0, "dontneed", (PAGE, size - PAGE)), *child, Op(0, "store", (0, 2)))
