@@ -149,7 +149,8 @@ def change_huge_pmd(vma: vm_area_struct, pmdp: pmd_slot, flags: int) -> bool:
 def change_protection(vma: vm_area_struct, start: int, end: int, flags: int) -> None:
     """Every entry of [start, end) (bytes) within a VMA; holes without a page table get one if they are to be marked."""
     mm = vma.vm_mm
-    done = batched = 0
+    done = 0
+    batched = 0
     for number in range(start >> config.PAGE_SHIFT, end >> config.PAGE_SHIFT):
         if number < done:
             continue
