@@ -223,8 +223,6 @@ SEEDS = {
     "ksm-alone": 15,
     "ksm-referred": 2,
     "ksm-remapped": 4,
-    "ksm-swapin-node": 2,
-    "ksm-unmap-forks": 2,
     "merge-registered": 2,
     "swapin-write-protected": 8,
     "unshare-reuse": 8,

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Container
 
 from ..kernel.agent import SLOTS
-from ..model.mm_types import PmdKind, PteKind, mm_struct, pte_t, vm, vm_area_struct
+from ..model.mm_types import PmdKind, PteKind, mm_struct, pte_t, stable_node, vm, vm_area_struct
 from ..model.mm_types import page as Page
 from ..model.page_flags import PageKsm
 from ..model.slab import compound_head
@@ -270,7 +270,9 @@ class Generator:
         return self.range_in(mm)
 
     def draw_ksmd(self, mm: mm_struct) -> tuple[int, ...]:
-        return (MERGE if self.maybe(0.9) else UNMERGE,)
+        """Unmerging is best where the swap cache has a KSM page: its node goes."""
+        cached = any(PageKsm(self.pte(mm, addr).slot.cache) for addr in self.cached(mm))
+        return (MERGE if self.maybe(0.3 if cached else 0.9) else UNMERGE,)
 
     def slot(self, kept: Container[tuple[int, int]], free: bool) -> int:
         """One of a process that is free, or not, if there is one."""
@@ -322,12 +324,13 @@ class Generator:
         return (page, PAGE) if page is not None else self.around(mm, lambda p: p.lazyfree)
 
     def merged(self, mm: mm_struct, mapcount: int) -> int | None:
-        """The address of a KSM page that so many entries map, if there is one; best of one that somebody holds."""
+        """The address of a KSM page that so many entries map, if there is one; best of one that somebody holds, or that a fork brought."""
         if not self.profile.ksm:
             return None
         found = self.where(mm, lambda p: PageKsm(p) and p.mapcount.counter == mapcount)
         held = [addr for addr in found if self.pte(mm, addr).page in self.world.holds.values()]
-        return self.rng.choice(held or found) if found else None
+        forked = [addr for addr in found if mm not in places(self.pte(mm, addr).page)]
+        return self.rng.choice(held or forked or found) if found else None
 
     def swapped(self, mm: mm_struct) -> list[int]:
         """The addresses of swap entries."""
@@ -491,3 +494,8 @@ class Generator:
         addr = self.page_in(mm, vma, True if self.maybe(0.6) else None)
         mode = self.rng.choices((1, 0, 2, 3, 4), (14, 8, 2, 1, 1))[0]
         return (fd, self.odd(addr), self.odd(self.within(addr, vma)), mode)
+
+
+def places(p: Page) -> list[mm_struct]:
+    """Where ksmd knows that a KSM page is. Of what a fork made of them it does not, until it has scanned that."""
+    return [item.mm for item in p.mapping.hlist] if isinstance(p.mapping, stable_node) else []
