@@ -108,13 +108,14 @@ def test_a_divergence_is_made_short_when_the_run_has_given_the_machine_back(monk
     held: list[int] = []
 
     @contextmanager
-    def once() -> Iterator[None]:
+    def once(timeout_s: float) -> Iterator[None]:
         assert not held, "who borrows the machine twice waits for itself"
         held.append(1)
         yield
         held.clear()
 
-    monkeypatch.setattr("userfault.conform.drive.swap", once)
+    monkeypatch.setattr("userfault.conform.drive.machine", once)
+    monkeypatch.setattr("userfault.conform.drive.swap", lambda machine: None)
     monkeypatch.setattr("userfault.conform.drive.shrunk", lambda profile, found, tried: found)
     monkeypatch.setattr(userfaultfd_move, "ENOENT", 5)
     done = CliRunner().invoke(cli, ["conform", "--profile", "swaps", "--ops", "2000"])
@@ -492,7 +493,7 @@ def test_looking_at_a_page_leaves_no_reference_to_it() -> None:
 
 
 def test_of_all_profiles_one_that_can_t_be_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none() -> NoReturn:
+    def none(held: object) -> NoReturn:
         raise Unavailable("no swap device could be made", "load zram")
 
     monkeypatch.setattr("userfault.conform.drive.swap", none)

@@ -213,7 +213,8 @@ def test_a_thread_that_forks_is_not_hurt_by_the_threads_that_were_here(need: Cal
 @pytest.mark.parametrize(
     ("name", "rounds", "times"),
     [
-        ("R13-migrate", 20, 15),
+        # How often compaction takes a page depends on how fragmented memory is.
+        ("R13-migrate", 60, 1),
         ("R10-collapse", 20, 20),
         ("R37-swap", 20, 15),
         ("move+ksm", 2000, 20),
