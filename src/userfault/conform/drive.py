@@ -179,14 +179,15 @@ def run(
 @contextmanager
 def surroundings(profile: Profile) -> Iterator[None]:
     """What the machine must be like for a profile. Raises Unavailable where it can't be."""
-    wanted = [
-        set_up for asks, set_up in ((profile.swap, swap), (profile.huge, huge_pages), (profile.ksm, merging)) if asks
-    ]
     with ExitStack() as stack:
-        if wanted:
+        if profile.swap or profile.huge or profile.ksm:
             held = stack.enter_context(machine(timeout_s=600))
-            for set_up in wanted:
-                set_up(held)
+            if profile.swap:
+                swap(held)
+            if profile.huge:
+                huge_pages(held)
+            if profile.ksm:
+                merging(held)
         # What could not be asked before may be there now.
         missing.cache_clear()
         running.cache_clear()
