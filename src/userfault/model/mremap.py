@@ -269,9 +269,13 @@ def move_range(vma: vm_area_struct, old_addr: int, new_addr: int, length: int, n
 )
 def copy_or_merge_vma(
     vma: vm_area_struct, addr: int, length: int, pgoff: int, keep_source: bool
-) -> vm_area_struct | None:
-    """The VMA that will hold what moves: a neighbour of the new place made longer, or a copy. None: no memory."""
+) -> tuple[vm_area_struct | None, bool]:
+    """The VMA that will hold what moves: a neighbour of the new place made longer, or a copy. None: no memory.
+
+    And need_rmap_locks: a copy stands behind its source in the trees, what was merged may stand before it.
+    """
     mm = vma.vm_mm
+    start = vma.vm_start
     apart = NULL
     if vma.anon_vma is None:
         pgoff = addr >> config.PAGE_SHIFT
@@ -280,9 +284,12 @@ def copy_or_merge_vma(
     if not (era.mremap_spares_neighbours and vma.ctx is not None and not keeps_monitor(vma)):
         merged = copied_range_merged(mm, vma, addr, addr + length, pgoff, apart)
         if merged is not None:
-            return merged
+            if merged.vm_start <= start and start < merged.vm_end:
+                # The new place was merged with the old one.
+                return merged, True
+            return merged, merged.vm_pgoff <= vma.vm_pgoff
     if out_of_memory():
-        return None
+        return None, False
     new = vm_area_alloc()
     new.vm_mm = mm
     new.vm_start = addr
@@ -293,14 +300,14 @@ def copy_or_merge_vma(
     new.ctx = vma.ctx
     if anon_vma_clone_split(new, vma) != 0:
         vm_area_free(new)
-        return None
+        return None, False
     if era.maple_tree and out_of_memory():
         unlink_anon_vmas(new)
         vm_area_free(new)
-        return None
+        return None, False
     vma_start_write(new)
     vma_link(mm, new)
-    return new
+    return new, False
 
 
 @modelled("mm/mremap.c", versions="v6.17 .. v6.18", section="C.16", steps=4, omits="accounting")
@@ -319,14 +326,12 @@ def move_vma(
     unmerge_ksm_pages(vma, addr, addr + length)
     vma_start_write(vma)
     pgoff = vma.vm_pgoff + ((addr - vma.vm_start) >> config.PAGE_SHIFT)
-    copy = copy_or_merge_vma(vma, new_addr, new_length, pgoff, dontunmap)
-    if copy is None:
+    new, need_rmap_locks = copy_or_merge_vma(vma, new_addr, new_length, pgoff, dontunmap)
+    if new is None:
         return -ENOMEM
-    new = copy
-    # The new place may have been merged with the old one.
     if new.vm_start <= addr and addr < new.vm_end:
         vma = new
-    moved = move_range(vma, addr, new_addr, length, new.vm_pgoff <= vma.vm_pgoff and new is not vma)
+    moved = move_range(vma, addr, new_addr, length, need_rmap_locks)
     if moved < length:
         # The tables of the old place are still there.
         move_range(new, new_addr, addr, moved, True)
