@@ -35,7 +35,7 @@ from userfault.conform.drive import (
 from userfault.conform.mutants import find_mutant, mutant_library, mutated
 from userfault.conform.needs import missing
 from userfault.conform.operations import Op
-from userfault.conform.profiles import FAMILIES, HUGE, MOVES, PROFILES
+from userfault.conform.profiles import FAMILIES, HUGE, MERGES, MOVES, PROFILES
 from userfault.conform.quirks import Quirks, running
 from userfault.conform.world import HUGE_PAGES, World
 from userfault.kernel.agent import SYSCALL, Agent, Command
@@ -68,9 +68,9 @@ def kernel(cannot_run: Callable[[str, str], NoReturn]) -> None:
 
 @pytest.fixture
 def mergeable_is_ours(request: pytest.FixtureRequest, cannot_run: Callable[[str, str], NoReturn]) -> None:
-    """For tests of profile ksm: nobody else has memory that ksmd would scan."""
+    """For tests of profiles with ksmd: nobody else has memory that ksmd would scan."""
     given = request.node.callspec.params
-    if given.get("name") == "ksm" or ("mutant" in given and given["mutant"].test == "ksm"):
+    if (given["mutant"].test if "mutant" in given else given.get("name")) in ("ksm", "merges"):
         try:
             with surroundings(PROFILES["ksm"]):
                 pass
@@ -248,7 +248,7 @@ def test_a_mutant_is_gone_afterwards() -> None:
         find_mutant("nothing")
 
 
-@pytest.mark.parametrize("name", ["forks", "events", "pins", "ksm", "huge", "families"])
+@pytest.mark.parametrize("name", ["forks", "events", "pins", "ksm", "huge", "families", "merges"])
 def test_a_sequence_is_a_c_program_that_gives_the_same(name: str, tmp_path: Path, mergeable_is_ours: None) -> None:
     profile = PROFILES[name]
     steps = steps_of(profile, 1, 3)
@@ -733,3 +733,47 @@ def test_minor_mode_is_refused_for_anonymous_memory() -> None:
     world = World(MOVES.window, lambda data: 1, Quirks())
     assert [perform(op, world).outcome.result for op in sequence] == [0, -22, -22]
     assert check(MOVES, sequence) == len(sequence)
+
+
+def test_ksmd_splits_huge_pages_of_which_it_merges_a_part_and_the_zero_page_takes_the_place_of_the_others() -> None:
+    size = HUGE_PAGES * PAGE
+    sequence = (
+        Op(0, "mmap", (0, 2 * size, 3)),
+        Op(0, "hugepage", (0, 2 * size)),
+        Op(0, "mergeable", (0, 2 * size)),
+        Op(0, "store", (PAGE, 1)),
+        Op(0, "store", (size + 2 * PAGE, 1)),
+        Op(0, "ksmd", (operations.MERGE,)),
+    )
+    world = World(MERGES.window, lambda data: 1, Quirks())
+    *_, last = (perform(op, world) for op in sequence)
+    first, merged, second = (words.describe(last.states[0].words[at]) for at in (0, 1, HUGE_PAGES + 2))
+    assert "ZERO" in first and "THP" not in first
+    assert "c2:ANON,KSM #2" in merged and "c2:ANON,KSM #2" in second
+    with surroundings(MERGES):
+        assert check(MERGES, sequence) == len(sequence)
+        # Somebody who refers to a part of one keeps both as they are.
+        held = (*sequence[:-1], Op(0, "hold", (0, 5 * PAGE)), sequence[-1], Op(0, "release", (0,)), sequence[-1])
+        assert check(MERGES, held) == len(held)
+
+
+def test_a_ksm_page_that_a_page_table_maps_twice_is_in_the_way_of_madv_collapse_for_now() -> None:
+    size = HUGE_PAGES * PAGE
+    merged = (
+        Op(0, "mmap", (0, 2 * size, 3)),
+        Op(0, "mergeable", (0, 2 * size)),
+        Op(0, "store", (PAGE, 1)),
+        Op(0, "store", (size, 1)),
+        Op(0, "store", (2 * PAGE, 2)),
+        Op(0, "store", (3 * PAGE, 2)),
+        Op(0, "ksmd", (operations.MERGE,)),
+    )
+    twice, once = Op(0, "collapse", (0, size)), Op(0, "collapse", (size, size))
+    world = World(MERGES.window, lambda data: 1, Quirks())
+    *_, refused, copied = (perform(op, world) for op in (*merged, twice, once))
+    assert refused.outcome.result == -errno.EAGAIN and copied.outcome.result == 0
+    assert "THP" in words.describe(copied.states[0].words[HUGE_PAGES])
+    assert "KSM" in words.describe(copied.states[0].words[1])
+    if "collapse" not in running().without:
+        with surroundings(MERGES):
+            assert check(MERGES, (*merged, twice, once)) == len(merged) + 2

@@ -321,7 +321,7 @@ static long ksm_set(const char *name, const char *value)
 	return done < 0 ? -errno : 0;
 }
 
-// Four whole scans, or everything unmerged. How ksmd works is not put back.
+// Twelve whole scans, or everything unmerged. How ksmd works is not put back.
 static long drive_ksmd(long what)
 {
 	long before = ksm_number(), failed;
@@ -331,7 +331,7 @@ static long drive_ksmd(long what)
 	ksm_set(KSM "pages_to_scan", "1000000000");
 	ksm_set(KSM "smart_scan", "0");
 	failed = ksm_set(KSM "run", what == 1 ? "1" : "2");
-	while (!failed && what == 1 && ksm_number() < before + 4)
+	while (!failed && what == 1 && ksm_number() < before + 12)
 		usleep(200);
 	if (!failed)
 		failed = ksm_set(KSM "run", "0");

@@ -440,7 +440,19 @@ class Generator:
                 found.append(addr)
         return self.rng.choice(found) if found and self.maybe(0.7) else None
 
-    huge_munmap = huge_hugepage = huge_collapse = huge_free = huge_range
+    huge_munmap = huge_hugepage = huge_free = huge_mergeable = huge_unmergeable = huge_range
+
+    def huge_collapse(self, mm: mm_struct) -> tuple[int, ...]:
+        """Often where KSM pages are."""
+        if self.profile.ksm and (merged := self.where(mm, PageKsm)) and self.maybe(0.5):
+            return self.rng.choice(merged) & -HUGE_BYTES, HUGE_BYTES
+        return self.huge_range(mm)
+
+    def huge_store(self, mm: mm_struct) -> tuple[int, ...]:
+        """Where pages are to be merged, among a few of each huge page: some of its parts are then equal."""
+        if self.profile.ksm:
+            return self.huge_place() + self.rng.randrange(4) * PAGE, self.rng.choice((1, 2))
+        return self.draw_store(mm)
 
     def huge_mmap(self, mm: mm_struct) -> tuple[int, ...]:
         return (*self.huge_range(mm), 3)

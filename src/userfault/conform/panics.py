@@ -22,7 +22,7 @@ PANICS = (
     Panic(
         "F-19",
         "UFFDIO_MOVE of the huge zero page maps a page frame that does not exist",
-        ("R25-zero", "huge", "families"),
+        ("R25-zero", "huge", "families", "merges"),
         r"Corrupted page table at address|Bad page map in process|Bad pagetable",
         "Debian 6.18.15",
     ),

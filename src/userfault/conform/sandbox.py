@@ -111,6 +111,10 @@ def merging(held: Machine) -> None:
             f"memory of {', '.join(others)} may be merged: ksmd would scan it, and merge pages of a sequence with it",
             "wait for its end, or start it without MADV_MERGEABLE (qemu: -machine mem-merge=off)",
         )
+    # It can't be changed, or put back, while anything is merged.
+    held.set(KSM / "run", 2)
+    held.set(KSM / "max_page_sharing", 1 << 20)
+    held.set(KSM / "run", 0)
     scan_tirelessly(held, AT_ONCE)
     held.set(KSM / "use_zero_pages", 0)
     held.set(KSM / "stable_node_chains_prune_millisecs", 1 << 30)

@@ -64,6 +64,8 @@ SHOWN = tuple(
     )
 )
 """What smaps calls VM_FLAGS."""
+MOST = 255
+"""That a page's word has room for, of its mappings."""
 LAZY = 4
 """Where an area has its pages that are lazily freed."""
 NONE, PRESENT, SWAP = PteKind.NONE, PteKind.PRESENT, PteKind.SWAP
@@ -420,7 +422,7 @@ class World:
                     parts = range(p.pfn + skipped, p.pfn + skipped + stop - place)
                     words[place:stop] = self._parts_of(head, parts, anon | word | HUGE_TAIL, offset + place, seen)
                     continue
-                count = p.mapcount.counter
+                count = min(p.mapcount.counter, MOST)
                 if count == 1:
                     word |= w.X
                 if p.anon_exclusive:

@@ -336,10 +336,11 @@ def split_huge_page_map(p: page, vma: vm_area_struct, addr: int) -> bool:
     steps=8,
     omits="swap cache of huge pages, the deferred list, writeback",
 )
-def split_folio(p: page) -> int:
-    """v6.8: the folio is locked and the caller has one reference beyond the mappings."""
+def split_folio(p: page, lock_at: page = NULL) -> int:
+    """v6.8: the folio is locked and the caller has one reference beyond the mappings; both are the first part's then, or `lock_at`'s."""
     if not p.compound:
         return 0
+    kept = p if lock_at is NULL else lock_at
     av = page_get_anon_vma(p)
     if av is None:
         return -EBUSY
@@ -353,9 +354,11 @@ def split_folio(p: page) -> int:
         remap_folio(p, av, era.split_maps_zero_page and ret == 0)
     if ret == 0:
         reached("a huge page was split")
-        for at in range(1, hpage_nr()):
-            unlock_page(nth_page(p, at))
-            free_page_and_swap_cache(nth_page(p, at))
+        for at in range(hpage_nr()):
+            each = nth_page(p, at)
+            if each is not kept:
+                unlock_page(each)
+                free_page_and_swap_cache(each)
     anon_vma_unlock_write(av)
     put_anon_vma(av)
     return ret

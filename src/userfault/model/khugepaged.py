@@ -39,7 +39,7 @@ from .vma_lock import mmap_write_unlock, vma_start_write
 def collapse_huge_page(mm: mm_struct, addr: int, forced: bool = False) -> int:
     """Put the small pages of one PMD together into a huge page. forced: MADV_COLLAPSE.
 
-    0; -EAGAIN if they can't be; -ENOMEM without a huge page.
+    0; -EAGAIN if they can't be, forced: -EINVAL if an entry can't be part of it at all; -ENOMEM without a huge page.
     """
     if out_of_memory():
         return -ENOMEM
@@ -69,9 +69,9 @@ def collapse_huge_page(mm: mm_struct, addr: int, forced: bool = False) -> int:
     spin_unlock(pmd_lockptr(pmdp))
     table = pmd.table
     spin_lock(pte_lockptr(table))
-    isolated = collapse_isolate(vma, table, forced)
+    err = collapse_isolate(vma, table, forced)
     spin_unlock(pte_lockptr(table))
-    if not isolated:
+    if err != 0:
         spin_lock(pmd_lockptr(pmdp))
         BUG_ON(pmdp.pmd.kind != PmdKind.NONE)
         set_pmd(pmdp, pmd)
@@ -79,7 +79,7 @@ def collapse_huge_page(mm: mm_struct, addr: int, forced: bool = False) -> int:
         anon_vma_unlock_write(vma.anon_vma)
         mmap_write_unlock(mm)
         put_page(new)
-        return -EAGAIN
+        return err if forced else -EAGAIN
     # Every page is locked: walkers that need the page lock are out, the others find no PMD.
     anon_vma_unlock_write(vma.anon_vma)
     collapse_copy(table, new)
@@ -128,8 +128,6 @@ def madvise_collapse(mm: mm_struct, vma: vm_area_struct, start: int, end: int) -
             up_read(mm.mmap_sem)
             err = collapse_huge_page(mm, addr, True)
             down_read(mm.mmap_sem)
-            if err == -EAGAIN:
-                err = -EINVAL
         if err == -EBUSY or err == -ENOMEM:
             return err
         if err != 0:
@@ -167,8 +165,11 @@ def is_hole(pte: pte_t) -> bool:
     omits="the limits (holes and shared pages are allowed without number); that small pages leave the LRU lists",
     errs="missed bug",
 )
-def collapse_isolate(vma: vm_area_struct, table: page_table, forced: bool) -> bool:
-    """Lock every page of the table; false, and none is locked, if one can't be. PTL held."""
+def collapse_isolate(vma: vm_area_struct, table: page_table, forced: bool) -> int:
+    """Lock every page of the table: 0, or an errno, and none is locked. PTL held.
+
+    -EAGAIN: a page in use, or locked: a KSM page that the table maps twice is, the second time.
+    """
     # One page must be writable, or, since v6.18, have been used lately, unless the user asks.
     worth_it = forced and era.collapse_takes_read_only
     for at in range(hpage_nr()):
@@ -177,19 +178,20 @@ def collapse_isolate(vma: vm_area_struct, table: page_table, forced: bool) -> bo
             if vma.vm_flags & (vm.USERFAULT | vm.UFFD_WP):
                 # R26: a hole is the user's to fill.
                 release_pte_pages(table, at)
-                return False
+                return -EINVAL
             continue
         if pte.kind != PteKind.PRESENT or pte.special or pte.uffd_wp or (not pte.write and not era.folios):
             release_pte_pages(table, at)
-            return False
+            return -EINVAL
         head = compound_head(pte.page)
         if not is_isolated(head) and not can_isolate(head):
             release_pte_pages(table, at)
-            return False
+            return -EAGAIN
         worth_it = worth_it or pte.write or era.collapse_takes_read_only
     if not worth_it:
         release_pte_pages(table, hpage_nr())
-    return worth_it
+        return -EINVAL
+    return 0
 
 
 @ghost

@@ -7,6 +7,7 @@ from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN
 from .ghost import walk_put_back
+from .huge_split import split_folio
 from .lang import NULL, atomic, exhausted, raw, reached
 from .locks import down_read, lock_page, spin_lock, spin_unlock, trylock_page, unlock_page, up_read
 from .machine import config, machine
@@ -14,9 +15,9 @@ from .memory import wp_page_copy
 from .mm_types import PmdKind, PteKind, anon_vma, mm_struct, page, pte_t, rmap_item, stable_node, vm, vm_area_struct
 from .mmap import find_vma
 from .page_flags import PageAnon, PageKsm, page_mapped
-from .pgtable import pmd_offset, pte_lockptr, pte_offset, ptep_clear_flush, set_pte
+from .pgtable import pmd_lockptr, pmd_offset, pte_lockptr, pte_offset, ptep_clear_flush, set_pte
 from .rmap import page_check_address, page_mapcount_inc, page_remove_rmap
-from .slab import atomic_read, get_page, put_page
+from .slab import atomic_read, compound_head, get_page, nth_page, put_page
 from .swap import try_to_free_swap
 
 
@@ -155,8 +156,18 @@ def replace_page(vma: vm_area_struct, p: page, kpage: page, addr: int, orig: pte
 
 
 def follow_page(mm: mm_struct, addr: int) -> page | None:
-    """A reference to the anonymous page at an address."""
-    pmd = pmd_offset(mm, addr).pmd
+    """A reference to the anonymous page at an address, or to the huge page that it is a part of."""
+    pmdp = pmd_offset(mm, addr)
+    pmd = pmdp.pmd
+    if config.TRANSPARENT_HUGEPAGE and era.pte_mapped_huge and pmd.kind == PmdKind.HUGE:
+        spin_lock(pmd_lockptr(pmdp))
+        pmd = pmdp.pmd
+        if pmd.kind == PmdKind.HUGE:
+            p = nth_page(pmd.page, (addr >> config.PAGE_SHIFT) - pmdp.first_page)
+            get_page(p)
+            spin_unlock(pmd_lockptr(pmdp))
+            return p
+        spin_unlock(pmd_lockptr(pmdp))
     if pmd.kind != PmdKind.TABLE:
         return None
     ptep = pte_offset(pmd.table, addr)
@@ -170,10 +181,23 @@ def follow_page(mm: mm_struct, addr: int) -> page | None:
     return pte.page
 
 
+def lock_small(p: page) -> bool:
+    """Lock a page, at once or not at all. A huge page that it is a part of is split first, if nobody has a reference but the caller."""
+    head = compound_head(p)
+    if not trylock_page(head):
+        return False
+    if config.TRANSPARENT_HUGEPAGE and era.pte_mapped_huge and head.compound:
+        if split_folio(head, p) != 0:
+            unlock_page(head)
+            return False
+        reached("a huge page was split to be merged in part")
+    return True
+
+
 @modelled(
     "mm/ksm.c",
     function="try_to_merge_one_page",
-    versions="v3.10 .. v6.8",
+    versions="v3.10 .. v6.18",
     section="C.17",
     steps=5,
     omits="the trees and checksums; the moment in which the page is KSM but has no node yet; items are never removed while others run; "
@@ -191,7 +215,7 @@ def ksm_make_stable(mm: mm_struct, addr: int) -> int:
     if p is None:
         up_read(mm.mmap_sem)
         return -EAGAIN
-    if PageKsm(p) or not trylock_page(p):
+    if PageKsm(p) or not lock_small(p):
         put_page(p)
         up_read(mm.mmap_sem)
         return -EAGAIN
@@ -224,7 +248,7 @@ def ksm_merge(mm: mm_struct, addr: int, kpage: page) -> int:
         up_read(mm.mmap_sem)
         return -EAGAIN
     item: rmap_item | None = None
-    if p is not kpage and trylock_page(p):
+    if p is not kpage and lock_small(p):
         if write_protect_page(vma, p, addr) and p.data == kpage.data and PageKsm(kpage):
             pmd = pmd_offset(mm, addr).pmd
             if pmd.kind == PmdKind.TABLE:

@@ -9,16 +9,19 @@ from __future__ import annotations
 from .catalogue import modelled
 from .era import era
 from .errno import EAGAIN
-from .ksm import append_place, break_ksm, forget_stable_node, ksm_make_stable, ksm_merge, remove_place
+from .ksm import append_place, break_ksm, forget_stable_node, ksm_make_stable, ksm_merge, lock_small, remove_place
+from .locks import unlock_page
 from .mm_types import PmdKind, PteKind, mm_struct, page, stable_node, vm
 from .mmap import find_vma
 from .page_flags import PageAnon, PageKsm, page_mapped
 from .pgtable import pmd_offset, pte_offset
+from .slab import compound_head, get_page, nth_page, put_page
 from .user import page_bytes
 
 PAGE = 4096
-SCANS = 3
-"""After so many nothing changes any more: a checksum is taken, pages meet, and what was passed before they met follows."""
+SCANS = 12
+"""After so many nothing changes any more: a checksum is taken, pages meet, and what was passed before they met follows. Of huge pages
+with zeroes one is split in each, as what is left of its first zeroes, in the unstable tree, bars the way to those behind."""
 
 
 class Item:
@@ -41,6 +44,8 @@ class Ksmd:
         self.merged: dict[int, int] = {}
         """rmap_hlist_len of a node, by its identity."""
         self.left: list[Item] = []
+        self.changed = False
+        """Did the last scan do anything, or try to?"""
 
     def enter(self, mm: mm_struct) -> None:
         """__ksm_enter, while no scan is under way: behind all others."""
@@ -53,21 +58,24 @@ class Ksmd:
     def run(self) -> None:
         """As many scans as it takes."""
         for _ in range(SCANS):
+            self.changed = False
             self.scan()
+            if not self.changed:
+                return
 
     @modelled(
         "mm/ksm.c",
         function="scan_get_next_rmap_item",
         versions="v6.18",
         section="C.17",
-        omits="slots without a mergeable area, smart_scan (v6.7), huge pages",
+        omits="slots without a mergeable area, smart_scan (v6.7)",
     )
     def scan(self) -> None:
         """One scan of everything."""
         for item in self.left:
             self.detach(item)
         self.left = []
-        unstable: dict[bytes, tuple[mm_struct, int, Item, page]] = {}
+        unstable: dict[bytes, tuple[mm_struct, int, Item]] = {}
         for mm, items in self.items.items():
             before = sorted(items)
             for addr in mergeable(mm):
@@ -87,7 +95,8 @@ class Ksmd:
         versions="v6.18",
         section="C.17",
         omits="NUMA nodes, the zero page in place of pages of zeroes (use_zero_pages), max_page_sharing, unequal contents of one checksum, "
-        "chains that change their order when a search for other contents passes them",
+        "chains that change their order when a search for other contents passes them; that contents wait a scan more which lie behind "
+        "an entry of the unstable tree that is no page any more",
         errs="false alarm",
     )
     def cmp_and_merge_page(
@@ -96,7 +105,7 @@ class Ksmd:
         addr: int,
         p: page,
         item: Item,
-        unstable: dict[bytes, tuple[mm_struct, int, Item, page]],
+        unstable: dict[bytes, tuple[mm_struct, int, Item]],
     ) -> None:
         p.data = contents = page_bytes(p)
         kpage: page | None = None
@@ -108,6 +117,7 @@ class Ksmd:
         else:
             self.detach(item)
             if item.checksum != contents:
+                self.changed = True
                 item.checksum = contents
                 return
             kpage = self.stable_tree_search(contents)
@@ -117,11 +127,25 @@ class Ksmd:
                 self.attach(item, kpage)
             return
         if contents not in unstable:
-            unstable[contents] = mm, addr, item, p
+            unstable[contents] = mm, addr, item
             return
-        other_mm, other_addr, other, tree_page = unstable[contents]
+        self.changed = True
+        other_mm, other_addr, other = unstable[contents]
+        tree_page = anonymous_page(other_mm, other_addr)
+        if tree_page is None:
+            # The zero page took its place, when it was split off.
+            return
         # A page that a fork shares is not replaced by itself.
-        if tree_page is p or ksm_make_stable(mm, addr) == -EAGAIN:
+        if tree_page is p:
+            return
+        if p.compound and compound_head(tree_page) is compound_head(p):
+            # With a reference to each part it can't be split; afterwards it is.
+            get_page(p)
+            if lock_small(p):
+                unlock_page(p)
+            put_page(p)
+            return
+        if ksm_make_stable(mm, addr) == -EAGAIN:
             return
         if not merge(other_mm, other_addr, tree_page, p):
             self.forget(item)
@@ -153,6 +177,7 @@ class Ksmd:
         """stable_tree_append, also where the page was mapped before."""
         node = kpage.mapping
         assert isinstance(node, stable_node)
+        self.changed = True
         item.node = node
         self.merged[id(node)] += 1
         vma = find_vma(item.mm, item.addr)
@@ -218,7 +243,10 @@ def mergeable(mm: mm_struct) -> list[int]:
 
 
 def anonymous_page(mm: mm_struct, addr: int) -> page | None:
-    pmd = pmd_offset(mm, addr).pmd
+    pmdp = pmd_offset(mm, addr)
+    pmd = pmdp.pmd
+    if pmd.kind == PmdKind.HUGE:
+        return nth_page(pmd.page, addr // PAGE - pmdp.first_page)
     if pmd.kind != PmdKind.TABLE:
         return None
     pte = pte_offset(pmd.table, addr).pte

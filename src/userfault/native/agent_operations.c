@@ -153,7 +153,7 @@ static int64_t vmread(void *address, uint64_t *word)
 	return result_of(syscall(SYS_process_vm_readv, getpid(), &to, 1, &from, 1, 0));
 }
 
-enum { SCANS = 4, KSM_MERGE = 1 };
+enum { SCANS = 12, KSM_MERGE = 1 };
 
 static long long ksm_number(const char *path)
 {
