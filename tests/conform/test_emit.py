@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -81,7 +83,7 @@ def test_it_compiles_runs_and_shows_what_the_author_expects(
         if problem := missing(need):
             cannot_run(problem, NEEDS[need].remedy)
     # The program has a limit of its own, which grows with the load.
-    done = subprocess.run([program, "20"], capture_output=True, text=True, timeout=60 * crowded())
+    done = subprocess.run([program, "20", "0"], capture_output=True, text=True, timeout=60 * crowded())
     assert done.returncode == 0, done.stdout
     assert done.stdout.startswith(f"Test {name} Required\nHistogram (")
     assert f"Observation {name} Always 20 0" in done.stdout
@@ -96,9 +98,74 @@ def test_what_the_condition_rules_out_has_its_exit_code(
         cannot_run(problem, NEEDS["move"].remedy)
     wrong = tmp_path / "wrong.litmus"
     wrong.write_text(load("move+move").text.replace("forall", "~exists"))
-    done = subprocess.run([compiled(str(wrong), tmp_path), "20"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([compiled(str(wrong), tmp_path), "20", "0"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "Test move+move Forbidden" in done.stdout and "is NOT validated" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def race(tmp_path_factory: pytest.TempPathFactory, cannot_run: Callable[[str, str], NoReturn]) -> Path:
+    """The program of a test that any kernel with userfaultfd runs."""
+    if shutil.which("gcc") is None:
+        cannot_run("no gcc", "apt-get install gcc libc6-dev")
+    if problem := missing("userfaultfd"):
+        cannot_run(problem, NEEDS["userfaultfd"].remedy)
+    return compiled("copy+copy", tmp_path_factory.mktemp("race"))
+
+
+def test_a_program_says_how_it_is_called(race: Path) -> None:
+    asked = subprocess.run([race, "--help"], capture_output=True, text=True)
+    assert asked.returncode == 0 and "[ROUNDS [SECONDS]]" in asked.stdout and "copy+copy" in asked.stdout
+    for wrong in (["x"], ["0"], ["-5"], ["9" * 30], ["7", "-1"], ["7", "1e9"], ["7", "8", "9"], [""]):
+        refused = subprocess.run([race, *wrong], capture_output=True, text=True)
+        assert refused.returncode == 2 and refused.stdout == ""
+        assert refused.stderr.startswith("Usage: ")
+
+
+def test_a_program_ends_with_its_rounds_or_its_seconds(race: Path) -> None:
+    done = subprocess.run([race, str(10**15), "1"], capture_output=True, text=True, timeout=60 * crowded())
+    assert done.returncode == 0 and "Observation copy+copy Always" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_a_program_says_how_far_it_is_and_interrupted_what_it_has_seen(race: Path, sig: signal.Signals) -> None:
+    with subprocess.Popen(
+        [race, str(10**15), "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stderr is not None
+        while (line := running.stderr.readline()).startswith("0 of "):
+            pass
+        assert f" of {10**15} rounds, " in line
+        running.send_signal(sig)
+        seen, _ = running.communicate(timeout=60)
+    assert running.returncode == 128 + sig
+    assert seen.startswith("Interrupted after ") and "\nObservation copy+copy Always " in seen
+
+
+def test_who_was_given_the_device_can_race(race: Path, cannot_run: Callable[[str, str], NoReturn]) -> None:
+    """In a mount namespace of its own, an ordinary user has a /dev/userfaultfd that all may open, or that root may."""
+    device = Path("/dev/userfaultfd")
+    if os.getuid() != 0 or not device.exists() or shutil.which("setpriv") is None:
+        cannot_run("no other user can be given a userfaultfd", "run as root, on Linux 6.1 or newer, with util-linux")
+    number = device.stat().st_rdev
+    script = (
+        f"mount -t tmpfs none /mnt && mknod /mnt/node c {os.major(number)} {os.minor(number)} && chmod $1 /mnt/node && "
+        f"mount --bind /mnt/node {device} && cp {race} /mnt/race && cd /mnt && "
+        "exec setpriv --reuid=65534 --regid=65534 --clear-groups /mnt/race 20 0"
+    )
+
+    def as_ordinary_user(mode: str) -> subprocess.CompletedProcess[str]:
+        command = ["unshare", "--mount", "sh", "-c", script, "sh", mode]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60 * crowded())
+
+    done = as_ordinary_user("666")
+    if "mount" in done.stderr or "unshare" in done.stderr:
+        cannot_run(done.stderr.strip(), "run where mount namespaces may be made")
+    assert done.returncode == 0 and "Observation copy+copy Always 20 0" in done.stdout, done
+    if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() == "0":
+        refused = as_ordinary_user("600")
+        assert refused.returncode == 3 and "Operation not permitted" in refused.stdout, refused
+        assert "validated" not in refused.stdout
 
 
 def test_only_what_a_test_uses_is_in_its_program() -> None:

@@ -15,7 +15,7 @@ PROTECTIONS = {1: "PROT_READ", 2: "PROT_WRITE", 3: "PROT_READ | PROT_WRITE"}
 
 
 def emit(test: Test) -> str:
-    """The program. It takes the number of rounds and prints what `userfault run` prints. Raises Unrunnable, LitmusError."""
+    """The program. It takes numbers of rounds and seconds and prints what `userfault run` prints. Raises Unrunnable, LitmusError."""
     lowered = lower(test)
     race = lowered.race
     lists = [*race.setup, *(ops for _, ops in race.threads), *race.observe]
@@ -28,7 +28,7 @@ def emit(test: Test) -> str:
         # A line of a test may end in a backslash, which would carry the comment on.
         *(f"// {line}".rstrip().removesuffix("\\") for line in test.text.splitlines()),
         "//",
-        "// gcc -O2 -pthread -Wall -Wextra FILE.c && ./a.out [ROUNDS]",
+        "// gcc -O2 -pthread -Wall -Wextra FILE.c && ./a.out [ROUNDS [SECONDS]]  (--help)",
         *(["// It needs:", *needs] if needs else []),
     ]
     for piece in pieces():
@@ -109,7 +109,7 @@ def body(lowered: Lowered, used: set[str]) -> list[str]:
         "",
         "int main(int count, char **arguments)",
         "{",
-        "    return run_and_report(&the_test, count > 1 ? atoll(arguments[1]) : 100000);",
+        "    return run_and_report(&the_test, count, arguments);",
         "}",
     ]
     return out
