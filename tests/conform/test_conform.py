@@ -397,10 +397,6 @@ CAP_DAC_OVERRIDE, CAP_IPC_LOCK, CAP_SYS_PTRACE, CAP_SYS_ADMIN = 1, 14, 19, 21
 @pytest.mark.parametrize(
     ("kept", "why"),
     [
-        (
-            {CAP_DAC_OVERRIDE},
-            "userfaultfd: Operation not permitted: run as root, or `sysctl vm.unprivileged_userfaultfd=1`",
-        ),
         ({CAP_DAC_OVERRIDE, CAP_SYS_PTRACE}, "hides which frame a page has: run as root (CAP_SYS_ADMIN)"),
         (
             {CAP_DAC_OVERRIDE, CAP_SYS_PTRACE, CAP_SYS_ADMIN},

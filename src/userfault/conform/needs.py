@@ -218,7 +218,9 @@ NEEDS = {
     "ksm": Need(_ksm, "as root, `userfault run` starts it; else `echo 1 > /sys/kernel/mm/ksm/run`"),
     "compaction": Need(_compaction, "run as root, on a kernel with CONFIG_COMPACTION"),
     "huge-migration": Need(_huge_migration, "`userfault check` explores it on the model"),
-    "userfaultfd": Need(_userfaultfd, "run as root, or `sysctl vm.unprivileged_userfaultfd=1`"),
+    "userfaultfd": Need(
+        _userfaultfd, "run as root, `sysctl vm.unprivileged_userfaultfd=1`, or let this user open /dev/userfaultfd"
+    ),
     "move": Need(_move, AS_ROOT, operations=("move",)),
     "held-split": Need(
         _held_split,

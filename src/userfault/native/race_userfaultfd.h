@@ -8,6 +8,7 @@
 struct uffd_api { uint64_t api, features, ioctls; };
 struct uffd_register { uint64_t start, len, mode, ioctls; };
 #define UFFD_API _IOWR(0xAA, 0x3F, struct uffd_api)
+#define UFFD_NEW _IO(0xAA, 0x00) // of /dev/userfaultfd
 #define UFFD_REGISTER _IOWR(0xAA, 0x00, struct uffd_register)
 #define FEATURE_FORK (1u << 1)
 #define FEATURE_REMAP (1u << 2)
@@ -19,12 +20,24 @@ struct uffd_register { uint64_t start, len, mode, ioctls; };
 
 static uint64_t uffd_features;
 
+// A new descriptor, or -errno of the system call: who may not use that may have been given the device.
+static int new_uffd(void)
+{
+    int flags = O_CLOEXEC | O_NONBLOCK, fd = (int)syscall(SYS_userfaultfd, flags), refused = -errno;
+    if (fd >= 0) return fd;
+    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    if (device < 0) return refused;
+    fd = (int)ret(ioctl(device, UFFD_NEW, flags));
+    close(device);
+    return fd;
+}
+
 // A userfaultfd of this process. A fault on it raises SIGBUS, unless the test is about threads that wait.
 static long open_uffd(void)
 {
     struct uffd_api asked = {.api = 0xAA};
-    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return -errno;
+    int fd = new_uffd();
+    if (fd < 0) return fd;
     // The first call asks which features there are; a descriptor takes one.
     long r = ret(ioctl(fd, UFFD_API, &asked));
     close(fd);
@@ -32,10 +45,16 @@ static long open_uffd(void)
     uint64_t wanted = FEATURE_WP_UNPOPULATED | FEATURE_MOVE | (uint64_t)test->events;
     if (!test->blocking) wanted |= FEATURE_SIGBUS;
     uffd_features = asked.features & wanted;
-    uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-    if (uffd < 0) return -errno;
+    uffd = new_uffd();
+    if (uffd < 0) return uffd;
     struct uffd_api taken = {.api = 0xAA, .features = uffd_features};
-    return ret(ioctl(uffd, UFFD_API, &taken));
+    r = ret(ioctl(uffd, UFFD_API, &taken));
+    if (r < 0) {
+        // The next round is told the same.
+        close(uffd);
+        uffd = -1;
+    }
+    return r;
 }
 
 //= unregistering: userfaultfd
