@@ -148,6 +148,67 @@ def test_a_run_is_resumed_where_it_was_stopped(tmp_path: Path) -> None:
         profile_named("nothing")
 
 
+def resumed(path: Path, *options: str) -> tuple[str, str]:
+    """What a run says on stdout and stderr that is kept in a file."""
+    done = CliRunner().invoke(cli, ["conform", "--resume", str(path), *options])
+    assert done.exit_code == 0, done.output
+    return done.stdout, done.stderr
+
+
+def test_a_resumed_run_says_what_was_done_before(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first, _ = resumed(path, "--ops", "100")
+    length = MOVES.length
+    assert first.startswith(f"moves: {length} operations agree (1 sequences, seed 1), ") and "before" not in first
+    said = f"moves: {length} operations agree (1 sequences, seed 1), all done before: nothing was asked"
+    assert resumed(path, "--ops", "100") == (f"{said}\n", "")
+    more, _ = resumed(path, "--ops", str(2 * length))
+    assert f"moves: {2 * length} operations agree (2 sequences, seed 1), {length} of them done before, " in more
+    row = json.loads(resumed(path, "--ops", str(2 * length), "--json")[0])
+    assert (row["operations"], row["before"], row["rate"]) == (2 * length, 2 * length, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "of"),
+    [({"code": "other"}, "another version of userfault"), ({"kernel": "6.1.0 #1"}, "kernel 6.1.0 #1")],
+)
+def test_what_other_code_or_another_kernel_agreed_with_is_done_again(
+    change: dict[str, str], of: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    resumed(path, "--ops", "100")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    said, why = resumed(path, "--ops", "100")
+    assert "before" not in said
+    assert why == f"userfault conform: {path} has 1 sequences of {of}: they are done again\n"
+    # They are kept as today's now.
+    assert "nothing was asked" in resumed(path, "--ops", "100")[0]
+
+
+def test_a_file_that_knows_not_of_what_it_is_is_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.write_text(json.dumps({"profile": "moves", "seed": 1, "operations": 120, "unrepeated": ["x"], "done": [0]}))
+    said, why = resumed(path, "--ops", "100")
+    assert "another version of userfault" in why and "before" not in said and "did not come again" not in said
+
+
+def test_two_runs_at_once_do_not_write_into_each_other_s_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is half-way through writing when the other renames what it wrote."""
+    path = tmp_path / "run"
+    write = Path.write_text
+
+    def slow(self: Path, text: str) -> int:
+        monkeypatch.setattr(Path, "write_text", write)
+        write(self, text[:9])
+        assert call(lambda: Progress("moves", 1, {7}).save(path), deadline_s=30) is None
+        return write(self, text)
+
+    monkeypatch.setattr(Path, "write_text", slow)
+    Progress("moves", 1, {8}).save(path)
+    assert Progress.load(path, "moves", 1).done == {8}
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_hung_operation_meets_its_deadline() -> None:
     agent = Agent(MOVES.window.start, 8, 8)
     pause = Command(SYSCALL, 0, PAUSE)

@@ -97,7 +97,7 @@ def profiles(asked: Mapping[str, Any], arguments: list[str]) -> Stage:
     "--resume",
     type=click.Path(dir_okay=False, path_type=Path),
     callback=plain_file,
-    help="Keep how far the run is here, go on.",
+    help="Keep how far the run is here, go on. What other code or another kernel agreed with is done again.",
 )
 @click.option("--replay", default="", help="Only this sequence (what a report ends with, or a file with it).")
 @click.option("--c", "as_c", is_flag=True, help="With --replay: print the sequence as a C program instead.")
@@ -290,10 +290,13 @@ def compare(name: str, seed: int, operations: int, jobs: int, resume: Path | Non
     """One run, and what is said of it: None, or a divergence made short."""
     from ..conform.compare import Divergence
     from ..conform.drive import Progress, profile_named, run, shrunk, surroundings
+    from .journal import OF_CONFORM, code
 
     started, going_on = time.perf_counter(), GoingOn()
-    progress = Progress.load(resume, name, seed) if resume else Progress(name, seed, set())
+    progress = Progress.load(resume, name, seed, code(OF_CONFORM)) if resume else Progress(name, seed, set())
     before = progress.operations
+    if progress.stale:
+        click.echo(f"userfault conform: {resume} has {progress.stale}: they are done again", err=True)
     if resume:
         # Where nothing can be kept, that is said before there is something.
         progress.save(resume)
@@ -312,7 +315,8 @@ def compare(name: str, seed: int, operations: int, jobs: int, resume: Path | Non
         # The run has given the machine back by now: who asks for it twice waits for itself.
         with surroundings(profile_named(name)):
             return shrunk(profile_named(name), found, lambda: going_on(f"{name}: is still made short"))
-    rate = (progress.operations - before) / (time.perf_counter() - started)
+    asked = progress.operations - before
+    rate = asked / (time.perf_counter() - started)
     if as_json:
         summary = {
             "profile": name,
@@ -320,12 +324,15 @@ def compare(name: str, seed: int, operations: int, jobs: int, resume: Path | Non
             "operations": progress.operations,
             "sequences": len(progress.done),
             "unrepeated": progress.unrepeated,
-            "rate": round(rate),
+            "before": before,
+            "rate": round(rate) if asked else None,
         }
         click.echo(json.dumps(summary))
         return None
     done, sequences = progress.operations, len(progress.done)
-    click.echo(f"{name}: {done} operations agree ({sequences} sequences, seed {seed}), {rate:.0f} a second")
+    known = f", {before} of them done before" if before else ""
+    now = f"{known}, {rate:.0f} a second" if asked else ", all done before: nothing was asked"
+    click.echo(f"{name}: {done} operations agree ({sequences} sequences, seed {seed}){now}")
     for unrepeated in progress.unrepeated:
         click.echo(f"did not come again: {unrepeated}")
     return None

@@ -1,11 +1,10 @@
-"""A file of outcomes of `userfault check`, so that a long run can be stopped and taken up again."""
+"""A file of outcomes of `userfault check`, so that a long run can be stopped and taken up again; and what such files depend on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from ..check.errors import CheckError
@@ -13,22 +12,28 @@ from ..litmus import load
 from ..litmus.mutants import find_mutant
 from .jobs import Job, Outcome
 
+PACKAGE = Path(__file__).parents[1]
+
+OF_CHECK = ("native/explore*", "model/*.py", "check/*.py", "litmus/*.py")
+"""All that an outcome of a check depends on but for the test and the mutant."""
+OF_CONFORM = ("native/agent*", "native/uapi.h", "model/*.py", "conform/*.py", "kernel/*.py")
+"""All that a sequence and its comparison depend on but for the running kernel."""
+
 
 @cache
-def code() -> str:
-    """Of all that an outcome depends on but for the test and the mutant."""
+def code(patterns: tuple[str, ...]) -> str:
+    """A digest of these files of the package."""
     digest = hashlib.sha256()
-    for package in ("native", "model", "check", "litmus"):
-        for file in sorted(files(f"userfault.{package}").iterdir(), key=lambda each: each.name):
-            if file.name.startswith("explore") if package == "native" else file.name.endswith(".py"):
-                digest.update(file.read_bytes())
+    for pattern in patterns:
+        for file in sorted(PACKAGE.glob(pattern)):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
 def asked(job: Job) -> str:
     """What was checked, in short: it is something else after a change of the model, the checker, the test or the mutant."""
     hunks = repr(find_mutant(job.mutant).hunks) if job.mutant else ""
-    return hashlib.sha256("\0".join((code(), load(job.test).text, hunks)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join((code(OF_CHECK), load(job.test).text, hunks)).encode()).hexdigest()[:16]
 
 
 class Journal:

@@ -38,16 +38,26 @@ class ConformError(Exception):
     """A run can't be what was asked for: what, on what, and what to do."""
 
 
+def running_kernel() -> str:
+    """Its release, and which build of it."""
+    about = os.uname()
+    return f"{about.release} {about.version}"
+
+
 @dataclass
 class Progress:
     """How far a run is. done: numbers of the sequences that agree; operations: in these; unrepeated: where a sequence
-    diverged and did not when it was done again (a deadline on a busy machine, a page that the kernel migrated)."""
+    diverged and did not when it was done again (a deadline on a busy machine, a page that the kernel migrated). code, kernel: whose
+    answers agree. stale: what was in a file of others', empty if nothing was."""
 
     profile: str
     seed: int
     done: set[int]
     operations: int = 0
     unrepeated: list[str] = field(default_factory=list)
+    code: str = ""
+    kernel: str = field(default_factory=running_kernel)
+    stale: str = ""
 
     def save(self, path: Path) -> None:
         data = {
@@ -56,8 +66,11 @@ class Progress:
             "operations": self.operations,
             "unrepeated": self.unrepeated,
             "done": sorted(self.done),
+            "code": self.code,
+            "kernel": self.kernel,
         }
-        fresh = path.with_suffix(path.suffix + ".new")
+        # Of this process: another run may be kept in the same file.
+        fresh = path.with_suffix(f"{path.suffix}.{os.getpid()}")
         try:
             fresh.write_text(json.dumps(data))
             fresh.replace(path)
@@ -67,10 +80,14 @@ class Progress:
             raise ConformError(f"{path} can't be written ({error.strerror}): name another file") from None
 
     @staticmethod
-    def load(path: Path, profile: str, seed: int) -> Progress:
-        """What was saved, or nothing done. Raises ConformError if it is no such file, or one of another run."""
+    def load(path: Path, profile: str, seed: int, code: str = "") -> Progress:
+        """What was saved by the same code (any text that stands for it) on this kernel, or nothing done.
+
+        Raises ConformError if it is no such file, or one of another run.
+        """
+        fresh = Progress(profile, seed, set(), code=code)
         if not path.exists():
-            return Progress(profile, seed, set())
+            return fresh
         try:
             found = Progress._of(json.loads(path.read_text()))
         except OSError as error:
@@ -82,12 +99,25 @@ class Progress:
                 f"{path} is of profile {found.profile} and seed {found.seed}, not of {profile} and {seed}: "
                 "ask for these, or name another file"
             )
-        return found
+        if found.code != code:
+            fresh.stale = f"{len(found.done)} sequences of another version of userfault"
+        elif found.kernel != fresh.kernel:
+            fresh.stale = f"{len(found.done)} sequences of kernel {found.kernel}"
+        return fresh if fresh.stale else found
 
     @staticmethod
     def _of(data: Any) -> Progress:
         """Raises KeyError, TypeError, ValueError for what `save` did not write."""
-        kinds = {"profile": str, "seed": int, "operations": int, "unrepeated": list, "done": list}
+        data = {"code": "", "kernel": "", **data}
+        kinds = {
+            "profile": str,
+            "seed": int,
+            "operations": int,
+            "unrepeated": list,
+            "done": list,
+            "code": str,
+            "kernel": str,
+        }
         for name, kind in kinds.items():
             if type(data[name]) is not kind:
                 raise TypeError(f"{name} is {data[name]!r}")
@@ -95,7 +125,7 @@ class Progress:
             raise ValueError("operations and done are not all numbers from 0")
         if not all(type(each) is str for each in data["unrepeated"]):
             raise ValueError("unrepeated is not all text")
-        return Progress(data["profile"], data["seed"], set(data["done"]), data["operations"], data["unrepeated"])
+        return Progress(**data | {"done": set(data["done"])})
 
 
 def profile_named(name: str) -> Profile:
