@@ -276,11 +276,12 @@ def test_the_agent_sees_what_pagemap_and_kpageflags_say() -> None:
 SEEDS = {
     "account": 6,
     "batch-occupied": 2,
-    "collapse-compound": 3,
+    "collapse-compound": 2,
     "exact-address": 4,
     "fault-flags": 4,
     "free-shared-cache": 5,
     "free-written": 6,
+    "hold-collapse": 5,
     "keep-last-part": 4,
     "ksm-alone": 15,
     "ksm-referred": 2,
@@ -834,3 +835,27 @@ def test_a_ksm_page_that_a_page_table_maps_twice_is_in_the_way_of_madv_collapse_
     if "collapse" not in running().without:
         with surroundings(MERGES):
             assert check(MERGES, (*merged, twice, once)) == len(merged) + 2
+
+
+def test_who_pins_a_part_of_a_huge_page_has_pinned_all_of_it_and_who_only_refers_to_it_does_not_keep_it_where_it_is() -> (
+    None
+):
+    size = HUGE_PAGES * PAGE
+    start = (*A_HUGE_PAGE, Op(0, "mmap", (size, size, 3)), Op(0, "register", (0, size, size, 1)))
+    whole, cold = Op(0, "move", (0, size, 0, size, 0)), Op(0, "cold", (PAGE, PAGE))
+    # What is in use is not split, but small entries may map it, and then it can't be put together.
+    in_use = (cold, *SMALL_ENTRIES, cold, Op(0, "collapse", (0, size)))
+    pinned = (*start, Op(0, "pin", (0, 5 * PAGE)), whole, *in_use, Op(0, "unpin", (0,)), cold)
+    held = (*start, Op(0, "hold", (0, 5 * PAGE)), *in_use, Op(0, "release", (0,)), Op(0, "collapse", (0, size)))
+    moved = (*start, Op(0, "hold", (0, 5 * PAGE)), whole)
+
+    def results(sequence: tuple[Op, ...]) -> dict[str, int]:
+        world = World(HUGE.window, lambda data: 1, Quirks())
+        return {step.op.name: step.outcome.result for step in (perform(op, world) for op in sequence)}
+
+    assert results(pinned) | {"move": -errno.EBUSY, "collapse": -errno.EAGAIN} == results(pinned)
+    assert results(held)["collapse"] == 0 and results(moved)["move"] == 0
+    with surroundings(HUGE):
+        for sequence in (pinned, held, moved):
+            if not {op.name for op in sequence if running().lacks(op.name, False)}:
+                assert check(HUGE, sequence) == len(sequence)

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Container
 
 from ..kernel.agent import SLOTS
-from ..model.mm_types import PmdKind, PteKind, mm_struct, pte_t, stable_node, vm, vm_area_struct
+from ..model.mm_types import PmdKind, PteKind, mm_struct, pte_t, stable_node, userfaultfd_ctx, vm, vm_area_struct
 from ..model.mm_types import page as Page
 from ..model.page_flags import PageKsm
 from ..model.slab import compound_head
@@ -440,7 +440,7 @@ class Generator:
                 found.append(addr)
         return self.rng.choice(found) if found and self.maybe(0.7) else None
 
-    huge_munmap = huge_hugepage = huge_free = huge_mergeable = huge_unmergeable = huge_range
+    huge_munmap = huge_hugepage = huge_mergeable = huge_unmergeable = huge_range
 
     def huge_collapse(self, mm: mm_struct) -> tuple[int, ...]:
         """Often where KSM pages are."""
@@ -449,17 +449,68 @@ class Generator:
         return self.huge_range(mm)
 
     def huge_store(self, mm: mm_struct) -> tuple[int, ...]:
-        """Where pages are to be merged, among a few of each huge page: some of its parts are then equal."""
+        """Where pages are to be merged, among a few of each huge page: some of its parts are then equal. Else often where parts were
+        freed lazily.
+        """
         if self.profile.ksm:
             return self.huge_place() + self.rng.randrange(4) * PAGE, self.rng.choice((1, 2))
+        freed = self.in_parts(mm, lambda head: head.lazyfree)
+        if freed and self.maybe(0.5):
+            return self.rng.choice(freed) + self.rng.randrange(HUGE_BYTES) & -8, self.rng.randrange(1, 1 << 16)
         return self.draw_store(mm)
+
+    def huge_mprotect(self, mm: mm_struct) -> tuple[int, ...]:
+        """Around a part that was written since it was freed lazily; or of a part of a huge page, whose mapping is split, or of all of it,
+        so that there is one mapping again.
+        """
+        for place in self.in_parts(mm, lambda head: head.lazyfree):
+            slots = mm.pmd[place // HUGE_BYTES].pmd.table.pte
+            written = [at for at, slot in enumerate(slots) if slot.pte.dirty]
+            if written:
+                addr, length = self.inside(place + (self.rng.choice(written) - self.rng.randrange(4)) * PAGE, 8 * PAGE)
+                return addr, length, self.rng.choice((1, 3))
+        whole = [place for place in self.huge_places() if mm.pmd[place // HUGE_BYTES].pmd.kind == PmdKind.HUGE]
+        if whole and self.maybe(0.5):
+            return self.rng.choice(whole) + self.rng.randrange(HUGE_PAGES) * PAGE, PAGE, 1
+        return self.rng.choice(self.in_parts(mm, lambda head: True) or [self.huge_place()]), HUGE_BYTES, 3
+
+    def huge_places(self) -> range:
+        return range(0, self.profile.window.pages * PAGE, HUGE_BYTES)
+
+    def in_parts(self, mm: mm_struct, wanted: Callable[[Page], bool]) -> list[int]:
+        """Where small entries map such a huge page."""
+        firsts = [(place, self.pte(mm, place).page) for place in self.huge_places()]
+        return [place for place, p in firsts if p is not None and p.compound and wanted(compound_head(p))]
+
+    def huge_free(self, mm: mm_struct) -> tuple[int, ...]:
+        """Often of what small entries map: it stays whole."""
+        parts = self.in_parts(mm, lambda head: not head.lazyfree)
+        return (self.rng.choice(parts) if parts and self.maybe(0.7) else self.huge_place(), HUGE_BYTES)
+
+    def kept_whole(self, mm: mm_struct) -> list[int]:
+        """Where one entry maps a huge page that somebody has pinned, or refers to."""
+        kept = [compound_head(p) for p in (*self.world.pins.values(), *self.world.holds.values()) if p is not None]
+        pmds = [(place, mm.pmd[place // HUGE_BYTES].pmd) for place in self.huge_places()]
+        return [place for place, pmd in pmds if pmd.kind == PmdKind.HUGE and pmd.page in kept]
 
     def huge_mmap(self, mm: mm_struct) -> tuple[int, ...]:
         return (*self.huge_range(mm), 3)
 
     def huge_move(self, mm: mm_struct) -> tuple[int, ...]:
+        """Often of what somebody has pinned, or refers to, to where nothing is."""
         length = self.rng.choice((HUGE_PAGES, HUGE_PAGES, HUGE_PAGES, 2, HUGE_PAGES - 1)) * PAGE
-        return (self.fd(), self.huge_place(), self.huge_place(), length, self.rng.choice((0, 2)))
+        fd, dst, src = self.fd(), self.huge_place(), self.huge_place()
+        kept = self.kept_whole(mm)
+        if kept and self.maybe(0.5):
+            src = self.rng.choice(kept)
+            dst = self.rng.choice(self.free_places(mm, self.world.contexts[fd]) or [dst])
+        return (fd, dst, src, length, self.rng.choice((0, 2)))
+
+    def free_places(self, mm: mm_struct, ctx: userfaultfd_ctx) -> list[int]:
+        """Where a userfaultfd has registered a huge page's worth of which nothing is there."""
+        theirs = [vma for vma in mm.mmap if vma.ctx is ctx]
+        free = [place for place in self.huge_places() if mm.pmd[place // HUGE_BYTES].pmd.kind == PmdKind.NONE]
+        return [at for at in free if any(vma.vm_start <= at and at + HUGE_BYTES <= vma.vm_end for vma in theirs)]
 
     def huge_register(self, mm: mm_struct) -> tuple[int, ...]:
         return (self.fd(), *self.huge_range(mm), self.rng.choice((1, 2, 3)))
