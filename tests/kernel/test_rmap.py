@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -351,11 +353,13 @@ def test_the_command(area: Mapping) -> None:
     assert wrong.exit_code == 2 and "is no address or range" in wrong.output
 
 
-def watch(pid: int, area: Mapping, between: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> str:
+def watch(
+    pid: int, area: Mapping, between: Callable[[], object], monkeypatch: pytest.MonkeyPatch, *options: str
+) -> str:
     """The output of three looks, with something done before the second one."""
     todo = [between]
-    monkeypatch.setattr("userfault.cli.rmap.time.sleep", lambda _: todo.pop()() if todo else None)
-    return CliRunner().invoke(command, [str(pid), f"{area.address:x}", "--watch", "--times", "3"]).output
+    monkeypatch.setattr("userfault.cli.rmap.pause", lambda _: todo.pop()() if todo else None)
+    return CliRunner().invoke(command, [str(pid), f"{area.address:x}", "--watch", "--times", "3", *options]).output
 
 
 def test_watching_prints_what_changed(area: Mapping, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +373,30 @@ def test_watching_ends_with_the_process(area: Mapping, monkeypatch: pytest.Monke
     with Child(idle) as child:
         child.step()
         assert watch(child.pid, area, child.kill, monkeypatch).rstrip().endswith(f"process {child.pid} has ended")
+
+
+def test_watching_as_json_is_json_to_the_end(area: Mapping, monkeypatch: pytest.MonkeyPatch) -> None:
+    area.tag_pages()
+    with Child(idle) as child:
+        child.step()
+        *pages, last = map(json.loads, watch(child.pid, area, child.kill, monkeypatch, "--json").splitlines())
+        assert [page["kind"] for page in pages] == ["anonymous"] and last == {"pid": child.pid, "ended": True}
+
+
+def test_watching_ends_with_whoever_reads(area: Mapping) -> None:
+    command = [sys.executable, "-c", "from userfault.cli import main; main()", "rmap", str(ME), f"{area.address:x}"]
+    with subprocess.Popen([*command, "--watch", "--interval", "1e9"], stdout=subprocess.PIPE) as watching:
+        assert watching.stdout is not None
+        watching.stdout.readline()
+        watching.stdout.close()
+        assert watching.wait(timeout=60) == 141
+
+
+def test_what_is_no_page_of_the_process_s_own_is_none() -> None:
+    """[vsyscall] lies above all that a process can map, where PAGEMAP_SCAN says EFAULT."""
+    assert [page.kind for page in reverse_map(os.getpid(), 0xFFFFFFFFFF600000, PAGE)] == ["none"]
+    with pytest.raises(KernelError, match="too many for one question: ask for a part of at most"):
+        reverse_map(os.getpid(), 0, 0xFFFFFFFFFFFFFFFF)
 
 
 def test_the_kinds_of_runs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import sys
 import time
 from collections.abc import Iterator
@@ -16,13 +17,17 @@ from .parameters import duration
 if TYPE_CHECKING:
     from ..kernel.rmap import MappedPage
 
+MOST_MS = 2**31 - 1
+"""What poll(2) can wait."""
 SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @click.command("rmap")
 @click.argument("pid", type=click.IntRange(1))
 @click.argument("where", metavar="ADDR|RANGE")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a page.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object a page; of --watch one more when the process ends."
+)
 @click.option("--watch", is_flag=True, help="Look again and again, and print what changed.")
 @click.option(
     "--interval", callback=duration, default=1.0, show_default=True, help="Seconds between two looks of --watch."
@@ -54,7 +59,7 @@ def command(pid: int, where: str, as_json: bool, watch: bool, interval: float, t
                 pages = reverse_map(pid, start, length)
             except KernelError:
                 if looks:
-                    click.echo(f"process {pid} has ended")
+                    click.echo(json.dumps({"pid": pid, "ended": True}) if as_json else f"process {pid} has ended")
                     break
                 raise
             text = "\n".join(json.dumps(page.json()) for page in pages) if as_json else "\n".join(render(pages))
@@ -66,7 +71,7 @@ def command(pid: int, where: str, as_json: bool, watch: bool, interval: float, t
             looks += 1
             if not watch or looks == times:
                 break
-            time.sleep(interval)
+            pause(interval)
     except KeyboardInterrupt:
         pass
     except KernelError as error:
@@ -74,6 +79,14 @@ def command(pid: int, where: str, as_json: bool, watch: bool, interval: float, t
         sys.exit(2)
     if any(page.complete is not True for page in pages):
         sys.exit(1)
+
+
+def pause(seconds: float) -> None:
+    """Raises BrokenPipeError where whoever read the output has gone: it may be long until something is printed again."""
+    reader = select.poll()
+    reader.register(sys.stdout.fileno(), 0)
+    if reader.poll(min(seconds * 1000, MOST_MS)):
+        raise BrokenPipeError
 
 
 def parse_range(pid: int, where: str) -> tuple[int, int]:

@@ -176,6 +176,9 @@ class _Process:
             ):
                 yield region.start, region.end
         except OSError as error:
+            # [vsyscall] lies above what a process can map, and has no entries of its own.
+            if error.errno == errno.EFAULT:
+                return
             if error.errno not in (errno.ENOTTY, errno.EINVAL):
                 raise
             yield vma.start, vma.end
@@ -207,7 +210,8 @@ def reverse_map(pid: int, start: int, length: int, *, present_only: bool = False
         count = sum(stop - begin for begin, stop in spans) // PAGE_SIZE_BYTES
         if count > MOST_PAGES or (not present_only and (end - start) // PAGE_SIZE_BYTES > MOST_PAGES):
             raise KernelError(
-                f"{max(count, (end - start) // PAGE_SIZE_BYTES)} pages are too many for one question: {MOST_PAGES}"
+                f"{max(count, (end - start) // PAGE_SIZE_BYTES)} pages are too many for one question: "
+                f"ask for a part of at most {MOST_PAGES}"
             )
         addresses = [at for begin, stop in spans for at in range(begin, stop, PAGE_SIZE_BYTES)]
         settled: dict[int, MappedPage] = {}
