@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
@@ -49,9 +50,9 @@ def compile_library(root: Path, sources: list[str]) -> str | None:
         return f"no C compiler found ({tried})."
     # Compiled aside and renamed: a process that has the old library mapped keeps it intact.
     fresh = LIBRARY.with_name(f"{LIBRARY.name}.{os.getpid()}")
-    # What native/__init__.py compares: the length of all sources.
-    length = sum(path.stat().st_size for path in (root / NATIVE).glob("*.[ch]"))
-    command = [*compiler, *CFLAGS, f"-DUF_SOURCE_BYTES={length}", "-o", str(fresh), *sources]
+    # What native/__init__.py compares.
+    stamp = crc32(b"".join(path.read_bytes() for path in sorted((root / NATIVE).glob("*.[ch]"))))
+    command = [*compiler, *CFLAGS, f"-DUF_SOURCES={stamp}u", "-o", str(fresh), *sources]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, errors="replace")
         if done.returncode:

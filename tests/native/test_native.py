@@ -24,6 +24,12 @@ def change(room: Path) -> None:
         file.write("\n")
 
 
+def exchange(room: Path) -> None:
+    """As long as before."""
+    path = room / "explore.c"
+    path.write_text(path.read_text().replace(" = 0;", " = 1;", 1))
+
+
 def strip(room: Path) -> None:
     for path in [*room.glob("*.c"), *room.glob("*.h")]:
         path.unlink()
@@ -35,7 +41,13 @@ def remove(room: Path) -> None:
 
 @pytest.mark.parametrize(
     ("do", "says"),
-    [(nothing, ""), (strip, ""), (change, "is of other C sources"), (remove, "install a compiler")],
+    [
+        (nothing, ""),
+        (strip, ""),
+        (change, "is of other C sources"),
+        (exchange, "is of other C"),
+        (remove, "install a compiler"),
+    ],
 )
 def test_a_core_of_other_sources_is_not_used(tmp_path: Path, do: Callable[[Path], None], says: str) -> None:
     assert native.library() is not None, native.why_missing()

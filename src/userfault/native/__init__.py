@@ -1,8 +1,9 @@
 """The C core, loaded with ctypes. It is optional: whoever asks for it must have a slower way, and say so."""
 
-from ctypes import CDLL, c_uint64
+from ctypes import CDLL, c_uint32
 from functools import cache
 from pathlib import Path
+from zlib import crc32
 
 
 def library() -> CDLL | None:
@@ -38,13 +39,13 @@ def _load() -> tuple[CDLL | None, str]:
 
 
 def _is_of(lib: CDLL, directory: Path) -> bool:
-    """Whether it was built of the sources beside it, as far as their length tells; without sources, or built by hand: yes."""
-    length = sum(path.stat().st_size for path in directory.glob("*.[ch]"))
-    if not length:
+    """Whether it was built of the sources beside it; without sources, or built by hand: yes."""
+    sources = sorted(directory.glob("*.[ch]"))
+    if not sources:
         return True
     try:
-        stamp = lib.uf_source_bytes
+        stamp = lib.uf_sources
     except AttributeError:
         return False
-    stamp.restype = c_uint64
-    return stamp() in (0, length)
+    stamp.restype = c_uint32
+    return stamp() in (0, crc32(b"".join(path.read_bytes() for path in sources)))
