@@ -857,5 +857,5 @@ def test_who_pins_a_part_of_a_huge_page_has_pinned_all_of_it_and_who_only_refers
     assert results(held)["collapse"] == 0 and results(moved)["move"] == 0
     with surroundings(HUGE):
         for sequence in (pinned, held, moved):
-            if not {op.name for op in sequence if running().lacks(op.name, False)}:
+            if not {op.name for op in sequence if running().lacks(op.name)}:
                 assert check(HUGE, sequence) == len(sequence)

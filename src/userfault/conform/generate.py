@@ -35,7 +35,7 @@ class Generator:
         weights = {
             name: weight
             for name, weight in profile.weights.items()
-            if not world.quirks.lacks(name.removeprefix("meanwhile_"), profile.huge)
+            if not world.quirks.lacks(name.removeprefix("meanwhile_"))
         }
         self.names, self.totals = list(weights), list(weights.values())
         self.watched = profile.contexts is WATCHED
@@ -87,6 +87,8 @@ class Generator:
         if self.profile.huge and self.maybe(0.5):
             draw = getattr(self, f"huge_{name}", draw)
         args: tuple[int, ...] = draw(mm)
+        if name == "move" and "held-split" in self.world.quirks.without and self.splits_in_use(mm, *args[1:4]):
+            name, args = "load", self.draw_load(mm)
         if name == "meanwhile_copy":
             args = (*args[:2], UNMAPPED, *args[3:])
         return Op(process, name, args)
@@ -487,11 +489,33 @@ class Generator:
         parts = self.in_parts(mm, lambda head: not head.lazyfree)
         return (self.rng.choice(parts) if parts and self.maybe(0.7) else self.huge_place(), HUGE_BYTES)
 
+    def in_use(self) -> set[Page]:
+        """The pages, huge ones by their head, that somebody has pinned, or refers to."""
+        return {compound_head(p) for p in (*self.world.pins.values(), *self.world.holds.values()) if p is not None}
+
     def kept_whole(self, mm: mm_struct) -> list[int]:
-        """Where one entry maps a huge page that somebody has pinned, or refers to."""
-        kept = [compound_head(p) for p in (*self.world.pins.values(), *self.world.holds.values()) if p is not None]
+        """Where one entry maps a huge page that is in use."""
+        kept = self.in_use()
         pmds = [(place, mm.pmd[place // HUGE_BYTES].pmd) for place in self.huge_places()]
         return [place for place, pmd in pmds if pmd.kind == PmdKind.HUGE and pmd.page in kept]
+
+    def splits_in_use(self, mm: mm_struct, dst: int, src: int, length: int) -> bool:
+        """Would a move come to a huge page in use that it can't move whole? Kernels with F-11 try to split it for ever."""
+        kept = self.in_use()
+        for place in self.huge_places():
+            first, end, to = max(place, src), min(place + HUGE_BYTES, src + length), dst + place - src
+            pmd = mm.pmd[place // HUGE_BYTES].pmd
+            if first >= end or pmd.kind not in (PmdKind.HUGE, PmdKind.TABLE):
+                continue
+            if pmd.kind == PmdKind.HUGE:
+                whole = end - first == HUGE_BYTES and to in self.huge_places()
+                if pmd.page in kept and not (whole and mm.pmd[to // HUGE_BYTES].pmd.kind == PmdKind.NONE):
+                    return True
+                continue
+            pages = (slot.pte.page for slot in pmd.table.pte[(first - place) // PAGE : (end - place) // PAGE])
+            if any(p is not None and p.compound and compound_head(p) in kept for p in pages):
+                return True
+        return False
 
     def huge_mmap(self, mm: mm_struct) -> tuple[int, ...]:
         return (*self.huge_range(mm), 3)

@@ -177,14 +177,14 @@ def _feature(feature: Feature) -> Callable[[], str]:
 class Need(NamedTuple):
     """probe: why it is missing here, empty where it is there. remedy: what to do.
 
-    What conform leaves out where it is missing: operations that sequences then lack, all or those with huge pages, bits of a page's word
-    (words.py) that are not compared, a feature that the userfaultfds do without.
+    What conform leaves out where it is missing: operations that sequences then lack, bits of a page's word (words.py) that are not
+    compared, a feature that the userfaultfds do without; besides: what else, in words.
     """
 
     probe: Callable[[], str]
     remedy: str
     operations: tuple[str, ...] = ()
-    huge_operations: tuple[str, ...] = ()
+    besides: str = ""
     bits: int = 0
     feature: Feature = Feature(0)
 
@@ -193,8 +193,8 @@ class Need(NamedTuple):
         parts = []
         if self.operations:
             parts.append(f"no {', '.join(self.operations)} in sequences")
-        if self.huge_operations:
-            parts.append(f"no {', '.join(self.huge_operations)} in sequences with huge pages")
+        if self.besides:
+            parts.append(self.besides)
         if self.bits:
             parts.append(f"of a page, {w.names(self.bits)} not compared")
         if self.feature:
@@ -225,7 +225,7 @@ NEEDS = {
     "held-split": Need(
         _held_split,
         "a kernel that says EBUSY (`--kernel` boots one)",
-        huge_operations=("pin", "unpin", "hold", "release"),
+        besides="in sequences, no move of a part of a huge page in use (generate.py)",
     ),
     "swap": Need(_swap, "as root, `userfault run` brings its own swap; else `swapon` some"),
     "thp": Need(_thp, "`echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`"),

@@ -63,10 +63,9 @@ class Quirks:
     unasked: frozenset[str] = frozenset()
     """The fields that could not be asked: what they are about is not there, or this user may not look at it."""
 
-    def lacks(self, operation: str, huge: bool) -> bool:
-        """Do sequences go without an operation? huge: those with huge pages."""
-        lacking = [needs.NEEDS[need] for need in self.without]
-        return any(operation in each.operations or (huge and operation in each.huge_operations) for each in lacking)
+    def lacks(self, operation: str) -> bool:
+        """Do sequences go without an operation?"""
+        return any(operation in needs.NEEDS[need].operations for need in self.without)
 
     @property
     def compared(self) -> int:
