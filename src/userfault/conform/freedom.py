@@ -45,6 +45,12 @@ FREEDOM = (
         "sequence that parts is done again at once: only what comes again is a divergence, the rest is listed with the run.",
     ),
     Free(
+        "pages under migration",
+        "Compaction moves any page, and for that moment there is a migration entry. pagemap has its bit for swapped pages for every entry "
+        "that is neither present nor none (fs/proc/task_mmu.c, pte_to_pagemap_entry), also where no swap is on.",
+        "Like what somebody holds: such a sequence is done again.",
+    ),
+    Free(
         "soft-dirty bits",
         "Kernels without CONFIG_MEM_SOFT_DIRTY have none, those with it set them in new VMAs; the model has none either.",
         "Not looked at; what WP_ASYNC says of writes is.",
