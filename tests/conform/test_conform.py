@@ -9,7 +9,7 @@ import resource
 import signal
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -87,7 +87,7 @@ def test_model_and_kernel_agree(name: str, mergeable_is_ours: None) -> None:
 def test_a_sequence_depends_on_profile_seed_and_number_only() -> None:
     assert sequence_of(MOVES, 1, 5) == sequence_of(MOVES, 1, 5)
     assert sequence_of(MOVES, 1, 5) != sequence_of(MOVES, 2, 5)
-    assert report.from_json(report.to_json(sequence_of(MOVES, 1, 5))) == sequence_of(MOVES, 1, 5)
+    assert report.from_json(report.to_json(sequence_of(MOVES, 1, 5)), MOVES.window) == sequence_of(MOVES, 1, 5)
 
 
 def test_a_divergence_is_found_shrunk_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +207,18 @@ def test_two_runs_at_once_do_not_write_into_each_other_s_file(tmp_path: Path, mo
     Progress("moves", 1, {8}).save(path)
     assert Progress.load(path, "moves", 1).done == {8}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_worker_that_was_killed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(name: str, seed: int, numbers: Sequence[int]) -> NoReturn:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    monkeypatch.setattr("userfault.conform.drive.chunk", killed)
+    killed.__module__, killed.__qualname__ = "userfault.conform.drive", "chunk"
+    done = CliRunner().invoke(cli, ["conform", "--ops", "2000", "--jobs", "2"])
+    assert done.exit_code == 2 and done.stdout == ""
+    assert done.stderr.startswith("userfault: a worker process was killed")
 
 
 def test_a_hung_operation_meets_its_deadline() -> None:
@@ -405,6 +417,10 @@ def test_where_nothing_can_be_kept_nothing_is_left(tmp_path: Path, monkeypatch: 
         ('[[0,"nonsense",1]]', "operation 0: there is no 'nonsense': one of mmap, "),
         ('[[0,"mmap",1]]', "operation 0: mmap takes addr, length, prot, and is given 1"),
         ('[[8,"load",0]]', "operation 0: there is no process 8: 0 to 7"),
+        (f'[[0,"load",{1 << 64}]]', f"operation 0: {1 << 64} is no number of 64 bits"),
+        (f'[[0,"load",{1 << 62}]]', f"operation 0: load of {1 << 62}, where the profile has no memory"),
+        (f'[[0,"store",{-(1 << 50)},1]]', f"operation 0: store of {-(1 << 50)}, where"),
+        ("", "this is no sequence"),
     ],
 )
 def test_what_is_no_sequence_is_refused(sequence: str, why: str) -> None:
@@ -416,6 +432,8 @@ def test_what_is_no_sequence_is_refused(sequence: str, why: str) -> None:
     ("options", "why"),
     [
         (["--seed", "1.."], "'1..' is no number, and no range"),
+        (["--cpus", "2"], "--cpus is about the guest of --kernel"),
+        (["--mutant", ""], "there is no mutant ''"),
         (["--c"], "--c prints a sequence that is known: name it with --replay"),
         (["--mutant", "all", "--jobs", "2"], "leave out --replay, --resume and --jobs"),
         (["--jobs", "257"], "257 is not in the range"),

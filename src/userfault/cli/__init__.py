@@ -66,8 +66,12 @@ def reason(error: OSError | RuntimeError) -> str:
     # Of what prints: a verb says itself what is wrong with a file that it was given.
     if isinstance(error, OSError) and error.errno in NOT_WRITTEN and error.filename is None:
         return f"the output could not be written: {error.strerror}"
+    from concurrent.futures import BrokenExecutor
+
     from ..kernel.errors import limit_met
 
+    if isinstance(error, BrokenExecutor):
+        return "a worker process was killed, by the kernel if memory ran out: run it again, with fewer --jobs (--resume keeps what is done)"
     return str(limit_met(error) or "")
 
 

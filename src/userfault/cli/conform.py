@@ -99,9 +99,9 @@ def profiles(asked: Mapping[str, Any], arguments: list[str]) -> Stage:
     callback=plain_file,
     help="Keep how far the run is here, go on. What other code or another kernel agreed with is done again.",
 )
-@click.option("--replay", default="", help="Only this sequence (what a report ends with, or a file with it).")
+@click.option("--replay", help="Only this sequence (what a report ends with, or a file with it).")
 @click.option("--c", "as_c", is_flag=True, help="With --replay: print the sequence as a C program instead.")
-@click.option("--mutant", default="", help="Break the model first: a name, or `all`; how many operations find it.")
+@click.option("--mutant", help="Break the model first: a name, or `all`; how many operations find it.")
 @click.option("--hypothesis", is_flag=True, help="hypothesis draws the sequences: slower, and by other chances.")
 @click.option("--litmus", is_flag=True, help="The litmus tests instead: the same as `userfault run --compare`.")
 @click.option(
@@ -117,9 +117,9 @@ def command(
     name: str,
     jobs: int,
     resume: Path | None,
-    replay: str,
+    replay: str | None,
     as_c: bool,
-    mutant: str,
+    mutant: str | None,
     hypothesis: bool,
     litmus: bool,
     rounds: int | None,
@@ -170,21 +170,22 @@ def command(
             return
         chosen = seeds_of(seeds)
         names, several = names_of(name), name == "all" or "," in name
-        if hypothesis and (replay or resume or jobs != 1 or mutant):
+        replays, breaks = replay is not None, mutant is not None
+        if hypothesis and (replays or resume or jobs != 1 or breaks):
             raise ConformError(
                 "--hypothesis draws sequences on one core and keeps none: leave out --replay, --resume, --jobs and --mutant"
             )
-        if (replay or resume) and len(names) * len(chosen) > 1:
+        if (replays or resume) and len(names) * len(chosen) > 1:
             raise ConformError("--replay and --resume are of one profile and one seed: name them")
-        if mutant and (replay or resume or jobs != 1):
+        if breaks and (replays or resume or jobs != 1):
             raise ConformError(
                 "--mutant looks for each on one core and keeps nothing: leave out --replay, --resume and --jobs"
             )
-        if as_c and not replay:
+        if as_c and not replays:
             raise ConformError("--c prints a sequence that is known: name it with --replay")
-        if mutant:
+        if mutant is not None:
             sys.exit(mutants(mutant, chosen[0], operations, as_json))
-        if not replay:
+        if replay is None:
             done = 0
             for each in names:
                 for seed in chosen:
@@ -205,7 +206,7 @@ def command(
                     done += 1
             sys.exit(0 if done else EXIT_USAGE)
         profile = profile_named(name)
-        sequence = report.from_json(replay if replay.startswith("[") else text_of(replay))
+        sequence = report.from_json(text_of(replay) if replay[:1] not in ("", "[") else replay, profile.window)
         if as_c:
             title = f"userfault conform --profile {name}"
             click.echo(emit.c_program(sequence, profile, title, quirks.running().lacking), nl=False)

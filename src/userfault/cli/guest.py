@@ -207,6 +207,12 @@ def guest_options(
             **rest: Any,
         ) -> None:
             if kernel is None:
+                context = click.get_current_context()
+                for name in OWN:
+                    if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                        raise click.UsageError(
+                            f"--{name.replace('_', '-')} is about the guest of --kernel: name that, too"
+                        )
                 function(**rest)
                 return
             guest = Guest(kernel, modules, accelerator or "", guest_timeout, silence, cpus)

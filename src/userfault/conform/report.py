@@ -10,6 +10,7 @@ from ..kernel.uapi import Event
 from . import words
 from .compare import Divergence
 from .operations import KINDS, Op, Outcome, text
+from .world import PAGE, Window
 
 
 def listing(sequence: tuple[Op, ...]) -> Iterator[str]:
@@ -98,18 +99,21 @@ def to_json(sequence: tuple[Op, ...]) -> str:
     return json.dumps([[op.process, op.name, *op.args] for op in sequence], separators=(",", ":"))
 
 
-def from_json(given: str) -> tuple[Op, ...]:
-    """The sequence that to_json wrote. Raises ValueError: what is wrong with it, and what was expected."""
+def from_json(given: str, window: Window) -> tuple[Op, ...]:
+    """The sequence that to_json wrote, of operations in `window`. Raises ValueError: what is wrong with it, and what was expected."""
     try:
         rows = json.loads(given)
     except ValueError:
         rows = None
     if not rows or not isinstance(rows, list):
         raise ValueError('this is no sequence: expected a list of [process, "operation", arguments...]')
-    return tuple(_operation(at, row) for at, row in enumerate(rows))
+    return tuple(_operation(at, row, window) for at, row in enumerate(rows))
 
 
-def _operation(at: int, row: object) -> Op:
+ACCESSES = ("load", "store")
+
+
+def _operation(at: int, row: object, window: Window) -> Op:
     match row:
         case [int(process), str(name), *rest] if all(type(each) is int for each in rest):
             args = tuple(each for each in rest if isinstance(each, int))
@@ -121,6 +125,15 @@ def _operation(at: int, row: object) -> Op:
     if len(args) != len(wanted):
         raise ValueError(
             f"operation {at}: {name} takes {', '.join(wanted) or 'no arguments'}, and is given {len(args)}"
+        )
+    for each in args:
+        if not -(1 << 63) <= each < 1 << 64:
+            raise ValueError(f"operation {at}: {each} is no number of 64 bits")
+    # What a system call is told is the kernel's to judge; an access is the CPU's.
+    end = window.span * PAGE
+    if name in ACCESSES and not 0 <= args[0] < end:
+        raise ValueError(
+            f"operation {at}: {name} of {args[0]}, where the profile has no memory: expected 0 to {end - 1}"
         )
     if not 0 <= process < PROCESSES:
         raise ValueError(f"operation {at}: there is no process {process}: 0 to {PROCESSES - 1}")

@@ -104,6 +104,11 @@ class Window(NamedTuple):
     def start(self) -> int:
         return self.base + self.first * PAGE
 
+    @property
+    def span(self) -> int:
+        """How many pages from `base` on an access can be to: with what lies behind the last 2 MiB."""
+        return (-(-(self.first + self.pages) // HUGE_PAGES) + 1) * HUGE_PAGES
+
 
 class Meanwhile(NamedTuple):
     """What an ioctl gave back that was done while a message was unread, and the addresses at which nobody waits any more."""
@@ -169,7 +174,7 @@ class World:
         self.holds: dict[tuple[int, int], page | None] = {}
         """Those that are held (None: the zero page)."""
         # One more than the window needs: accesses may go past its end.
-        self._span = (-(-(window.first + window.pages) // HUGE_PAGES) + 1) * HUGE_PAGES
+        self._span = window.span
         self.processes: list[mm_struct | None] = [None] * 8
         first = self.processes[0] = machines.new_mm(self._span)
         self.ksmd = Ksmd()
