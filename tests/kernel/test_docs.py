@@ -38,7 +38,7 @@ def test_an_example_runs(example: str, cannot_run: Callable[[str, str], NoReturn
 
 
 def test_there_are_examples() -> None:
-    assert (len(EXAMPLES), len(README)) == (5, 1)
+    assert (len(EXAMPLES), len(README)) == (8, 1)
 
 
 def test_the_readme_prints_what_it_says(cannot_run: Callable[[str, str], NoReturn]) -> None:
