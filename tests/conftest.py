@@ -81,7 +81,7 @@ def held(cannot_run: Callable[[str, str], NoReturn]) -> Iterator[Machine]:
     """The right to change this machine's settings, for one test."""
     try:
         # Whoever holds it for long is waited for once, and not by every test.
-        borrowed = machine(timeout_s=0 if _given_up else 20)
+        borrowed = machine(timeout_s=0 if _given_up else 120)
         one = borrowed.__enter__()
     except Unavailable as error:
         _given_up.append(error)

@@ -258,7 +258,7 @@ def test_the_agent_ends_with_whoever_started_it() -> None:
         Agent(MOVES.window.start, 1, 8).run([Command(SYSCALL, 0, PAUSE)], setup, seconds=4)
 
     with pytest.raises(ChildDied):
-        call(killed, deadline_s=5)
+        call(killed, deadline_s=30)
 
 
 def test_the_agent_sees_what_pagemap_and_kpageflags_say() -> None:
@@ -270,7 +270,7 @@ def test_the_agent_sees_what_pagemap_and_kpageflags_say() -> None:
     ]
     agent = Agent(MOVES.window.start, 8, 8)
     commands = [operations.command(each, MOVES.window.base) for each in sequence]
-    result = agent.run(commands, lambda: None, seconds=5, areas=2)
+    result = agent.run(commands, lambda: None, seconds=30, areas=2)
     assert [len(seen.areas) for (seen,) in result.records] == [0, 1, 1]
     (seen,) = result.records[-1]
     assert seen.vmas == ((0, 3, 3),)
@@ -332,7 +332,7 @@ def test_a_sequence_is_a_c_program_that_gives_the_same(name: str, tmp_path: Path
     compiler = find_compiler()
     subprocess.run([*compiler, "-O2", "-Wall", "-Werror", "-pthread", "-o", str(program), str(source)], check=True)
     with surroundings(profile):
-        out = subprocess.run([str(program)], check=True, capture_output=True, text=True, timeout=20).stdout
+        out = subprocess.run([str(program)], check=True, capture_output=True, text=True, timeout=60).stdout
     lines = out.splitlines()
     told = [line for line in lines if line.startswith("     ")]
     assert len(told) == sum(len(step.messages) for step in steps)
@@ -467,8 +467,8 @@ def test_a_process_that_can_t_be_set_up_is_no_divergence() -> None:
     agent = Agent(MOVES.window.start, 1, 8)
     load = operations.command(Op(0, "load", (0,)), MOVES.window.base)
     with pytest.raises(Unavailable, match="set up: userfaultfd: Operation not permitted: run as root"):
-        agent.run([load], forbidden, seconds=5)
-    assert agent.run([load], lambda: None, seconds=5).done == 1
+        agent.run([load], forbidden, seconds=30)
+    assert agent.run([load], lambda: None, seconds=30).done == 1
 
 
 CAP_DAC_OVERRIDE, CAP_IPC_LOCK, CAP_SYS_PTRACE, CAP_SYS_ADMIN = 1, 14, 19, 21
@@ -508,7 +508,7 @@ def test_a_limit_of_open_files_is_named_and_not_taken_for_a_want_of_privilege() 
 
         load = operations.command(Op(0, "load", (0,)), MOVES.window.base)
         with pytest.raises(Unavailable) as refused:
-            Agent(MOVES.window.start, 1, 8).run([load], there, seconds=5)
+            Agent(MOVES.window.start, 1, 8).run([load], there, seconds=30)
         return str(refused.value)
 
     # Below the numbers that the agent's userfaultfds have, and so few that nothing can be opened.
@@ -594,7 +594,7 @@ def test_what_a_child_may_write_only_is_looked_at_by_the_child() -> None:
         Op(1, "mprotect", (first, PAGE, 0)),
     ]
     agent = Agent(MOVES.window.start, 1, 8)
-    result = agent.run([operations.command(each, MOVES.window.base) for each in sequence], lambda: None, seconds=5)
+    result = agent.run([operations.command(each, MOVES.window.base) for each in sequence], lambda: None, seconds=30)
     written, unreadable = ([each.contents[0] for each in record] for record in result.records[-2:])
     assert written == [agent.hash_page(bytes([value])) for value in (5, 6)]
     assert unreadable[1] == 1

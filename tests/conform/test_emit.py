@@ -98,7 +98,9 @@ def test_what_the_condition_rules_out_has_its_exit_code(
         cannot_run(problem, NEEDS["move"].remedy)
     wrong = tmp_path / "wrong.litmus"
     wrong.write_text(load("move+move").text.replace("forall", "~exists"))
-    done = subprocess.run([compiled(str(wrong), tmp_path), "20", "0"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [compiled(str(wrong), tmp_path), "20", "0"], capture_output=True, text=True, timeout=60 * crowded()
+    )
     assert done.returncode == 1
     assert "Test move+move Forbidden" in done.stdout and "is NOT validated" in done.stdout
 
@@ -137,7 +139,7 @@ def test_a_program_says_how_far_it_is_and_interrupted_what_it_has_seen(race: Pat
             pass
         assert f" of {10**15} rounds, " in line
         running.send_signal(sig)
-        seen, _ = running.communicate(timeout=60)
+        seen, _ = running.communicate(timeout=60 * crowded())
     assert running.returncode == 128 + sig
     assert seen.startswith("Interrupted after ") and "\nObservation copy+copy Always " in seen
 

@@ -23,7 +23,7 @@ def test_another_kernel_agrees(cannot_run: Callable[[str, str], NoReturn]) -> No
         ["conform", "--profile", "forks", "--ops", "120"],
         ["run", "copy+load", "fork+store", "--rounds", "20"],
     ]
-    ended = guest.run(Path(kernel), commands, accelerator="tcg", timeout_s=240)
+    ended = guest.run(Path(kernel), commands, accelerator="tcg", timeout_s=600)
     assert (ended.exit_code, ended.why) == (0, ""), ended.output
     assert "era of the litmus tests" in ended.output
     assert "fills: 120 operations agree" in ended.output and "forks: 120 operations agree" in ended.output

@@ -82,13 +82,13 @@ class Toucher(threading.Thread):
         self.answer = self.work()
 
     def done(self) -> object:
-        self.join(5)
+        self.join(60)
         assert not self.is_alive()
         return self.answer
 
 
 def next_of(uffd: Userfault) -> Message:
-    assert uffd.wait(5)
+    assert uffd.wait(60)
     (message,) = uffd.read()
     return message
 
@@ -300,7 +300,7 @@ def test_events_of_the_owner(area: Mapping, full: Mapping) -> None:
                 lambda: memory.munmap(area.at(6), PAGE),
             ):
                 acting = Toucher(act)
-                assert uffd.wait(5)
+                assert uffd.wait(60)
                 blocked = [
                     uffd.move(area.address, full.address, PAGE).errno,
                     uffd.copy(area.address, full.address, PAGE).errno,
@@ -331,7 +331,7 @@ def test_loops_wait_for_the_reader_of_an_event(area: Mapping, full: Mapping) -> 
         with Userfault(Feature.EVENT_REMOVE) as uffd:
             assert uffd.register(area.address, area.length_bytes, RegisterMode.MISSING | RegisterMode.WP).ok
             acting = Toucher(lambda: area.madvise(Advice.DONTNEED))
-            assert uffd.wait(5)
+            assert uffd.wait(60)
             given_up = [
                 uffd.writeprotect_all(area.address, PAGE, deadline_s=0.01).errno,
                 uffd.copy_all(area.address, full.address, PAGE, deadline_s=0.01).errno,
@@ -339,8 +339,8 @@ def test_loops_wait_for_the_reader_of_an_event(area: Mapping, full: Mapping) -> 
             reader = threading.Timer(0.05, uffd.read)
             reader.start()
             done = [
-                uffd.move_all(area.address, full.address, PAGE, deadline_s=5).ok,
-                uffd.writeprotect_all(area.address, PAGE, deadline_s=5).ok,
+                uffd.move_all(area.address, full.address, PAGE, deadline_s=60).ok,
+                uffd.writeprotect_all(area.address, PAGE, deadline_s=60).ok,
             ]
             reader.join()
             acting.done()

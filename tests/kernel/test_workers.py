@@ -30,7 +30,7 @@ def test_who_leaves_by_an_exception_does_not_wait_for_the_work() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        call(interrupted, deadline_s=10)
+        call(interrupted, deadline_s=30)
 
 
 def test_they_end_with_whoever_started_them() -> None:

@@ -116,7 +116,7 @@ def test_a_descriptor_that_names_another_file_just_before_the_read(path: Path) -
             while not struck.struck_count:
                 time.sleep(0.001)
             os.dup2(zeros, ours)
-            reader.join(10)
+            reader.join(60)
         assert memory[:] == DATA
         os._exit(0)
 

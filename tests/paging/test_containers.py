@@ -224,7 +224,7 @@ def test_readers_go_on_while_a_flush_replaces_the_file(tmp_path: Path) -> None:
             store.flush()
         stop.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         assert wrong == []
         assert read(store, 50_000, 1000) == b"\x07" * 1000
 

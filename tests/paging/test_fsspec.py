@@ -228,7 +228,7 @@ def test_threads_do_not_share_a_position() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         assert wrong == []
 
 

@@ -136,7 +136,7 @@ def test_a_handler_dies_at_every_step(step: Point, kind: str, tmp_path: Path) ->
                     assert injection.struck_count == (not never)
             assert memory[:] == expected
             if not never:
-                end = time.monotonic() + 5
+                end = time.monotonic() + 60
                 while memory.stats().handler_restart_count < 2 and time.monotonic() < end:
                     time.sleep(0.01)
                 assert memory.stats().handler_restart_count == 2
@@ -334,7 +334,7 @@ def test_a_worker_that_says_nothing_is_replaced(tmp_path: Path) -> None:
             view[:] = bytes([offset // 4096 % 256]) * len(view)
 
         with paging.open(
-            fill, size_bytes=1 << 17, unit="4 KiB", prefetch_units=0, retry=paging.RetryPolicy(deadline_s=0.4)
+            fill, size_bytes=1 << 17, unit="4 KiB", prefetch_units=0, retry=paging.RetryPolicy(deadline_s=1.0)
         ) as memory:
             with pytest.raises(SourceError, match="did not answer in time") as caught:
                 memory.read_at(8192, 1)

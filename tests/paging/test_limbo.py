@@ -91,7 +91,7 @@ def inconsistency(memory: Region) -> str:
 
 def assert_consistent(memory: Region) -> None:
     """Whoever is dead is found after a while."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while (wrong := inconsistency(memory)) and time.monotonic() < end:
         time.sleep(0.01)
     assert not wrong
@@ -216,7 +216,7 @@ def test_what_is_unmapped_while_it_is_in_limbo_is_gone() -> None:
         assert_consistent(memory)
         assert states(memory)["limbo"] == {0, 1}
         assert not libc.munmap(memory._control.base, UNIT)
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while memory.state_of(0) != "gone" and time.monotonic() < end:
             time.sleep(0.001)
         assert memory.state_of(0) == "gone"
@@ -239,7 +239,7 @@ def test_what_is_unmapped_on_its_way_to_limbo_is_gone() -> None:
                 time.sleep(0.001)
             assert memory.state_of(0) == "evicting"
             assert not libc.munmap(memory._control.base, UNIT)
-            reader.join(10)
+            reader.join(60)
         assert memory.state_of(0) == "gone"
         assert_consistent(memory)
         assert memory[UNIT:] == DATA[UNIT:]
@@ -285,7 +285,7 @@ def test_a_death_on_the_way_back(step: Point) -> None:
             touch(memory, *range(BUDGET))
             with inject(memory, step, "die") as injection:
                 touch(memory, 0)
-                end = time.monotonic() + 5  # the page is there before its handler is done
+                end = time.monotonic() + 60  # the page is there before its handler is done
                 while not injection.struck_count and time.monotonic() < end:
                     time.sleep(0.001)
                 assert injection.struck_count == 1

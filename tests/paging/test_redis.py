@@ -143,7 +143,7 @@ def test_a_server_that_lost_writes_does_not_read_as_zeros(tmp_path: Path, server
 
 
 def test_a_flush_waits_for_replicas(server: RedisServer) -> None:
-    with RedisStore(server.url, "replicated", size_bytes=10, replica_count=1, timeout_s=0.4) as store:
+    with RedisStore(server.url, "replicated", size_bytes=10, replica_count=1, timeout_s=1.0) as store:
         store.write_from(0, memoryview(b"x"))
         with pytest.raises(SourceError, match="only 0 of 1 replicas") as caught:
             store.flush()

@@ -108,7 +108,7 @@ def test_the_side_door_is_for_this_user_only(path: Path) -> None:
             "    print(len(sock.recv(100)))\n"
             "except (ConnectionResetError, BrokenPipeError): print(0)\n"
         )
-        done = subprocess.run([sys.executable, "-c", stranger], capture_output=True, text=True, timeout=20)
+        done = subprocess.run([sys.executable, "-c", stranger], capture_output=True, text=True, timeout=60)
         assert (done.stdout, done.stderr) == ("0\n", "")
         with worker.store() as store:
             assert store.size_bytes == SIZE

@@ -36,10 +36,10 @@ def test_a_payload_arrives_behind_its_header(pair: tuple[socket.socket, socket.s
     message = Message(Kind.DATA, id=7, length_bytes=size, address=wire.checksum(payload[:size]))
     sender = threading.Thread(target=wire.send, args=(pair[0], message, payload[:size]))
     sender.start()
-    received = wire.receive(pair[1], time.monotonic() + 10)
+    received = wire.receive(pair[1], time.monotonic() + 60)
     assert received == message
     assert wire.receive_payload(pair[1], message) == payload[:size]
-    sender.join(10)
+    sender.join(60)
 
 
 def test_the_end_between_messages_is_an_end(pair: tuple[socket.socket, socket.socket]) -> None:
