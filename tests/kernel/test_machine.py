@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -175,3 +176,16 @@ def test_without_any_way_to_swap_each_reason_is_given(tmp_path: Path) -> None:
         held.private_swap(kinds=())
     with machine(state=tmp_path) as held, pytest.raises(KernelError, match="needs at least"):
         held.private_swap(1)
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "make room in "), (errno.EACCES, "run as root")])
+def test_why_nothing_can_be_kept_is_said(
+    number: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(Unavailable) as refused, machine(state=tmp_path / "state"):
+        pass
+    assert refused.value.remedy.startswith(remedy)

@@ -189,9 +189,8 @@ def machine(*, timeout_s: float = 60.0, state: Path = STATE) -> Iterator[Machine
         state.mkdir(mode=0o755, exist_ok=True)
         handle = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise limit_met(error) or Unavailable(
-            f"the machine's settings can't be changed: {error}", "run as root"
-        ) from error
+        remedy = f"make room in {state.parent}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "run as root"
+        raise limit_met(error) or Unavailable(f"the machine's settings can't be changed: {error}", remedy) from error
     owner = os.getpid()
     _handles.add(handle)
     try:
