@@ -209,6 +209,13 @@ def test_two_runs_at_once_do_not_write_into_each_other_s_file(tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_of_two_errors_mmap_says_the_one_of_the_kernel() -> None:
+    """That it does not fit comes before that it is not aligned."""
+    length = 1 << 47
+    for addr, size in ((1, length), (1, -1), (length + 1, PAGE), (1, PAGE), (1, 0)):
+        assert check(MOVES, (Op(0, "mmap", (addr, size, 3)),)) == 1, (addr, size)
+
+
 def test_a_worker_that_was_killed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(name: str, seed: int, numbers: Sequence[int]) -> NoReturn:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -169,11 +169,14 @@ def split_at(mm: mm_struct, addr: int) -> int:
 def sys_mmap(mm: mm_struct, addr: int, length: int, flags: int) -> int:
     """An anonymous private mapping in place of whatever is there. 0, -EINVAL or -ENOMEM."""
     mask = (1 << config.PAGE_SHIFT) - 1
-    if addr & mask or length == 0:
+    if length == 0:
         return -EINVAL
     length = (length + mask) & ~mask
+    # Before the alignment: __get_unmapped_area.
     if length > config.TASK_SIZE or addr > config.TASK_SIZE - length:
         return -ENOMEM
+    if addr & mask:
+        return -EINVAL
     if flags & vm.WRITE:
         flags |= int(vm.ACCOUNT)
     if unmap_range(mm, addr, length) != 0:
