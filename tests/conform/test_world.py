@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from array import array
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -13,7 +14,7 @@ from userfault.conform.compare import Step, perform
 from userfault.conform.generate import Generator
 from userfault.conform.profiles import FAMILIES, HUGE, PROFILES, Profile
 from userfault.conform.quirks import Quirks
-from userfault.conform.world import State, World
+from userfault.conform.world import State, World, classes_of
 from userfault.model import lang, locks, pgtable
 from userfault.model.machine import machine
 
@@ -56,6 +57,22 @@ def test_what_a_page_holds_does_not_depend_on_where_the_look_begins() -> None:
                     assert [sum(each) for each in zip(*pieces, strict=True)] == list(world._contents(mm, pages)), (
                         process
                     )
+
+
+@pytest.mark.parametrize(
+    ("known", "shown"),
+    [
+        ([0, 0, 0], [7, 8, 9]),
+        ([3, 4, 5], [3, 4, 5]),
+        ([3, 5, 4], [3, 5, 4]),
+        ([0, 1, 2], [7, 1, 2]),
+        ([3, 0, 5], [3, 8, 5]),
+    ],
+)
+def test_a_page_is_where_it_was_seen_first(known: list[int], shown: list[int]) -> None:
+    places = array("Q", [0, *known, 0])
+    assert list(classes_of(places, range(1, 4), 7)) == shown
+    assert list(places) == [0, *shown, 0]
 
 
 @pytest.mark.parametrize("module", [locks, pgtable])

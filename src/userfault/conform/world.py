@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from ..kernel.agent import MEANWHILE_DONE, MESSAGES, RESOLVED, Message
@@ -39,8 +39,6 @@ HUGE_PAGES = 512
 TASK_SIZE = (1 << 47) - PAGE
 MMAP_MIN_ADDR = 65536
 ZERO_KEY = "the zero page"
-ZERO_PARTS = -1 << 32
-"""Numbers of the huge zero page's parts, where others have their PFNs."""
 READ, WRITE, EXEC, UFFD_WP = int(vm.READ), int(vm.WRITE), int(vm.EXEC), int(vm.UFFD_WP)
 ACCESS = READ | WRITE | EXEC
 LOCKED = int(vm.LOCKED)
@@ -127,6 +125,18 @@ class State(NamedTuple):
     words: array[int]
     contents: array[int]
     areas: tuple[tuple[int, ...], ...] = ()
+
+
+class Seen:
+    """Where each page was seen first, of all processes' pages in a row from 1; 0: nowhere yet."""
+
+    def __init__(self) -> None:
+        self.pages = array("Q", bytes(8 * len(machines.machine.pages)))
+        """By PFN."""
+        self.zero_parts = array("Q", bytes(8 * HUGE_PAGES))
+        """Parts of the huge zero page."""
+        self.others: dict[object, int] = {}
+        """The zero page and swap slots."""
 
 
 class World:
@@ -292,7 +302,7 @@ class World:
         for each in TOUCHED:
             self._held.pop(each, None)
         if TOUCHED or mapped != self._mapped:
-            seen: dict[object, int] = {}
+            seen = Seen()
             self._last = [
                 self._observe(process, mm, seen, at * self.window.pages + 1) for at, (process, mm) in enumerate(alive)
             ]
@@ -305,7 +315,7 @@ class World:
             for state, (_, mm) in zip(self._last, alive, strict=True)
         ]
 
-    def _observe(self, process: int, mm: mm_struct, seen: dict[object, int], offset: int) -> State:
+    def _observe(self, process: int, mm: mm_struct, seen: Seen, offset: int) -> State:
         first, pages = self.window.first, self.window.pages
         words = array("Q", bytes(8 * pages))
         vmas, areas = [], []
@@ -399,7 +409,7 @@ class World:
         at: int,
         until: int,
         offset: int,
-        seen: dict[object, int],
+        seen: Seen,
         words: array[int],
     ) -> tuple[int, int, int]:
         """The words of a page table's pages from its `part` on; how many are resident, swapped out, lazily freed."""
@@ -415,7 +425,7 @@ class World:
             if kind is PRESENT:
                 word = PROTECTED if pte.uffd_wp else UNPROTECTED
                 if pte.special:
-                    word |= common | ZERO_PAGE | seen.setdefault(ZERO_KEY, offset + place) << w.CLASS_AT
+                    word |= common | ZERO_PAGE | seen.others.setdefault(ZERO_KEY, offset + place) << w.CLASS_AT
                     words[place:stop] = array("Q", (word,)) * (stop - place)
                     continue
                 p = pte.page
@@ -425,7 +435,7 @@ class World:
                     lazy += stop - place
                 if p.compound:
                     parts = range(p.pfn + skipped, p.pfn + skipped + stop - place)
-                    words[place:stop] = self._parts_of(head, parts, anon | word | HUGE_TAIL, offset + place, seen)
+                    self._observe_parts(head, parts, anon | word | HUGE_TAIL, place, offset, seen, words)
                     continue
                 count = min(p.mapcount.counter, MOST)
                 if count == 1:
@@ -436,11 +446,13 @@ class World:
                     word |= w.KSM
                 if p.swapcache is not None:
                     word |= w.SWAPCACHE
-                found = seen.setdefault(p.pfn, offset + place)
+                found = seen.pages[p.pfn]
+                if not found:
+                    found = seen.pages[p.pfn] = offset + place
                 words[place] = anon | word | count << w.COUNT_AT | found << w.CLASS_AT
             elif kind is SWAP:
                 swap += 1
-                found = seen.setdefault(pte.slot, offset + place)
+                found = seen.others.setdefault(pte.slot, offset + place)
                 words[place] = common | w.S | w.SWAPPED | (w.W if pte.uffd_wp else w.WRITTEN) | found << w.CLASS_AT
             else:
                 words[place] = common | MARKERS[kind]
@@ -454,7 +466,7 @@ class World:
         at: int,
         until: int,
         offset: int,
-        seen: dict[object, int],
+        seen: Seen,
         words: array[int],
     ) -> None:
         """The words of a huge page from its part `part` on: they differ in their class alone, and the first from the others.
@@ -466,62 +478,82 @@ class World:
             word = shown | ZERO_PAGE | w.THP | w.TAIL
             if self.quirks.huge_zero_page_is_file:
                 word |= w.F
-            keys = range(ZERO_PARTS + part, ZERO_PARTS + part + until - at)
-            words[at:until] = with_classes(word, classes_of(keys, offset + at, seen))
+            classes = classes_of(seen.zero_parts, range(part, part + until - at), offset + at)
+            words[at:until] = with_classes(word, classes)
         else:
             parts = range(pmd.page.pfn + part, pmd.page.pfn + part + until - at)
             word = shown | self._anon | HUGE_TAIL
-            words[at:until] = self._parts_of(pmd.page, parts, word, offset + at, seen, whole=True)
+            self._observe_parts(pmd.page, parts, word, at, offset, seen, words, whole=True)
         if part == 0 and pmd.kind == PmdKind.HUGE_ZERO:
             words[at] ^= w.HEAD | w.TAIL
 
-    def _parts_of(
-        self, head: page, parts: range, word: int, first: int, seen: dict[object, int], whole: bool = False
-    ) -> array[int]:
-        """The words of parts of a huge page, the first at place `first`: `word` with their classes, how often they are mapped, and
+    def _observe_parts(
+        self,
+        head: page,
+        parts: range,
+        word: int,
+        at: int,
+        offset: int,
+        seen: Seen,
+        words: array[int],
+        whole: bool = False,
+    ) -> None:
+        """The words of parts of a huge page, from place `at` on: `word` with their classes, how often they are mapped, and
         whether they are one process's alone. whole: one entry maps all of it.
         """
         pages = machines.machine.pages[parts.start : parts.stop]
-        counts = [each.mapcount.counter + head.entire_mapcount for each in pages]
-        alone = [each.anon_exclusive for each in pages]
-        if whole:
-            alone = [each is head and head.anon_exclusive for each in pages]
+        counts = [each.mapcount.counter for each in pages]
         if self.quirks.parts_show_huge_flags:
             alone = [head.anon_exclusive] * len(pages)
+        elif whole:
+            alone = [each is head and head.anon_exclusive for each in pages]
+        else:
+            alone = [each.anon_exclusive for each in pages]
         of_all = 0
         if whole and self.quirks.huge_entry_shows_first_part:
             of_all = head.mapcount.counter + head.entire_mapcount
-        kinds = {
-            each: each[0] << w.COUNT_AT | (w.X if (of_all or each[0]) == 1 else 0) | (w.AE if each[1] else 0)
-            for each in set(zip(counts, alone, strict=True))
-        }
-        classes = classes_of(parts, first, seen)
-        if len(kinds) == 1:
-            out = with_classes(word | kinds[counts[0], alone[0]], classes)
+
+        def shown(count: int, exclusive: bool) -> int:
+            count += head.entire_mapcount
+            return count << w.COUNT_AT | (w.X if (of_all or count) == 1 else 0) | (w.AE if exclusive else 0)
+
+        classes = classes_of(seen.pages, parts, offset + at)
+        if counts.count(counts[0]) == alone.count(alone[0]) == len(pages):
+            words[at : at + len(pages)] = with_classes(word | shown(counts[0], alone[0]), classes)
         else:
-            out = with_classes(word, classes)
-            for at, each in enumerate(zip(counts, alone, strict=True)):
-                out[at] |= kinds[each]
+            kinds = {each: shown(*each) for each in set(zip(counts, alone, strict=True))}
+            words[at : at + len(pages)] = with_classes(word, classes)
+            for place, each in enumerate(zip(counts, alone, strict=True), at):
+                words[place] |= kinds[each]
         if pages[0] is head:
-            out[0] ^= w.HEAD | w.TAIL
-        return out
+            words[at] ^= w.HEAD | w.TAIL
 
 
-def classes_of(keys: range, first: int, seen: dict[object, int]) -> Sequence[int]:
-    """The places where these were seen first, if they are at place `first` and the next ones now."""
-    fresh = range(first, first + len(keys))
-    if seen.keys().isdisjoint(keys):
-        seen.update(zip(keys, fresh, strict=True))
-        return fresh
-    return [seen.setdefault(key, at) for key, at in zip(keys, fresh, strict=True)]
+def classes_of(known: array[int], parts: range, first: int) -> Sequence[int]:
+    """The places where these were seen first, if they are at place `first` and the next ones now; `known` tells from here on."""
+    begin, end = parts.start, parts.stop
+    before, now = known[begin:end], ascending(first, 1, len(parts))
+    if before == array("Q", bytes(8 * len(parts))):
+        known[begin:end] = now
+        return range(first, first + len(parts))
+    # Seen as neighbours, mostly.
+    if before[0] and before == ascending(before[0], 1, len(parts)):
+        return range(before[0], before[0] + len(parts))
+    known[begin:end] = array("Q", [old or new for old, new in zip(before, now, strict=True)])
+    return known[begin:end]
 
 
 def with_classes(word: int, classes: Sequence[int]) -> array[int]:
-    """A word for each class."""
+    """A word for each class, to be read only."""
     if isinstance(classes, range):
-        begin, step = word | classes.start << w.CLASS_AT, 1 << w.CLASS_AT
-        return array("Q", range(begin, begin + len(classes) * step, step))
+        return ascending(word | classes.start << w.CLASS_AT, 1 << w.CLASS_AT, len(classes))
     return array("Q", [word | each << w.CLASS_AT for each in classes])
+
+
+@lru_cache(maxsize=1024)
+def ascending(first: int, step: int, count: int) -> array[int]:
+    """So many numbers, to be read only: huge pages show the same again and again."""
+    return array("Q", range(first, first + count * step, step))
 
 
 def runs(table: page_table) -> list[tuple[int, int, pte_slot]]:
