@@ -562,25 +562,29 @@ def runs(table: page_table) -> list[tuple[int, int, pte_slot]]:
     """
     out: list[tuple[int, int, pte_slot]] = []
     begin = end = following = -1
-    before: tuple[int | bool, ...] = ()
+    first = None
+    zero = protected = dirty = False
     for place, slot in enumerate(table.pte):
         pte = slot.pte
         if pte.kind is NONE:
             continue
-        like: tuple[int | bool, ...]
-        if pte.special:
-            follows, like = True, (pte.uffd_wp,)
-        elif pte.page is not None and pte.page.compound:
-            follows, like = pte.page.pfn == following, (pte.page.pfn & -HUGE_PAGES, pte.uffd_wp, pte.dirty)
-            following = pte.page.pfn + 1
-        else:
-            follows, like = False, ()
-        if follows and place == end and like == before:
-            out[-1] = begin, place + 1, out[-1][2]
-        else:
-            begin = place
-            out.append((begin, place + 1, slot))
-        end, before = place + 1, like
+        p = pte.page
+        compound = p is not None and p.compound
+        if place == end and pte.uffd_wp == protected:
+            if zero and pte.special:
+                end += 1
+                continue
+            # The head begins a run: what comes before it is another huge page's.
+            if compound and p.pfn == following and p.pfn % HUGE_PAGES and pte.dirty == dirty:
+                end, following = end + 1, following + 1
+                continue
+        if first is not None:
+            out.append((begin, end, first))
+        begin, end, first = place, place + 1, slot
+        zero, protected, dirty = pte.special, pte.uffd_wp, pte.dirty
+        following = p.pfn + 1 if compound else -1
+    if first is not None:
+        out.append((begin, end, first))
     return out
 
 
