@@ -103,7 +103,11 @@ def exit_code(done: Sequence[Run]) -> int:
 @click.argument("tests", nargs=-1, metavar="[TEST]...")
 @click.option("--rounds", default=10_000, show_default=True, type=click.IntRange(1), help="Rounds of each test.")
 @click.option(
-    "--seconds", callback=duration, default=10.0, show_default=True, help="A test ends then, whatever its rounds."
+    "--seconds",
+    callback=duration,
+    default=10.0,
+    show_default=True,
+    help="A test ends then, whatever its rounds; 0: never.",
 )
 @click.option("--pin/--no-pin", default=True, show_default=True, help="Bind each thread to a CPU of its own.")
 @click.option("--compare", "comparing", is_flag=True, help="Every outcome must be one that the model allows.")

@@ -6,7 +6,7 @@ from .era import era
 from .lang import READ_ONCE, atomic, raw
 from .machine import config, machine
 from .mm_types import PmdKind, PteKind, address_space, page, stable_node
-from .slab import compound_head, hpage_nr, nth_page
+from .slab import compound_head, hpage_nr
 
 
 def PageAnon(p: page) -> bool:
@@ -33,13 +33,23 @@ def folio_mapcount(p: page) -> int:
     if config.TRANSPARENT_HUGEPAGE and era.pte_mapped_huge and p.compound:
         total += p.entire_mapcount
         for at in range(1, hpage_nr()):
-            total += nth_page(p, at).mapcount.counter
+            total += machine.pages[p.pfn + at].mapcount.counter
     return total
 
 
+@atomic
 def page_mapped(p: page) -> bool:
     """page_mapped / folio_mapped. The page is a head, or not huge."""
-    return folio_mapcount(p) != 0
+    if p.mapcount.counter != 0:
+        return True
+    if config.TRANSPARENT_HUGEPAGE and era.pte_mapped_huge and p.compound:
+        # Not by the count, which takes a look at every part.
+        if p.entire_mapcount != 0:
+            return True
+        for at in range(1, hpage_nr()):
+            if machine.pages[p.pfn + at].mapcount.counter != 0:
+                return True
+    return False
 
 
 @atomic
