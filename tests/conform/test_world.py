@@ -14,7 +14,8 @@ from userfault.conform.compare import Step, perform
 from userfault.conform.generate import Generator
 from userfault.conform.profiles import FAMILIES, HUGE, PROFILES, Profile
 from userfault.conform.quirks import Quirks
-from userfault.conform.world import State, World, classes_of
+from userfault.conform.words import classes_of
+from userfault.conform.world import State, World
 from userfault.model import lang, locks, pgtable
 from userfault.model.machine import machine
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
+from functools import lru_cache
+
 PAGEMAP = ("P", "S", "F", "G", "W", "X")
 SCAN = ("WPALLOWED", "WRITTEN", "FILE", "PRESENT", "SWAPPED", "PFNZERO", "HUGE", "SOFT_DIRTY", "GUARD")
 FLAGS = ("ANON", "AE", "THP", "HEAD", "TAIL", "KSM", "ZERO", "SWAPCACHE")
@@ -38,3 +42,30 @@ def describe(word: int, alike: bool = False) -> str:
     if word >> CLASS_AT:
         out += f" #{word >> CLASS_AT}"
     return f"{out} [{scan}]" if scan else out
+
+
+def classes_of(known: array[int], parts: range, first: int) -> Sequence[int]:
+    """The places where these were seen first, if they are at place `first` and the next ones now; `known` tells from here on."""
+    begin, end = parts.start, parts.stop
+    before, now = known[begin:end], ascending(first, 1, len(parts))
+    if before == array("Q", bytes(8 * len(parts))):
+        known[begin:end] = now
+        return range(first, first + len(parts))
+    # Seen as neighbours, mostly.
+    if before[0] and before == ascending(before[0], 1, len(parts)):
+        return range(before[0], before[0] + len(parts))
+    known[begin:end] = array("Q", [old or new for old, new in zip(before, now, strict=True)])
+    return known[begin:end]
+
+
+def with_classes(word: int, classes: Sequence[int]) -> array[int]:
+    """A word for each class, to be read only."""
+    if isinstance(classes, range):
+        return ascending(word | classes.start << CLASS_AT, 1 << CLASS_AT, len(classes))
+    return array("Q", [word | each << CLASS_AT for each in classes])
+
+
+@lru_cache(maxsize=1024)
+def ascending(first: int, step: int, count: int) -> array[int]:
+    """So many numbers, to be read only: huge pages show the same again and again."""
+    return array("Q", range(first, first + count * step, step))

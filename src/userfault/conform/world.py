@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from ..kernel.agent import MEANWHILE_DONE, MESSAGES, RESOLVED, Message
@@ -478,8 +478,8 @@ class World:
             word = shown | ZERO_PAGE | w.THP | w.TAIL
             if self.quirks.huge_zero_page_is_file:
                 word |= w.F
-            classes = classes_of(seen.zero_parts, range(part, part + until - at), offset + at)
-            words[at:until] = with_classes(word, classes)
+            classes = w.classes_of(seen.zero_parts, range(part, part + until - at), offset + at)
+            words[at:until] = w.with_classes(word, classes)
         else:
             parts = range(pmd.page.pfn + part, pmd.page.pfn + part + until - at)
             word = shown | self._anon | HUGE_TAIL
@@ -517,43 +517,16 @@ class World:
             count += head.entire_mapcount
             return count << w.COUNT_AT | (w.X if (of_all or count) == 1 else 0) | (w.AE if exclusive else 0)
 
-        classes = classes_of(seen.pages, parts, offset + at)
+        classes = w.classes_of(seen.pages, parts, offset + at)
         if counts.count(counts[0]) == alone.count(alone[0]) == len(pages):
-            words[at : at + len(pages)] = with_classes(word | shown(counts[0], alone[0]), classes)
+            words[at : at + len(pages)] = w.with_classes(word | shown(counts[0], alone[0]), classes)
         else:
             kinds = {each: shown(*each) for each in set(zip(counts, alone, strict=True))}
-            words[at : at + len(pages)] = with_classes(word, classes)
+            words[at : at + len(pages)] = w.with_classes(word, classes)
             for place, each in enumerate(zip(counts, alone, strict=True), at):
                 words[place] |= kinds[each]
         if pages[0] is head:
             words[at] ^= w.HEAD | w.TAIL
-
-
-def classes_of(known: array[int], parts: range, first: int) -> Sequence[int]:
-    """The places where these were seen first, if they are at place `first` and the next ones now; `known` tells from here on."""
-    begin, end = parts.start, parts.stop
-    before, now = known[begin:end], ascending(first, 1, len(parts))
-    if before == array("Q", bytes(8 * len(parts))):
-        known[begin:end] = now
-        return range(first, first + len(parts))
-    # Seen as neighbours, mostly.
-    if before[0] and before == ascending(before[0], 1, len(parts)):
-        return range(before[0], before[0] + len(parts))
-    known[begin:end] = array("Q", [old or new for old, new in zip(before, now, strict=True)])
-    return known[begin:end]
-
-
-def with_classes(word: int, classes: Sequence[int]) -> array[int]:
-    """A word for each class, to be read only."""
-    if isinstance(classes, range):
-        return ascending(word | classes.start << w.CLASS_AT, 1 << w.CLASS_AT, len(classes))
-    return array("Q", [word | each << w.CLASS_AT for each in classes])
-
-
-@lru_cache(maxsize=1024)
-def ascending(first: int, step: int, count: int) -> array[int]:
-    """So many numbers, to be read only: huge pages show the same again and again."""
-    return array("Q", range(first, first + count * step, step))
 
 
 def runs(table: page_table) -> list[tuple[int, int, pte_slot]]:
